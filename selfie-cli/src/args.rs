@@ -1,0 +1,301 @@
+//! The command line. Flags of the configuration are made from the table of keys; the rest is declared here.
+
+use std::marker::PhantomData;
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::{KEYS, Key, Kind, Request, Task, by_preset};
+
+/// Self-supervised pretraining of image networks by the Selfie method: hide patches of an image, learn which belongs
+/// where, then train a classifier on few labels.
+#[derive(Debug, Parser)]
+#[command(
+    name = "selfie",
+    version,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 110,
+    after_help = "Start here:
+  selfie demo                                                  no data needed, two minutes
+  selfie pretrain --data photos/ --out runs/pre                any folder of images
+  selfie finetune --data photos/ --init runs/pre --labels 5% --out runs/fine
+  selfie evaluate runs/fine --data photos/
+
+Exit codes: 0 done, 1 failed, 2 wrong flag, key or value, 3 data or file missing or malformed,
+4 training diverged, 5 out of memory, 75 saved and stopped on a signal (run it again to go on)."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// See it work: no data, no GPU, no network; under two minutes
+    Demo(Demo),
+    /// Pretrain on images without labels; the same --out continues
+    #[command(after_help = "Examples:
+  selfie pretrain --data photos/ --out runs/pre
+  selfie pretrain --data cifar-10-binary.tar.gz --out runs/pre --preset small --minutes 10
+  selfie pretrain --data photos/ --out runs/pre --steps 3000     go on with a run, for longer
+  selfie pretrain -c runs/pre/config.toml --seed 1 --out runs/pre-1")]
+    Pretrain(Training<ForPretrain>),
+    /// Train a classifier on all or few labels, from pretrained weights or from scratch
+    #[command(after_help = "Examples:
+  selfie finetune --data photos/ --init runs/pre --labels 5% --out runs/fine
+  selfie finetune --data photos/ --init scratch --labels 5% --out runs/scratch      the baseline
+  selfie finetune --data photos/ --init resnetv2_50.safetensors --preset resnet50 --out runs/timm")]
+    Finetune(Training<ForFinetune>),
+    /// Test accuracy, confusion matrix and per-class accuracy of a finetuned run
+    #[command(after_help = "Examples:
+  selfie evaluate runs/fine --data photos/
+  selfie evaluate runs/fine --data photos/ --json            prints top1 top5 n loss")]
+    Evaluate(Evaluate),
+    /// What is in a run folder or weights file, and how to load it
+    #[command(after_help = "Examples:
+  selfie inspect runs/pre
+  selfie inspect runs/pre/weights/model.safetensors --json")]
+    Inspect(Inspect),
+    /// Show or write the configuration
+    #[command(subcommand, arg_required_else_help = true)]
+    Config(Config),
+}
+
+/// Flags of `demo`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  selfie demo
+  selfie demo --seconds 30 --out runs/quick")]
+pub struct Demo {
+    /// Time for all of it, by the clock
+    #[arg(long, value_name = "SECONDS", default_value_t = 90, value_parser = clap::value_parser!(u64).range(5..=86_400))]
+    pub seconds: u64,
+    /// Where the run folders go; an earlier demo there is replaced
+    #[arg(long, value_name = "FOLDER", default_value = "runs/demo")]
+    pub out: PathBuf,
+    /// Seed of the images, the weights and the choice of labels
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Threads that compute; 0 takes one per core
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+}
+
+/// Flags of `pretrain` and `finetune`.
+#[derive(Debug, Args)]
+pub struct Training<P: Purpose> {
+    /// Print one JSON object at the end: how the run stands, and its result
+    #[arg(long)]
+    pub json: bool,
+    /// The configuration.
+    #[command(flatten)]
+    pub flags: ConfigFlags<P>,
+}
+
+/// Flags of `evaluate`.
+#[derive(Debug, Args)]
+pub struct Evaluate {
+    /// Folder of a finetuned run
+    pub run: PathBuf,
+    /// Print one JSON object: top1, top5, n, loss
+    #[arg(long)]
+    pub json: bool,
+    /// The configuration.
+    #[command(flatten)]
+    pub flags: ConfigFlags<ForEvaluate>,
+}
+
+/// Flags of `inspect`.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// A run folder, a checkpoint folder or a .safetensors file
+    pub path: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Commands of `config`.
+#[derive(Debug, Subcommand)]
+pub enum Config {
+    /// The resolved configuration, with the origin of each value
+    #[command(after_help = "Examples:
+  selfie config show --preset resnet50
+  selfie config show --for finetune -c run.toml --set train.lr=0.05 --json")]
+    Show(ConfigShow),
+    /// A commented TOML file with every key, its meaning and its default
+    #[command(after_help = "Example:
+  selfie config init > run.toml")]
+    Init,
+}
+
+/// Flags of `config show`.
+#[derive(Debug, Args)]
+pub struct ConfigShow {
+    /// The command that would be configured
+    #[arg(long = "for", value_name = "COMMAND", default_value = "pretrain")]
+    pub task: TaskName,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// The configuration.
+    #[command(flatten)]
+    pub flags: ConfigFlags<ForAny>,
+}
+
+/// A command with a configuration.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum TaskName {
+    /// `selfie pretrain`
+    Pretrain,
+    /// `selfie finetune`
+    Finetune,
+    /// `selfie evaluate`
+    Evaluate,
+}
+
+impl From<TaskName> for Task {
+    fn from(name: TaskName) -> Self {
+        match name {
+            TaskName::Pretrain => Task::Pretrain,
+            TaskName::Finetune => Task::Finetune,
+            TaskName::Evaluate => Task::Evaluate,
+        }
+    }
+}
+
+/// For which command flags are made.
+pub trait Purpose {
+    /// The command; none takes the flags of all.
+    const TASK: Option<Task>;
+}
+
+/// Flags of `pretrain`.
+#[derive(Debug)]
+pub struct ForPretrain;
+/// Flags of `finetune`.
+#[derive(Debug)]
+pub struct ForFinetune;
+/// Flags of `evaluate`.
+#[derive(Debug)]
+pub struct ForEvaluate;
+/// Flags of all commands.
+#[derive(Debug)]
+pub struct ForAny;
+
+impl Purpose for ForPretrain {
+    const TASK: Option<Task> = Some(Task::Pretrain);
+}
+impl Purpose for ForFinetune {
+    const TASK: Option<Task> = Some(Task::Finetune);
+}
+impl Purpose for ForEvaluate {
+    const TASK: Option<Task> = Some(Task::Evaluate);
+}
+impl Purpose for ForAny {
+    const TASK: Option<Task> = None;
+}
+
+/// `-c`, `--set` and a flag for every key that the command uses.
+#[derive(Debug)]
+pub struct ConfigFlags<P> {
+    /// What was typed, with the environment.
+    pub request: Request,
+    purpose: PhantomData<P>,
+}
+
+fn keys<P: Purpose>() -> impl Iterator<Item = (&'static Key, &'static str)> {
+    let used = |key: &&Key| P::TASK.is_none_or(|task| key.used_by.contains(&task));
+    KEYS.iter().filter(used).filter_map(|key| Some((key, key.flag?)))
+}
+
+fn flag<P: Purpose>(key: &'static Key, flag: &'static str) -> Arg {
+    let heading = match key.split().0 {
+        "data" => "Data",
+        "model" => "Network",
+        "train" => "Training",
+        _ => "Run",
+    };
+    let by_preset = P::TASK.and_then(|task| by_preset(key, task));
+    let note = match key.default_value().plain() {
+        _ if by_preset.is_some() => format!(" [default: {}]", by_preset.unwrap_or_default()),
+        default if default.is_empty() || ["train.epochs", "train.minutes"].contains(&key.name) => String::new(),
+        default => format!(" [default: {default}]"),
+    };
+    let arg = Arg::new(key.name)
+        .long(flag)
+        .value_name(key.value_name)
+        .help_heading(heading)
+        .help(format!("{}{note}", key.help))
+        .allow_negative_numbers(true)
+        .action(ArgAction::Set);
+    match key.kind {
+        // `--switch` alone turns it on.
+        Kind::Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
+        Kind::Choice(words) => arg.hide_possible_values(words.len() > 8),
+        _ => arg,
+    }
+}
+
+impl<P: Purpose> clap::FromArgMatches for ConfigFlags<P> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let flags = keys::<P>().filter_map(|(key, _)| Some((key, matches.get_one::<String>(key.name)?.clone())));
+        let request = Request {
+            files: matches.get_many("config").into_iter().flatten().cloned().collect(),
+            set: matches.get_many("set").into_iter().flatten().cloned().collect(),
+            flags: flags.collect(),
+            environment: Request::process_environment(),
+            run: None,
+        };
+        Ok(Self { request, purpose: PhantomData })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl<P: Purpose> Args for ConfigFlags<P> {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let command = command
+            .arg(
+                Arg::new("config")
+                    .short('c')
+                    .long("config")
+                    .value_name("FILE")
+                    .help_heading("Configuration")
+                    .help("TOML file of values (`selfie config init` prints one); may be repeated, later files win")
+                    .value_parser(clap::value_parser!(PathBuf))
+                    .action(ArgAction::Append),
+            )
+            .arg(
+                Arg::new("set")
+                    .long("set")
+                    .value_name("SECTION.KEY=VALUE")
+                    .help_heading("Configuration")
+                    .help("Set any key, such as --set model.depths=1,2,2,1; may be repeated")
+                    .action(ArgAction::Append),
+            );
+        keys::<P>().fold(command, |command, (key, name)| command.arg(flag::<P>(key, name)))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

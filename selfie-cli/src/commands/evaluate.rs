@@ -1,0 +1,194 @@
+//! `evaluate`: how well a finetuned run classifies.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::Path;
+
+use selfie_kernels::{Backend, Element};
+use selfie_model::{
+    Build, Classification, Classifier, Images, ModelConfig, Purpose, classify, find_weights, load_weights,
+};
+use serde_json::{Value, json};
+
+use crate::args::Evaluate;
+use crate::config::{Request, Resolved, Task};
+use crate::data;
+use crate::device::{self, Precision};
+use crate::exit::{Exit, Problem};
+use crate::progress::{Reporter, Voice};
+
+/// Confusion matrices of more classes are not printed whole.
+const MATRIX_UP_TO: usize = 20;
+
+/// Runs the command.
+///
+/// # Errors
+/// Usage, input, and what the system refuses.
+pub fn run(arguments: &Evaluate) -> anyhow::Result<Exit> {
+    let run = &arguments.run;
+    let classes = classes_of(run)?;
+    let typed = &arguments.flags.request;
+    let request = Request {
+        files: typed.files.clone(),
+        set: typed.set.clone(),
+        flags: typed.flags.clone(),
+        environment: typed.environment.clone(),
+        run: Some(run.clone()),
+    };
+    let settings = Resolved::new(Task::Evaluate, &request)?.settings();
+    let chosen = device::choose(&settings.run)?;
+    let (images, note) = data::for_evaluation(&settings.data)?;
+    if images.dataset.classes() != classes {
+        let found = images.dataset.classes();
+        return Err(Problem::input(format!(
+            "{}: expected the {} classes of {} ({}), found {} ({}); give data with the same class folders",
+            images.dataset.describe(),
+            classes.len(),
+            run.display(),
+            few(&classes),
+            found.len(),
+            few(found)
+        )));
+    }
+    // The run's own geometry, whatever the data would suggest.
+    let image_size = weights_config(run)?.pointer("/pretrained_cfg/input_size/1").and_then(Value::as_u64);
+    let model = settings.network(image_size.unwrap_or(settings.data.image_size as u64) as usize)?;
+    let reporter = Reporter::new(Voice::Full);
+    if let Some(note) = note {
+        reporter.warn(note);
+    }
+    if !arguments.json {
+        reporter.say(format!("data      {}, {} used", images.dataset.describe(), images.items.len()));
+        chosen.notes.iter().for_each(|note| reporter.say(note));
+    }
+    let batch = settings.train.batch.min(images.items.len());
+    let device = chosen.device;
+    let found = match chosen.precision {
+        Precision::F32 => measure::<_, f32>(device, &model, batch, classes.len(), run, &images)?,
+        Precision::Bf16 => measure::<_, half::bf16>(device, &model, batch, classes.len(), run, &images)?,
+    };
+    for file in &found.skipped {
+        reporter.warn(format!("skipped {}: {}", file.key, file.reason));
+    }
+    let text = if arguments.json { format!("{:#}\n", as_json(&found, &classes)) } else { as_text(&found, &classes) };
+    std::io::stdout().lock().write_all(text.as_bytes())?;
+    Ok(Exit::Done)
+}
+
+fn measure<B: Backend<T>, T: Element>(
+    device: B,
+    config: &ModelConfig,
+    batch: usize,
+    classes: usize,
+    run: &Path,
+    images: &Images,
+) -> anyhow::Result<Classification> {
+    let build = Build { config, batch, purpose: Purpose::Evaluate, seed: 0 };
+    let mut network = Classifier::<B, T>::new(device, build, classes)?;
+    load_weights(&mut network, run)?;
+    Ok(classify(&mut network, images, |_, _| ())?)
+}
+
+/// Names of the classes that a run's weights tell apart.
+fn classes_of(run: &Path) -> anyhow::Result<Vec<String>> {
+    if !run.join("config.toml").is_file() {
+        return Err(Problem::input(format!(
+            "{}: expected the folder of a finetuned run, with config.toml and weights/, found none; \
+             `selfie finetune` makes one",
+            run.display()
+        )));
+    }
+    let config = weights_config(run)?;
+    let names: Option<Vec<String>> = config["label_names"]
+        .as_array()
+        .map(|names| names.iter().filter_map(|name| Some(name.as_str()?.to_string())).collect());
+    match names {
+        Some(names) if !names.is_empty() => Ok(names),
+        _ => Err(Problem::input(format!(
+            "{} has no classes: it is a pretraining run; finetune from it first: \
+             selfie finetune --init {} --data PATH --out runs/fine",
+            run.display(),
+            run.display()
+        ))),
+    }
+}
+
+/// `config.json` beside the weights.
+fn weights_config(run: &Path) -> anyhow::Result<Value> {
+    let path = find_weights(run)?.with_file_name("config.json");
+    let wrong = |error: &dyn std::fmt::Display| {
+        Problem::input(format!("{}: expected the description of the weights: {error}", path.display()))
+    };
+    let text = std::fs::read_to_string(&path).map_err(|error| wrong(&error))?;
+    serde_json::from_str(&text).map_err(|error| wrong(&error))
+}
+
+fn few(names: &[String]) -> String {
+    let shown: Vec<_> = names.iter().take(4).map(String::as_str).collect();
+    let more = if names.len() > shown.len() { ", ..." } else { "" };
+    format!("{}{more}", shown.join(", "))
+}
+
+/// Right ones and all of a class.
+fn of_class(found: &Classification, class: usize) -> (u64, u64) {
+    (found.confusion[class][class], found.confusion[class].iter().sum())
+}
+
+fn as_json(found: &Classification, classes: &[String]) -> Value {
+    let per_class = classes.iter().enumerate().map(|(class, name)| {
+        let (right, all) = of_class(found, class);
+        json!({ "class": name, "n": all, "accuracy": (all > 0).then(|| right as f64 / all as f64) })
+    });
+    json!({
+        "top1": found.top1,
+        "top5": found.top5,
+        "n": found.n,
+        "loss": found.loss,
+        "per_class": per_class.collect::<Vec<_>>(),
+        "confusion": found.confusion,
+    })
+}
+
+fn as_text(found: &Classification, classes: &[String]) -> String {
+    const INFALLIBLE: &str = "writing to a string cannot fail";
+    let mut text = format!(
+        "top-1 {:.2}%  top-5 {:.2}%  loss {:.4}  n = {}\n\n",
+        100.0 * found.top1,
+        100.0 * found.top5,
+        found.loss,
+        found.n
+    );
+    let width = classes.iter().map(|name| name.chars().count()).max().unwrap_or(0).min(24);
+    let name = |class: usize| -> String { classes[class].chars().take(width).collect() };
+    if classes.len() <= MATRIX_UP_TO {
+        let cell = found.confusion.iter().flatten().map(|count| count.to_string().len()).max().unwrap_or(1).max(3) + 1;
+        writeln!(text, "rows: the class; columns: what was predicted, in the same order").expect(INFALLIBLE);
+        for class in 0..classes.len() {
+            write!(text, "{:<width$} ", name(class)).expect(INFALLIBLE);
+            for count in &found.confusion[class] {
+                write!(text, "{count:>cell$}").expect(INFALLIBLE);
+            }
+            let (right, all) = of_class(found, class);
+            let share = if all > 0 { format!("{:>7.1}%", 100.0 * right as f64 / all as f64) } else { "      -".into() };
+            writeln!(text, " {share}").expect(INFALLIBLE);
+        }
+        return text;
+    }
+    writeln!(text, "{:<width$} {:>9} {:>7}", "class", "accuracy", "n").expect(INFALLIBLE);
+    for class in 0..classes.len() {
+        let (right, all) = of_class(found, class);
+        let share = if all > 0 { format!("{:.1}%", 100.0 * right as f64 / all as f64) } else { "-".into() };
+        writeln!(text, "{:<width$} {share:>9} {all:>7}", name(class)).expect(INFALLIBLE);
+    }
+    let mut confused: Vec<_> = (0..classes.len())
+        .flat_map(|class| (0..classes.len()).map(move |other| (class, other)))
+        .filter(|&(class, other)| class != other && found.confusion[class][other] > 0)
+        .collect();
+    confused.sort_by_key(|&(class, other)| std::cmp::Reverse(found.confusion[class][other]));
+    writeln!(text, "\nmost often confused").expect(INFALLIBLE);
+    for &(class, other) in confused.iter().take(10) {
+        writeln!(text, "  {} taken for {}: {}", name(class), name(other), found.confusion[class][other])
+            .expect(INFALLIBLE);
+    }
+    text
+}

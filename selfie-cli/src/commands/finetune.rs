@@ -1,0 +1,143 @@
+//! `finetune`: a classifier on all or few labels, from pretrained weights or from scratch.
+
+use std::path::Path;
+
+use selfie_data::write_labels;
+use selfie_kernels::{Backend, Element};
+use selfie_model::{Build, Classification, Classifier, PatchNorm, Purpose, Trainer, classify, initialize};
+use serde_json::{Value, json};
+
+use super::begin::{Beginning, Outcome};
+use crate::args::{ForFinetune, Training};
+use crate::config::Task;
+use crate::device::Precision;
+use crate::exit::{Exit, Problem};
+use crate::progress::Voice;
+use crate::run_folder::{State, Status};
+use crate::signals::Signals;
+use crate::training::{Ended, Job, check_memory, train};
+
+/// `--init` that starts from random weights.
+const SCRATCH: &str = "scratch";
+
+/// Runs the command.
+///
+/// # Errors
+/// Usage, input, divergence, and what the system refuses.
+pub fn run(arguments: &Training<ForFinetune>) -> anyhow::Result<Exit> {
+    let mut begin = Beginning::new(Task::Finetune, &arguments.flags.request, Signals::install()?, Voice::Full)?;
+    let device = begin.chosen.device.clone();
+    let outcome = match begin.chosen.precision {
+        Precision::F32 => finetune::<_, f32>(device, &mut begin),
+        Precision::Bf16 => finetune::<_, half::bf16>(device, &mut begin),
+    }?;
+    if let Outcome::Done(_) = outcome {
+        begin.reporter.say(format!("next      selfie evaluate {}", begin.folder.root().display()));
+    }
+    if arguments.json {
+        begin.print_status()?;
+    }
+    Ok(outcome.exit())
+}
+
+/// A batch holds at most the labelled images there are.
+fn clamp_batch(begin: &mut Beginning) -> anyhow::Result<()> {
+    let (images, training) = (begin.parts.train.items.len(), &mut begin.training);
+    if training.batch > images {
+        let clamped = images / training.accumulate * training.accumulate;
+        if clamped == 0 {
+            return Err(Problem::usage(format!(
+                "train.accumulate = {}: there are only {images} labelled images; lower --accumulate",
+                training.accumulate
+            )));
+        }
+        begin.parts.notes.push(format!(
+            "batch     {clamped} instead of {}, as there are {images} labelled images to train on",
+            training.batch
+        ));
+        training.batch = clamped;
+    }
+    Ok(())
+}
+
+/// Finetunes. Gives the result on the test part, if there is one.
+///
+/// # Errors
+/// As [`run`].
+pub fn finetune<B: Backend<T>, T: Element>(
+    device: B,
+    begin: &mut Beginning,
+) -> anyhow::Result<Outcome<Option<Classification>>> {
+    clamp_batch(begin)?;
+    let purpose = if begin.training.accumulate > 1 { Purpose::Accumulate } else { Purpose::Train };
+    let build = Build { config: &begin.model, batch: begin.training.micro_batch(), purpose, seed: begin.training.seed };
+    let classes = begin.parts.train.dataset.classes().to_vec();
+    let plan = Classifier::<B, T>::memory_plan(build, classes.len())?;
+    let checkpoint = begin.checkpoint::<T::Wide>()?;
+    if let Some(checkpoint) = &checkpoint
+        && begin.is_finished(checkpoint)?
+    {
+        return Ok(Outcome::AlreadyFinished);
+    }
+    begin.introduce();
+    check_memory(&plan, &begin.settings, &begin.reporter)?;
+    let mut network = Classifier::new(device, build, classes.len())?;
+    let init = begin.settings.train.init.as_str();
+    // A checkpoint has all weights already.
+    if checkpoint.is_none() {
+        if init == SCRATCH {
+            begin.reporter.say("weights   random (scratch)");
+        } else {
+            let patch_norm = if begin.settings.model.reuse_patch_norm { PatchNorm::Reuse } else { PatchNorm::Fresh };
+            let done = initialize(&mut network, Path::new(init), patch_norm)?;
+            begin.reporter.say(format!("weights   {done}"));
+        }
+    }
+    begin.folder.describe(&begin.resolved, &begin.parts.as_json())?;
+    let mut labels = Vec::new();
+    write_labels(&*begin.parts.train.dataset, &begin.parts.train.items, &mut labels)?;
+    begin.folder.write("labels.txt", &labels)?;
+    let mut trainer = Trainer::new(network, begin.parts.train.clone(), &begin.training, checkpoint.as_ref())?;
+    drop(checkpoint);
+    let job = Job {
+        resolved: &begin.resolved,
+        folder: &begin.folder,
+        model: &begin.model,
+        classes: &classes,
+        held_out: begin.parts.held_out.clone(),
+        chance: 1.0 / classes.len() as f64,
+        epochs_per_step: begin.training.batch as f64 / begin.parts.train.items.len() as f64,
+        signals: &begin.signals,
+    };
+    let validation = match train(&mut trainer, &job, &mut begin.reporter, &mut |_, _, _| Ok(()))? {
+        Ended::Stopped => return Ok(Outcome::Stopped),
+        Ended::Finished(validation) => validation,
+    };
+    let step = trainer.progress().step;
+    let mut network = trainer.into_network();
+    let mut result = json!({ "validation_accuracy": validation.as_ref().map(|validation| validation.accuracy) });
+    let mut tested = None;
+    if let Some(test) = &begin.parts.test {
+        let found = classify(&mut network, test, |_, _| ())?;
+        begin.reporter.say(format!(
+            "test      top-1 {:.2}%, top-5 {:.2}%, loss {:.3}, n = {} (guessing: {:.1}%)",
+            100.0 * found.top1,
+            100.0 * found.top5,
+            found.loss,
+            found.n,
+            100.0 * job.chance
+        ));
+        result["top1"] = found.top1.into();
+        result["top5"] = found.top5.into();
+        result["n"] = found.n.into();
+        result["loss"] = found.loss.into();
+        tested = Some(found);
+    } else {
+        result["top1"] = Value::Null;
+        begin.reporter.say("test      not measured: the data have no test part");
+    }
+    let mut status = Status::new(Task::Finetune.name(), State::Finished, step, Some(step));
+    status.result = result;
+    status.write(&begin.folder)?;
+    Ok(Outcome::Done(tested))
+}

@@ -1,0 +1,241 @@
+//! `inspect`: what is in a run folder, a checkpoint or a weight file.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use selfie_model::{Checkpoint, MODEL_FILE, POOL_FILE, TensorFile};
+use serde_json::{Value, json};
+
+use crate::args::Inspect;
+use crate::exit::{Exit, Problem};
+use crate::run_folder::Status;
+
+/// What every writer to a `String` is.
+const INFALLIBLE: &str = "writing to a string cannot fail";
+
+/// What a path turned out to be.
+struct Findings {
+    /// In words.
+    kind: &'static str,
+    /// Files with tensors.
+    files: Vec<Tensors>,
+    /// `config.json` beside the weights.
+    config: Option<Value>,
+    /// The lines that load the weights.
+    loading: Option<String>,
+    /// Of a run.
+    status: Option<Status>,
+    /// Of a run: its checkpoints.
+    checkpoints: Vec<String>,
+    /// Of a checkpoint.
+    progress: Option<Value>,
+}
+
+struct Tensors {
+    path: PathBuf,
+    /// Name and shape.
+    tensors: Vec<(String, Vec<usize>)>,
+}
+
+impl Tensors {
+    fn read(path: &Path) -> anyhow::Result<Self> {
+        let file = TensorFile::<f32>::read(path)?;
+        let tensors = file.shapes().map(|(name, shape)| (name.to_string(), shape.to_vec())).collect();
+        Ok(Self { path: path.to_path_buf(), tensors })
+    }
+
+    /// Elements of all tensors that are trained: running statistics are not.
+    fn parameters(&self) -> usize {
+        let trained = self.tensors.iter().filter(|(name, _)| !name.contains(".running_"));
+        trained.map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    }
+
+    fn has(&self, prefix: &str) -> bool {
+        self.tensors.iter().any(|(name, _)| name.starts_with(prefix))
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Input: a path that is none of the three, or damaged.
+pub fn run(arguments: &Inspect) -> anyhow::Result<Exit> {
+    let findings = look(&arguments.path)?;
+    let text = if arguments.json {
+        format!("{:#}\n", findings.as_json(&arguments.path))
+    } else {
+        findings.as_text(&arguments.path)
+    };
+    std::io::stdout().lock().write_all(text.as_bytes())?;
+    Ok(Exit::Done)
+}
+
+fn look(path: &Path) -> anyhow::Result<Findings> {
+    let mut findings = Findings {
+        kind: "a weight file",
+        files: Vec::new(),
+        config: None,
+        loading: None,
+        status: None,
+        checkpoints: Vec::new(),
+        progress: None,
+    };
+    if path.is_file() {
+        findings.files.push(Tensors::read(path)?);
+        findings.read_about(path.parent().unwrap_or(Path::new(".")));
+    } else if path.join("manifest.json").is_file() {
+        findings.kind = "a checkpoint";
+        let checkpoint = Checkpoint::<f32>::read(path)?;
+        findings.progress = Some(serde_json::to_value(checkpoint.progress)?);
+        findings.config = Some(checkpoint.config);
+        findings.files.push(Tensors::read(&path.join("weights.safetensors"))?);
+    } else if path.join("config.toml").is_file() || path.join(MODEL_FILE).is_file() {
+        let weights = if path.join(MODEL_FILE).is_file() {
+            findings.kind = "a weights folder";
+            path.to_path_buf()
+        } else {
+            findings.kind = "a run folder";
+            findings.status = Status::read(path)?;
+            let names = std::fs::read_dir(path.join("state")).into_iter().flatten().filter_map(Result::ok);
+            findings.checkpoints = names.filter_map(|name| name.file_name().into_string().ok()).collect();
+            findings.checkpoints.retain(|name| name.starts_with("step-"));
+            findings.checkpoints.sort();
+            path.join("weights")
+        };
+        for name in [MODEL_FILE, POOL_FILE] {
+            if weights.join(name).is_file() {
+                findings.files.push(Tensors::read(&weights.join(name))?);
+            }
+        }
+        findings.read_about(&weights);
+    } else {
+        let found = if path.exists() { "none of them" } else { "nothing" };
+        return Err(Problem::input(format!(
+            "{}: expected a run folder (config.toml), a checkpoint (manifest.json) or a .safetensors file, found {found}",
+            path.display()
+        )));
+    }
+    Ok(findings)
+}
+
+impl Findings {
+    /// What lies beside the weights.
+    fn read_about(&mut self, folder: &Path) {
+        let text = std::fs::read_to_string(folder.join("config.json")).ok();
+        self.config = text.and_then(|text| serde_json::from_str(&text).ok());
+        let readme = std::fs::read_to_string(folder.join("README.md")).unwrap_or_default();
+        let block = readme.split("```").nth(1).map(|block| block.split_once('\n').map_or(block, |(_, code)| code));
+        self.loading = block.map(|code| code.trim().to_string());
+    }
+
+    /// What a classifier that starts from these weights would have to learn from random values.
+    fn not_pretrained(&self) -> Option<String> {
+        let model = self.files.iter().find(|file| file.has("stem."))?;
+        let mut missing: Vec<_> =
+            (0..4).map(|stage| format!("stages.{stage}")).filter(|stage| !model.has(&format!("{stage}."))).collect();
+        // The norm of a network of fewer stages belongs to its last one.
+        if !missing.is_empty() {
+            missing.push("norm".into());
+        }
+        if !model.has("head.fc.") {
+            missing.push("head".into());
+        }
+        Some(if missing.is_empty() { "nothing, for the same classes".into() } else { missing.join(", ") })
+    }
+
+    fn as_json(&self, path: &Path) -> Value {
+        let files: Vec<_> = self
+            .files
+            .iter()
+            .map(|file| {
+                let tensors: serde_json::Map<_, _> =
+                    file.tensors.iter().map(|(name, shape)| (name.clone(), json!(shape))).collect();
+                json!({ "path": file.path, "parameters": file.parameters(), "tensors": tensors })
+            })
+            .collect();
+        json!({
+            "path": path,
+            "kind": self.kind,
+            "status": self.status,
+            "progress": self.progress,
+            "checkpoints": self.checkpoints,
+            "config": self.config,
+            "not_pretrained": self.not_pretrained(),
+            "files": files,
+        })
+    }
+
+    fn as_text(&self, path: &Path) -> String {
+        let mut text = String::new();
+        for file in &self.files {
+            writeln!(text, "{}", file.path.display()).expect(INFALLIBLE);
+            let width = file.tensors.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+            for (name, shape) in &file.tensors {
+                writeln!(text, "  {name:<width$}  {shape:?}").expect(INFALLIBLE);
+            }
+            writeln!(text, "  {} tensors, {} parameters\n", file.tensors.len(), grouped(file.parameters()))
+                .expect(INFALLIBLE);
+        }
+        writeln!(text, "{} is {}", path.display(), self.kind).expect(INFALLIBLE);
+        if let Some(status) = &self.status {
+            let state = serde_json::to_value(status.state).unwrap_or_default();
+            let of = status.steps.map(|steps| format!(" of {steps}")).unwrap_or_default();
+            writeln!(text, "  {}: {} at step {}{of}", status.command, state.as_str().unwrap_or("?"), status.step)
+                .expect(INFALLIBLE);
+            if !status.result.is_null() {
+                writeln!(text, "  result: {}", status.result).expect(INFALLIBLE);
+            }
+        }
+        if let Some(progress) = &self.progress {
+            writeln!(text, "  progress: {progress}").expect(INFALLIBLE);
+        }
+        if self.kind == "a run folder" {
+            let list = if self.checkpoints.is_empty() { "none".into() } else { self.checkpoints.join(", ") };
+            writeln!(text, "  checkpoints: {list}").expect(INFALLIBLE);
+            if self.files.is_empty() {
+                writeln!(text, "  no weights yet").expect(INFALLIBLE);
+            }
+        }
+        if let Some(config) = &self.config {
+            for (name, value) in config.as_object().into_iter().flatten() {
+                writeln!(text, "  {name}: {value}").expect(INFALLIBLE);
+            }
+        }
+        if let Some(missing) = self.not_pretrained() {
+            writeln!(text, "  a classifier that starts from it begins afresh: {missing}").expect(INFALLIBLE);
+            writeln!(
+                text,
+                "\nto finetune from it:\n  selfie finetune --init {} --data PATH --out runs/fine",
+                path.display()
+            )
+            .expect(INFALLIBLE);
+        }
+        if let Some(code) = &self.loading {
+            writeln!(text, "\nto load it in Python:").expect(INFALLIBLE);
+            code.lines().for_each(|line| writeln!(text, "  {line}").expect(INFALLIBLE));
+        }
+        text
+    }
+}
+
+/// 1234567 as `1,234,567`.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn numbers_are_grouped() {
+        assert_eq!([7, 1234, 25_549_352].map(super::grouped), ["7", "1,234", "25,549,352"]);
+    }
+}

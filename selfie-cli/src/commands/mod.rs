@@ -1,0 +1,9 @@
+//! One file per command, and what training commands have in common before the first step.
+
+mod begin;
+pub mod config;
+pub mod demo;
+pub mod evaluate;
+pub mod finetune;
+pub mod inspect;
+pub mod pretrain;

@@ -1,0 +1,94 @@
+//! `pretrain`: the puzzle, on images without labels.
+
+use selfie_kernels::{Backend, Element};
+use selfie_model::{Build, Evaluation, Purpose, Selfie, Trainer};
+use serde_json::json;
+
+use super::begin::{Beginning, Outcome};
+use crate::args::{ForPretrain, Training};
+use crate::config::Task;
+use crate::device::Precision;
+use crate::exit::Exit;
+use crate::progress::Voice;
+use crate::run_folder::{State, Status};
+use crate::signals::Signals;
+use crate::training::{Ended, Job, Observer, check_memory, train};
+
+/// Runs the command.
+///
+/// # Errors
+/// Usage, input, divergence, and what the system refuses.
+pub fn run(arguments: &Training<ForPretrain>) -> anyhow::Result<Exit> {
+    let mut begin = Beginning::new(Task::Pretrain, &arguments.flags.request, Signals::install()?, Voice::Full)?;
+    let device = begin.chosen.device.clone();
+    let outcome = match begin.chosen.precision {
+        Precision::F32 => pretrain::<_, f32>(device, &mut begin, &mut |_, _, _| Ok(())),
+        Precision::Bf16 => pretrain::<_, half::bf16>(device, &mut begin, &mut |_, _, _| Ok(())),
+    }?;
+    if let Outcome::Done(_) = outcome {
+        let root = begin.folder.root().display();
+        begin.reporter.say(format!("weights   {root}/weights/model.safetensors (selfie inspect {root})"));
+        begin.reporter.say(format!("next      selfie finetune --data PATH --init {root} --labels 5% --out runs/fine"));
+    }
+    if arguments.json {
+        begin.print_status()?;
+    }
+    Ok(outcome.exit())
+}
+
+/// Pretrains; `observe` is called after every step. Gives the last measurement on held-out images, if there are any.
+///
+/// # Errors
+/// As [`run`].
+pub fn pretrain<B: Backend<T>, T: Element>(
+    device: B,
+    begin: &mut Beginning,
+    observe: Observer<'_, B, T, Selfie<B, T>>,
+) -> anyhow::Result<Outcome<Option<Evaluation>>> {
+    let purpose = if begin.training.accumulate > 1 { Purpose::Accumulate } else { Purpose::Train };
+    let build = Build { config: &begin.model, batch: begin.training.micro_batch(), purpose, seed: begin.training.seed };
+    let plan = Selfie::<B, T>::memory_plan(build)?;
+    let checkpoint = begin.checkpoint::<T::Wide>()?;
+    if let Some(checkpoint) = &checkpoint
+        && begin.is_finished(checkpoint)?
+    {
+        return Ok(Outcome::AlreadyFinished);
+    }
+    begin.introduce();
+    check_memory(&plan, &begin.settings, &begin.reporter)?;
+    begin.folder.describe(&begin.resolved, &begin.parts.as_json())?;
+    let chance = 1.0 / begin.model.hidden_patches() as f64;
+    begin.reporter.say(format!(
+        "puzzle    {} of {} patches hidden; guessing finds {:.1}%",
+        begin.model.hidden_patches(),
+        begin.model.patches(),
+        100.0 * chance
+    ));
+    let network = Selfie::new(device, build)?;
+    let mut trainer = Trainer::new(network, begin.parts.train.clone(), &begin.training, checkpoint.as_ref())?;
+    drop(checkpoint);
+    let job = Job {
+        resolved: &begin.resolved,
+        folder: &begin.folder,
+        model: &begin.model,
+        classes: &[],
+        held_out: begin.parts.held_out.clone(),
+        chance,
+        epochs_per_step: begin.training.batch as f64 / begin.parts.train.items.len() as f64,
+        signals: &begin.signals,
+    };
+    let evaluation = match train(&mut trainer, &job, &mut begin.reporter, observe)? {
+        Ended::Stopped => return Ok(Outcome::Stopped),
+        Ended::Finished(evaluation) => evaluation,
+    };
+    let step = trainer.progress().step;
+    let mut status = Status::new(Task::Pretrain.name(), State::Finished, step, Some(step));
+    status.result = json!({
+        "eval_accuracy": evaluation.as_ref().map(|evaluation| evaluation.accuracy),
+        "eval_loss": evaluation.as_ref().map(|evaluation| evaluation.loss),
+        "eval_images": evaluation.as_ref().map(|evaluation| evaluation.n),
+        "chance": chance,
+    });
+    status.write(&begin.folder)?;
+    Ok(Outcome::Done(evaluation))
+}

@@ -1,0 +1,222 @@
+//! From `--data` to the images that are trained on and those that are held out.
+
+use std::sync::Arc;
+
+use selfie_data::{
+    Dataset, Error, Geometry, LabelBudget, Need, Split, check_same_classes, sample_indices, split_validation,
+};
+use selfie_model::{Images, PhiloxDraws};
+use serde_json::{Value, json};
+
+use crate::config::Data;
+use crate::exit::Problem;
+
+/// Side of the images of folders, unless asked otherwise: ImageNet's.
+const FOLDER_SIZE: usize = 224;
+
+/// Seed of the choices that must not differ between runs to be compared: held-out part, limit.
+const FIXED_SEED: u64 = 0;
+
+/// The images of a run.
+pub struct Parts {
+    /// To train on.
+    pub train: Images,
+    /// To measure by on the way: the test part or a held-out part (pretraining), a validation part (finetuning).
+    pub held_out: Option<Images>,
+    /// The test part, if the data have one.
+    pub test: Option<Images>,
+    /// Side of the images.
+    pub image_size: usize,
+    /// What was chosen, in a line each.
+    pub notes: Vec<String>,
+}
+
+/// The images of a pretraining run.
+///
+/// # Errors
+/// Those of the data; usage: nothing is left to train on.
+pub fn for_pretraining(data: &Data) -> anyhow::Result<Parts> {
+    let train = open(data, Split::Train, Need::Images)?;
+    let test = open_test(data, Need::Images)?;
+    let mut notes = vec![format!("data      {}", train.describe())];
+    let all: Vec<usize> = (0..train.len()).collect();
+    let (items, held_out) = match &test {
+        Some(test) => {
+            let held_out = limited((0..test.len()).collect(), data.limit);
+            notes.push(format!("held out  {} images of the test part", held_out.len()));
+            (all, Some(images(data, test.clone(), held_out)))
+        }
+        None => {
+            let count = (data.holdout * train.len() as f64).round() as usize;
+            let held_out = sample_indices(train.len(), count, &*PhiloxDraws::seeded(FIXED_SEED));
+            let rest = all.into_iter().filter(|index| held_out.binary_search(index).is_err()).collect();
+            if held_out.is_empty() {
+                notes.push("held out  none: the data have no test part and data.holdout leaves no image".into());
+                (rest, None)
+            } else {
+                notes.push(format!("held out  {} training images, as the data have no test part", held_out.len()));
+                (rest, Some(images(data, train.clone(), held_out)))
+            }
+        }
+    };
+    let items = limited(items, data.limit);
+    if items.is_empty() {
+        return Err(Problem::usage("no image is left to train on: lower --holdout, or give more images"));
+    }
+    notes.push(format!("training  {} images", items.len()));
+    let image_size = image_size(data, &*train);
+    Ok(Parts { image_size, train: images(data, train, items), test: None, held_out, notes })
+}
+
+/// The images of a finetuning run.
+///
+/// # Errors
+/// Those of the data and of the label budget.
+pub fn for_finetuning(data: &Data) -> anyhow::Result<Parts> {
+    let budget: LabelBudget = data.labels.parse()?;
+    let train = open(data, Split::Train, Need::Labels)?;
+    let test = open_test(data, Need::Labels)?;
+    let mut notes = vec![format!("data      {}", train.describe())];
+    if let Some(test) = &test {
+        check_same_classes(&*train, &**test)?;
+    }
+    if train.classes().len() < 2 {
+        return Err(Problem::input(format!(
+            "{}: expected at least 2 classes, found {}; put the images of each class into a folder of its own",
+            train.describe(),
+            train.classes().len()
+        )));
+    }
+    let seeded = &PhiloxDraws::seeded;
+    let labelled = limited(budget.select(&*train, seeded)?, data.limit);
+    let share = 100.0 * labelled.len() as f64 / train.len() as f64;
+    notes.push(format!("labels    {} of {} images ({share:.1}%), {budget}", labelled.len(), train.len()));
+    let (items, validation) = split_validation(&*train, &labelled, data.validation, &*PhiloxDraws::seeded(FIXED_SEED))?;
+    let held_out = (!validation.is_empty()).then(|| images(data, train.clone(), validation));
+    if let Some(held_out) = &held_out {
+        notes.push(format!("held out  {} of these for validation", held_out.items.len()));
+    }
+    let test = test.map(|test| {
+        let items = limited((0..test.len()).collect(), data.limit);
+        notes.push(format!("test      {} images, touched once, at the end", items.len()));
+        images(data, test, items)
+    });
+    if test.is_none() {
+        notes
+            .push("test      none: the data have no test part (val/ or test/), so no test accuracy is measured".into());
+    }
+    let image_size = image_size(data, &*train);
+    Ok(Parts { image_size, train: images(data, train, items), held_out, test, notes })
+}
+
+/// The images that `evaluate` measures: the test part, or all where there is none, which is said.
+///
+/// # Errors
+/// Those of the data.
+pub fn for_evaluation(data: &Data) -> anyhow::Result<(Images, Option<String>)> {
+    let (dataset, note) = match open_test(data, Need::Labels)? {
+        Some(test) => (test, None),
+        None => {
+            let all = open(data, Split::Train, Need::Labels)?;
+            let note = format!(
+                "{} has no test part (val/ or test/): all {} images are used; where the run was trained on them, \
+                 this is no test accuracy",
+                data.path.display(),
+                all.len()
+            );
+            (all, Some(note))
+        }
+    };
+    let items = limited((0..dataset.len()).collect(), data.limit);
+    Ok((images(data, dataset, items), note))
+}
+
+impl Parts {
+    /// `data.json`: enough to see later whether the data are the same.
+    pub fn as_json(&self) -> Value {
+        let part = |images: &Images| {
+            json!({
+                "description": images.dataset.describe(),
+                "images": images.dataset.len(),
+                "used": images.items.len(),
+            })
+        };
+        json!({
+            "train": part(&self.train),
+            "held_out": self.held_out.as_ref().map(part),
+            "test": self.test.as_ref().map(part),
+            "classes": self.train.dataset.classes(),
+            "image_size": self.image_size,
+        })
+    }
+}
+
+/// What `data.json` says that must not change while a run goes on: numbers of images, and classes.
+///
+/// # Errors
+/// Input: they changed.
+pub fn check_unchanged(before: &Value, now: &Value) -> anyhow::Result<()> {
+    let pointers = [
+        "/train/images",
+        "/train/used",
+        "/held_out/images",
+        "/held_out/used",
+        "/test/images",
+        "/classes",
+        "/image_size",
+    ];
+    for pointer in pointers {
+        let (before, now) = (before.pointer(pointer), now.pointer(pointer));
+        if before != now {
+            let say = |value: Option<&Value>| value.map_or("none".into(), Value::to_string);
+            return Err(Problem::input(format!(
+                "the data changed since the run began: {} was {}, now it is {}; restore the data, or give another --out",
+                pointer.trim_start_matches('/').replace('/', "."),
+                say(before),
+                say(now)
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn open(data: &Data, split: Split, need: Need) -> anyhow::Result<Arc<dyn Dataset>> {
+    if data.path.as_os_str().is_empty() {
+        return Err(Problem::usage(
+            "--data is missing: give a folder of images, a CIFAR-10 archive, a tar of images, or `synthetic:`",
+        ));
+    }
+    Ok(selfie_data::open(&data.path, split, need, &PhiloxDraws::seeded)?)
+}
+
+fn open_test(data: &Data, need: Need) -> anyhow::Result<Option<Arc<dyn Dataset>>> {
+    match open(data, Split::Test, need) {
+        Ok(test) => Ok(Some(test)),
+        Err(error) => match error.downcast_ref() {
+            Some(Error::NoTestPart { .. }) => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
+fn images(data: &Data, dataset: Arc<dyn Dataset>, items: Vec<usize>) -> Images {
+    Images { dataset, items, workers: data.workers, max_bad: data.max_bad }
+}
+
+/// At most `limit` of the items; 0 is no limit.
+pub fn limited(items: Vec<usize>, limit: usize) -> Vec<usize> {
+    if limit == 0 || limit >= items.len() {
+        return items;
+    }
+    let chosen = sample_indices(items.len(), limit, &*PhiloxDraws::seeded(FIXED_SEED));
+    chosen.into_iter().map(|place| items[place]).collect()
+}
+
+/// The side of the images that the network sees.
+fn image_size(data: &Data, dataset: &dyn Dataset) -> usize {
+    match dataset.geometry() {
+        _ if data.image_size > 0 => data.image_size,
+        Geometry::Fixed { height, width } if height == width => height,
+        Geometry::Fixed { .. } | Geometry::Variable => FOLDER_SIZE,
+    }
+}

@@ -1,0 +1,118 @@
+//! Exit codes, and the one place that decides which error ends with which.
+
+use std::fmt;
+
+/// How the program ends. The numbers are part of the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// Something failed that is none of the cases below.
+    Failed = 1,
+    /// A flag, a configuration key or a value is wrong.
+    Usage = 2,
+    /// An input file or folder is missing or malformed.
+    Input = 3,
+    /// Training diverged.
+    Diverged = 4,
+    /// Out of memory.
+    OutOfMemory = 5,
+    /// Saved and stopped on a signal: the same command continues.
+    Stopped = 75,
+}
+
+/// An error of the binary's own, with the exit code it stands for.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// A flag, key or value.
+    #[error("{0}")]
+    Usage(String),
+    /// A file or folder.
+    #[error("{0}")]
+    Input(String),
+    /// Memory.
+    #[error("{0}")]
+    OutOfMemory(String),
+}
+
+impl Problem {
+    /// A usage error as [`anyhow::Error`].
+    pub fn usage(text: impl fmt::Display) -> anyhow::Error {
+        Self::Usage(text.to_string()).into()
+    }
+
+    /// An input error as [`anyhow::Error`].
+    pub fn input(text: impl fmt::Display) -> anyhow::Error {
+        Self::Input(text.to_string()).into()
+    }
+}
+
+impl Exit {
+    /// The code of an error: the first cause in the chain that knows.
+    pub fn of(error: &anyhow::Error) -> Self {
+        error.chain().find_map(Self::of_cause).unwrap_or(Self::Failed)
+    }
+
+    fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Self> {
+        if let Some(problem) = cause.downcast_ref::<Problem>() {
+            return Some(match problem {
+                Problem::Usage(_) => Self::Usage,
+                Problem::Input(_) => Self::Input,
+                Problem::OutOfMemory(_) => Self::OutOfMemory,
+            });
+        }
+        if let Some(error) = cause.downcast_ref::<selfie_model::Error>() {
+            use selfie_model::ErrorKind;
+            return match error.kind() {
+                ErrorKind::Usage => Some(Self::Usage),
+                ErrorKind::Input => Some(Self::Input),
+                ErrorKind::Diverged => Some(Self::Diverged),
+                ErrorKind::OutOfMemory => Some(Self::OutOfMemory),
+                ErrorKind::Internal => None,
+            };
+        }
+        if let Some(error) = cause.downcast_ref::<selfie_data::Error>() {
+            use selfie_data::ErrorKind;
+            return match error.kind() {
+                ErrorKind::Usage => Some(Self::Usage),
+                ErrorKind::Input => Some(Self::Input),
+                ErrorKind::Internal => None,
+            };
+        }
+        // A reader that has seen enough, as `head` has, is no failure.
+        if let Some(error) = cause.downcast_ref::<std::io::Error>()
+            && error.kind() == std::io::ErrorKind::BrokenPipe
+        {
+            return Some(Self::Done);
+        }
+        if let Some(selfie_kernels::Error::OutOfMemory { .. }) = cause.downcast_ref::<selfie_kernels::Error>() {
+            return Some(Self::OutOfMemory);
+        }
+        None
+    }
+}
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Prints an error with its causes, once.
+pub fn report(error: &anyhow::Error) {
+    if Exit::of(error) == Exit::Done {
+        return;
+    }
+    tracing::error!("{error:#}");
+    eprintln!("error: {error}");
+    let mut said = error.to_string();
+    for cause in error.chain().skip(1) {
+        // Transparent wrappers repeat their source.
+        let text = cause.to_string();
+        if !said.contains(&text) {
+            eprintln!("  because: {text}");
+            said = text;
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! The last resort: a panic is a bug, and is said in a line.
+
+use std::panic::{self, AssertUnwindSafe};
+
+use crate::exit::Exit;
+
+/// Runs the program; a panic becomes exit code 1.
+pub fn guarded(program: impl FnOnce() -> Exit) -> Exit {
+    panic::set_hook(Box::new(|info| {
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        let payload = info.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
+        // Threads of the loader panic, too: their error is reported where it arrives.
+        eprintln!("error: this is a bug in selfie {}: {text} ({place})", env!("CARGO_PKG_VERSION"));
+        tracing::error!("panic at {place}: {text}");
+    }));
+    panic::catch_unwind(AssertUnwindSafe(program)).unwrap_or(Exit::Failed)
+}

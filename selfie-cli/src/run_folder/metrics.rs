@@ -1,0 +1,166 @@
+//! `metrics.jsonl` and `metrics.csv`: a line for every logged step and every evaluation.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use super::write_whole;
+
+/// A line. Lines of training have no `eval_…`, lines of evaluations nothing but step, epoch, seconds and these.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Line {
+    /// Steps done.
+    pub step: u64,
+    /// Passes over the training images done.
+    pub epoch: f64,
+    /// Mean over the batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
+    /// Of the batch, between 0 and 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+    /// Accuracy over the accuracy of guessing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub x_chance: Option<f64>,
+    /// Of this step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learning_rate: Option<f64>,
+    /// Norm of the whole gradient.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grad_norm: Option<f64>,
+    /// Since the line before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images_per_second: Option<f64>,
+    /// Part of the time since the line before that was spent waiting for images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_wait: Option<f64>,
+    /// The most memory that the process has held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Of training and evaluation, over all processes of the run.
+    pub seconds: f64,
+    /// Mean over held-out images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_loss: Option<f64>,
+    /// Of held-out images, between 0 and 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_accuracy: Option<f64>,
+}
+
+const COLUMNS: [&str; 13] = [
+    "step",
+    "epoch",
+    "loss",
+    "accuracy",
+    "x_chance",
+    "learning_rate",
+    "grad_norm",
+    "images_per_second",
+    "data_wait",
+    "memory_bytes",
+    "seconds",
+    "eval_loss",
+    "eval_accuracy",
+];
+
+impl Line {
+    fn csv(&self) -> String {
+        let real = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
+        [
+            self.step.to_string(),
+            self.epoch.to_string(),
+            real(self.loss),
+            real(self.accuracy),
+            real(self.x_chance),
+            real(self.learning_rate),
+            real(self.grad_norm),
+            real(self.images_per_second),
+            real(self.data_wait),
+            self.memory_bytes.map(|bytes| bytes.to_string()).unwrap_or_default(),
+            self.seconds.to_string(),
+            real(self.eval_loss),
+            real(self.eval_accuracy),
+        ]
+        .join(",")
+    }
+}
+
+/// The two files, open at their end.
+#[derive(Debug)]
+pub struct Metrics {
+    json: File,
+    csv: File,
+    lines: Vec<Line>,
+}
+
+impl Metrics {
+    /// Opens the files of a run that stands at `step`: lines after it, and a torn last one, are taken away.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn open(folder: &Path, step: u64) -> anyhow::Result<Self> {
+        let (json, csv) = (folder.join("metrics.jsonl"), folder.join("metrics.csv"));
+        let text = fs::read_to_string(&json).unwrap_or_default();
+        let lines: Vec<Line> = text.lines().map_while(|line| serde_json::from_str(line).ok()).collect();
+        let lines: Vec<Line> = lines.into_iter().filter(|line| line.step <= step).collect();
+        let mut rows = vec![COLUMNS.join(",")];
+        rows.extend(lines.iter().map(Line::csv));
+        write_whole(&csv, (rows.join("\n") + "\n").as_bytes())?;
+        let kept =
+            lines.iter().map(|line| Ok(serde_json::to_string(line)? + "\n")).collect::<anyhow::Result<String>>()?;
+        write_whole(&json, kept.as_bytes())?;
+        Ok(Self { json: append_to(json)?, csv: append_to(csv)?, lines })
+    }
+
+    /// Appends a line.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn push(&mut self, line: Line) -> anyhow::Result<()> {
+        // One write each: a process that is killed tears at most the last line.
+        self.json.write_all((serde_json::to_string(&line)? + "\n").as_bytes()).context("cannot write metrics.jsonl")?;
+        self.csv.write_all((line.csv() + "\n").as_bytes()).context("cannot write metrics.csv")?;
+        self.lines.push(line);
+        Ok(())
+    }
+
+    /// Whether held-out images were measured at `step`.
+    pub fn has_evaluation(&self, step: u64) -> bool {
+        self.lines.iter().any(|line| line.step == step && line.eval_loss.is_some())
+    }
+}
+
+fn append_to(path: PathBuf) -> anyhow::Result<File> {
+    OpenOptions::new().append(true).open(&path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_run_has_neither_gaps_nor_repeats() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let line = |step| Line { step, loss: Some(1.0 / step as f64), ..Line::default() };
+        let mut metrics = Metrics::open(folder.path(), 0).expect("new files");
+        for step in [10, 20, 30] {
+            metrics.push(line(step)).expect("written");
+        }
+        // Killed while it wrote line 40; the checkpoint is of step 20.
+        metrics.json.write_all(b"{\"step\": 40, \"lo").expect("written");
+        let mut metrics = Metrics::open(folder.path(), 20).expect("there");
+        assert_eq!(metrics.lines, [line(10), line(20)]);
+        metrics.push(Line { step: 30, eval_loss: Some(0.5), ..Line::default() }).expect("written");
+        assert!(metrics.has_evaluation(30) && !metrics.has_evaluation(20));
+        let json = fs::read_to_string(folder.path().join("metrics.jsonl")).expect("there");
+        assert_eq!(json.lines().count(), 3);
+        let csv = fs::read_to_string(folder.path().join("metrics.csv")).expect("there");
+        let rows: Vec<_> = csv.lines().collect();
+        assert_eq!(rows.len(), 4);
+        assert!(rows.iter().all(|row| row.split(',').count() == COLUMNS.len()), "{csv}");
+        assert_eq!(rows[2], "20,0,0.05,,,,,,,,0,,");
+    }
+}

@@ -1,0 +1,214 @@
+//! The folder of a run: what is written where, and who may write.
+
+mod environment;
+mod lock;
+mod metrics;
+mod status;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::config::{Resolved, Task, as_toml};
+use crate::exit::Problem;
+pub use environment::{cpu_name, environment, memory_bytes, peak_bytes};
+pub use lock::Lock;
+pub use metrics::{Line, Metrics};
+pub use status::{State, Status};
+
+/// A run folder, locked against a second writer.
+#[derive(Debug)]
+pub struct RunFolder {
+    root: PathBuf,
+    /// Held for as long as the folder is.
+    _lock: Lock,
+}
+
+impl RunFolder {
+    /// Creates the folder, or takes over the one that is there.
+    ///
+    /// # Errors
+    /// Usage: the folder lies inside the data, holds something that is no run, or a run of another command. Failed: a
+    /// second writer.
+    pub fn open(root: &Path, data: &Path, task: Task) -> anyhow::Result<Self> {
+        Self::check(root, data, task)?;
+        fs::create_dir_all(root).with_context(|| format!("cannot create the run folder {}", root.display()))?;
+        let lock = Lock::take(root)?;
+        Ok(Self { root: root.to_path_buf(), _lock: lock })
+    }
+
+    /// Whether [`RunFolder::open`] may be called, without touching anything.
+    ///
+    /// # Errors
+    /// The usage errors of [`RunFolder::open`].
+    pub fn check(root: &Path, data: &Path, task: Task) -> anyhow::Result<()> {
+        refuse_inside(root, data)?;
+        refuse_foreign(root)?;
+        if let Some(status) = Status::read(root)?
+            && status.command != task.name()
+        {
+            return Err(Problem::usage(format!(
+                "--out {} is a run of `{}`, not of `{}`: give another folder",
+                root.display(),
+                status.command,
+                task.name()
+            )));
+        }
+        Ok(())
+    }
+
+    /// The folder itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A file in it.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Where checkpoints go.
+    pub fn state(&self) -> PathBuf {
+        self.root.join("state")
+    }
+
+    /// Where weights go.
+    pub fn weights(&self) -> PathBuf {
+        self.root.join("weights")
+    }
+
+    /// Whether a run was begun here.
+    pub fn is_begun(&self) -> bool {
+        self.file("config.toml").is_file()
+    }
+
+    /// Writes what is known before the first step.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn describe(&self, resolved: &Resolved, data: &serde_json::Value) -> anyhow::Result<()> {
+        self.write("config.toml", as_toml(resolved).as_bytes())?;
+        self.write("env.json", format!("{:#}\n", environment(resolved.settings().run.threads)).as_bytes())?;
+        self.write("data.json", format!("{data:#}\n").as_bytes())?;
+        let mut commands = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.file("command.txt"))
+            .with_context(|| format!("cannot write {}", self.file("command.txt").display()))?;
+        writeln!(commands, "{}", command_line())?;
+        Ok(())
+    }
+
+    /// Writes a file whole: a reader sees the old one or the new one.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
+        write_whole(&self.file(name), bytes)
+    }
+}
+
+/// Writes to a temporary name in the same folder and renames.
+fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let write = || -> std::io::Result<()> {
+        let mut file = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder)?;
+        file.write_all(bytes)?;
+        // Temporary files are private; those of a run are not.
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+        }
+        file.persist(path)?;
+        Ok(())
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The command as it was typed, quoted for a shell.
+fn command_line() -> String {
+    let quoted = std::env::args().map(|argument| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,%@+".contains(c);
+        if !argument.is_empty() && argument.chars().all(plain) {
+            argument
+        } else {
+            format!("'{}'", argument.replace('\'', r"'\''"))
+        }
+    });
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
+/// Nothing is ever written into the data.
+fn refuse_inside(root: &Path, data: &Path) -> anyhow::Result<()> {
+    let Ok(data) = data.canonicalize() else { return Ok(()) };
+    if data.is_dir() && resolved(root).starts_with(&data) {
+        return Err(Problem::usage(format!(
+            "--out {} lies inside the data, {}: nothing is written there; give a folder outside",
+            root.display(),
+            data.display()
+        )));
+    }
+    Ok(())
+}
+
+/// An absolute path without links, of a folder that need not be there yet.
+fn resolved(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    for there in path.ancestors() {
+        if let Ok(known) = there.canonicalize() {
+            let rest = path.strip_prefix(there).expect("ancestors are prefixes");
+            // `a/../b` of folders that are not there yet.
+            return rest.components().fold(known, |mut known, part| {
+                match part {
+                    std::path::Component::ParentDir => drop(known.pop()),
+                    part => known.push(part),
+                }
+                known
+            });
+        }
+    }
+    path
+}
+
+/// Refuses a folder that holds something else.
+fn refuse_foreign(root: &Path) -> anyhow::Result<()> {
+    if root.is_file() {
+        return Err(Problem::usage(format!("--out {} is a file; give a folder", root.display())));
+    }
+    let Ok(mut entries) = fs::read_dir(root) else { return Ok(()) };
+    let ours = root.join("config.toml").is_file() || root.join(lock::NAME).is_file();
+    match entries.find_map(Result::ok) {
+        Some(entry) if !ours => Err(Problem::usage(format!(
+            "--out {} is no run folder: it holds `{}` and no config.toml; give a new or empty folder",
+            root.display(),
+            entry.file_name().to_string_lossy()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_inside_the_data_is_seen_through_links_and_dots() {
+        let temporary = tempfile::tempdir().expect("a temporary folder");
+        let data = temporary.path().join("data");
+        fs::create_dir_all(data.join("class")).expect("a folder");
+        let refused = |out: &Path| refuse_inside(out, &data).is_err();
+        assert!(refused(&data));
+        assert!(refused(&data.join("runs/new")));
+        assert!(refused(&temporary.path().join("other/../data/x")));
+        assert!(!refused(&temporary.path().join("data-runs")));
+        assert!(!refused(&data.join("../runs")));
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink(&data, temporary.path().join("link")).expect("a link");
+            assert!(refused(&temporary.path().join("link/new")));
+        }
+    }
+}

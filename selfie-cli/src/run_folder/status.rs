@@ -1,0 +1,85 @@
+//! `status.json`: how a run stands.
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::{RunFolder, write_whole};
+use crate::exit::Problem;
+
+/// How a run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Training (or its process was killed).
+    Running,
+    /// Saved and stopped on a signal.
+    Stopped,
+    /// All steps are done.
+    Finished,
+    /// An error ended it.
+    Failed,
+    /// Its numbers were not finite.
+    Diverged,
+}
+
+/// `status.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The command, such as `pretrain`.
+    pub command: String,
+    /// How it stands.
+    pub state: State,
+    /// Steps done.
+    pub step: u64,
+    /// Steps in all, where known.
+    pub steps: Option<u64>,
+    /// Results, once there are any.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub result: serde_json::Value,
+    /// The process that wrote this.
+    pub process: u32,
+    /// When, in seconds since 1970 UTC.
+    pub updated_unix: u64,
+}
+
+impl Status {
+    /// The status of this process's run.
+    pub fn new(command: &str, state: State, step: u64, steps: Option<u64>) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            command: command.into(),
+            state,
+            step,
+            steps,
+            result: serde_json::Value::Null,
+            process: std::process::id(),
+            updated_unix: now.as_secs(),
+        }
+    }
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn write(&self, folder: &RunFolder) -> anyhow::Result<()> {
+        write_whole(&folder.file("status.json"), format!("{:#}\n", serde_json::to_value(self)?).as_bytes())
+    }
+
+    /// The status of a run folder; none if there is no run.
+    ///
+    /// # Errors
+    /// Input: a file that is none.
+    pub fn read(root: &Path) -> anyhow::Result<Option<Self>> {
+        let path = root.join("status.json");
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Problem::input(format!("cannot read {}: {error}", path.display()))),
+        };
+        let status = serde_json::from_str(&text)
+            .map_err(|error| Problem::input(format!("{}: expected the status of a run: {error}", path.display())))?;
+        Ok(Some(status))
+    }
+}

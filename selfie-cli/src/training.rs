@@ -1,0 +1,303 @@
+//! The training loop of every command: steps, metrics, evaluations, checkpoints, signals.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use selfie_data::BadFile;
+use selfie_kernels::{Backend, Element};
+use selfie_model::{
+    About, CheckpointStore, Evaluation, Images, Length, MemoryPlan, ModelConfig, Network, StepMetrics, Trainer,
+    write_weights,
+};
+
+use crate::config::{Resolved, Settings, Train};
+use crate::data::limited;
+use crate::exit::Problem;
+use crate::progress::Reporter;
+use crate::run_folder::{Line, Metrics, RunFolder, State, Status, memory_bytes, peak_bytes};
+use crate::signals::Signals;
+
+/// `status.json` is rewritten at least this often.
+const STATUS_EVERY: Duration = Duration::from_secs(10);
+
+/// What the loop needs beside the trainer.
+pub struct Job<'a> {
+    /// The configuration.
+    pub resolved: &'a Resolved,
+    /// Where everything is written.
+    pub folder: &'a RunFolder,
+    /// The network, for the weights' `config.json`.
+    pub model: &'a ModelConfig,
+    /// Names of the classes; none in pretraining.
+    pub classes: &'a [String],
+    /// Images to measure by.
+    pub held_out: Option<Images>,
+    /// Accuracy of guessing.
+    pub chance: f64,
+    /// Images of a step over images there are.
+    pub epochs_per_step: f64,
+    /// Asks for a stop.
+    pub signals: &'a Signals,
+}
+
+/// How the loop ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// All steps are done; with the last measurement on held-out images.
+    Finished(Option<Evaluation>),
+    /// Saved and stopped on a signal.
+    Stopped,
+}
+
+/// Called after every step: the demonstration looks at the network in between.
+pub type Observer<'a, B, T, N> =
+    &'a mut dyn FnMut(&mut Trainer<B, T, N>, &StepMetrics, &Reporter) -> anyhow::Result<()>;
+
+/// Trains to the end, or until a signal. The reporter's line of training is begun and ended here.
+///
+/// # Errors
+/// Those of trainer, data and disk; the run's status says so then.
+pub fn train<B, T, N>(
+    trainer: &mut Trainer<B, T, N>,
+    job: &Job<'_>,
+    reporter: &mut Reporter,
+    observe: Observer<'_, B, T, N>,
+) -> anyhow::Result<Ended>
+where
+    B: Backend<T>,
+    T: Element,
+    N: Network<B, T>,
+{
+    reporter.begin(job.resolved.task.name(), trainer.fraction(), job.chance);
+    let result = Loop::new(trainer, job, reporter).and_then(|mut state| state.run(observe));
+    reporter.end();
+    result.inspect_err(|error| {
+        let state = match error.downcast_ref() {
+            Some(selfie_model::Error::Diverged { .. }) => State::Diverged,
+            _ => State::Failed,
+        };
+        // The error itself is what counts.
+        let _ = Status::new(job.resolved.task.name(), state, trainer.progress().step, None).write(job.folder);
+    })
+}
+
+/// A training while it runs.
+struct Loop<'a, B: Backend<T>, T: Element, N: Network<B, T>> {
+    trainer: &'a mut Trainer<B, T, N>,
+    job: &'a Job<'a>,
+    reporter: &'a mut Reporter,
+    settings: Train,
+    metrics: Metrics,
+    store: CheckpointStore,
+    config: serde_json::Value,
+    /// Lines of `skipped.txt`.
+    skipped: BTreeSet<String>,
+    /// Bad images that the trainer has met and that are among them.
+    bad_files: usize,
+    since_line: SinceLine,
+    status_written: Instant,
+}
+
+/// Sums since the last line of metrics.
+#[derive(Default)]
+struct SinceLine {
+    images: f64,
+    seconds: f64,
+    waited: f64,
+}
+
+impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
+    fn new(trainer: &'a mut Trainer<B, T, N>, job: &'a Job<'a>, reporter: &'a mut Reporter) -> anyhow::Result<Self> {
+        let settings = job.resolved.settings().train;
+        let skipped = std::fs::read_to_string(job.folder.file("skipped.txt")).unwrap_or_default();
+        Ok(Self {
+            metrics: Metrics::open(job.folder.root(), trainer.progress().step)?,
+            store: CheckpointStore::new(job.folder.state(), settings.keep),
+            config: job.resolved.as_json(),
+            skipped: skipped.lines().map(String::from).collect(),
+            bad_files: 0,
+            since_line: SinceLine::default(),
+            status_written: Instant::now(),
+            trainer,
+            job,
+            reporter,
+            settings,
+        })
+    }
+
+    fn run(&mut self, observe: Observer<'_, B, T, N>) -> anyhow::Result<Ended> {
+        self.write_status(State::Running)?;
+        loop {
+            if self.job.signals.stop_asked() {
+                self.save()?;
+                self.write_status(State::Stopped)?;
+                let step = self.trainer.progress().step;
+                self.reporter.say(format!("saved at step {step}, as asked: the same command goes on from there"));
+                return Ok(Ended::Stopped);
+            }
+            if self.trainer.is_over() {
+                break;
+            }
+            // Before the step and not after: a run that was stopped or killed in between catches up.
+            if self.evaluation_is_due() {
+                self.evaluate(self.settings.eval_images)?;
+            }
+            let metrics = self.step()?;
+            self.reporter.step(&metrics, self.trainer.fraction());
+            observe(self.trainer, &metrics, self.reporter)?;
+            if self.settings.save_every > 0 && metrics.step.is_multiple_of(self.settings.save_every) {
+                self.save()?;
+            }
+        }
+        self.save()?;
+        Ok(Ended::Finished(self.evaluate(usize::MAX)?))
+    }
+
+    fn evaluation_is_due(&self) -> bool {
+        let (step, every) = (self.trainer.progress().step, self.settings.eval_every);
+        step > 0 && every > 0 && step.is_multiple_of(every) && !self.metrics.has_evaluation(step)
+    }
+
+    fn step(&mut self) -> anyhow::Result<StepMetrics> {
+        let result = self.trainer.step();
+        if let Ok(StepMetrics { finite: false, .. }) | Err(selfie_model::Error::Diverged { .. }) = &result {
+            let step = self.trainer.progress().step;
+            let name = format!("not-finite-{step:08}.safetensors");
+            self.trainer.write_batch(&self.job.folder.file(&name))?;
+            self.reporter.warn(format!(
+                "step {step}: loss or gradient is not finite; its update was not applied, its batch is in {name}"
+            ));
+        }
+        let metrics = result?;
+        self.since_line.images += metrics.images as f64;
+        self.since_line.seconds += metrics.seconds;
+        self.since_line.waited += metrics.data_wait_seconds;
+        if self.trainer.bad_files().len() > self.bad_files {
+            let bad = self.trainer.bad_files().to_vec();
+            self.bad_files = bad.len();
+            self.record_skipped(&bad)?;
+        }
+        if metrics.step.is_multiple_of(self.settings.log_every) || metrics.step == 1 || self.trainer.is_over() {
+            self.write_line(&metrics)?;
+        }
+        if self.status_written.elapsed() > STATUS_EVERY {
+            self.write_status(State::Running)?;
+        }
+        Ok(metrics)
+    }
+
+    fn write_line(&mut self, metrics: &StepMetrics) -> anyhow::Result<()> {
+        let SinceLine { images, seconds, waited } = std::mem::take(&mut self.since_line);
+        let line = Line {
+            step: metrics.step,
+            epoch: metrics.epoch,
+            loss: Some(metrics.loss),
+            accuracy: Some(metrics.accuracy),
+            x_chance: Some(metrics.accuracy / self.job.chance),
+            learning_rate: Some(metrics.learning_rate),
+            grad_norm: Some(metrics.gradient_norm),
+            images_per_second: Some(images / seconds),
+            data_wait: Some(waited / seconds),
+            memory_bytes: peak_bytes(),
+            seconds: self.trainer.progress().seconds,
+            ..Line::default()
+        };
+        tracing::info!("{}", serde_json::to_string(&line)?);
+        self.metrics.push(line)
+    }
+
+    /// Measures on at most `most` held-out images; none where there are none.
+    fn evaluate(&mut self, most: usize) -> anyhow::Result<Option<Evaluation>> {
+        let Some(held_out) = &self.job.held_out else { return Ok(None) };
+        let items = limited(held_out.items.clone(), most);
+        let evaluation = self.trainer.evaluate(&Images { items, ..held_out.clone() })?;
+        self.record_skipped(&evaluation.skipped)?;
+        let (progress, chance) = (self.trainer.progress(), self.job.chance);
+        self.reporter.say(format!(
+            "step {}: held-out accuracy {:.1}% ({:.1} x chance, which is {:.1}%), loss {:.3}, n = {}",
+            progress.step,
+            100.0 * evaluation.accuracy,
+            evaluation.accuracy / chance,
+            100.0 * chance,
+            evaluation.loss,
+            evaluation.n
+        ));
+        // The last evaluation of a run that was killed right after it is there already.
+        if !self.metrics.has_evaluation(progress.step) {
+            self.metrics.push(Line {
+                step: progress.step,
+                epoch: progress.step as f64 * self.job.epochs_per_step,
+                seconds: progress.seconds,
+                eval_loss: Some(evaluation.loss),
+                eval_accuracy: Some(evaluation.accuracy),
+                ..Line::default()
+            })?;
+        }
+        Ok(Some(evaluation))
+    }
+
+    /// Checkpoint and weights.
+    fn save(&mut self) -> anyhow::Result<()> {
+        self.trainer.save(&self.store, &self.config)?;
+        let about = About { model: self.job.model, classes: self.job.classes };
+        write_weights(self.trainer.network(), about, &self.job.folder.weights())?;
+        self.write_status(State::Running)
+    }
+
+    fn write_status(&mut self, state: State) -> anyhow::Result<()> {
+        self.status_written = Instant::now();
+        let steps = match self.trainer.schedule().length {
+            Length::Steps(steps) => Some(steps),
+            Length::Time(_) => None,
+        };
+        let step = self.trainer.progress().step;
+        Status::new(self.job.resolved.task.name(), state, step, steps).write(self.job.folder)
+    }
+
+    /// Keeps `skipped.txt`.
+    fn record_skipped(&mut self, bad: &[BadFile]) -> anyhow::Result<()> {
+        let before = self.skipped.len();
+        for file in bad {
+            if self.skipped.insert(file.to_string()) {
+                self.reporter.warn(format!("skipped {}: {} (see skipped.txt)", file.key, file.reason));
+            }
+        }
+        if self.skipped.len() > before {
+            let lines: String = self.skipped.iter().map(|line| line.clone() + "\n").collect();
+            self.job.folder.write("skipped.txt", lines.as_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+/// Says what memory the network takes, and refuses what the machine cannot hold: systems hand out memory that they
+/// don't have, and end the process later.
+///
+/// # Errors
+/// More than the machine has.
+pub fn check_memory(plan: &MemoryPlan, settings: &Settings, reporter: &Reporter) -> anyhow::Result<()> {
+    let mut parts = plan.summary();
+    parts.sort_by_key(|&(_, bytes)| std::cmp::Reverse(bytes));
+    let mebibytes = |bytes: usize| bytes as f64 / (1 << 20) as f64;
+    // The log has them all.
+    tracing::info!("{plan}");
+    parts.retain(|&(_, bytes)| 20 * bytes > plan.total_bytes());
+    let parts: Vec<_> = parts.iter().map(|(name, bytes)| format!("{name} {:.1}", mebibytes(*bytes))).collect();
+    reporter.say(format!("memory    {:.1} MiB: {}", mebibytes(plan.total_bytes()), parts.join(", ")));
+    match memory_bytes() {
+        Some(there) if plan.total_bytes() as u64 > there => Err(Problem::OutOfMemory(format!(
+            "the network needs {:.1} GiB for a batch of {} and the machine has {:.1} GiB: \
+             lower --batch, or cut it by --accumulate",
+            gibibytes(plan.total_bytes() as u64),
+            settings.train.batch,
+            gibibytes(there)
+        )))
+        .context("out of memory, before the first step"),
+        _ => Ok(()),
+    }
+}
+
+fn gibibytes(bytes: u64) -> f64 {
+    bytes as f64 / (1u64 << 30) as f64
+}

@@ -1,0 +1,155 @@
+//! What a dataset is, and how one is found at a path.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::draws::Seeded;
+use crate::error::{Error, Result, reading};
+use crate::picture::Image;
+use crate::{cifar, folder, synthetic};
+
+/// Which part of the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// The images to train on.
+    Train,
+    /// The images held out.
+    Test,
+}
+
+/// What the caller needs of a dataset beside its images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Nothing: pretraining. Any folder of images will do, at any depth.
+    Images,
+    /// A label for every image: the rules of torchvision's `ImageFolder` hold strictly.
+    Labels,
+}
+
+/// Sizes of the images of a dataset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Geometry {
+    /// All images are `height` x `width`.
+    Fixed {
+        /// Rows.
+        height: usize,
+        /// Columns.
+        width: usize,
+    },
+    /// Images differ, or nobody looked.
+    Variable,
+}
+
+/// Images with an order that never changes, and perhaps labels.
+pub trait Dataset: Send + Sync {
+    /// Number of images, at least 1 and less than 2^32.
+    fn len(&self) -> usize;
+
+    /// Whether there are none: never, [`open`] refuses such data.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// One line for people: kind, split, number of images and classes, where from.
+    fn describe(&self) -> String;
+
+    /// Names of the classes in label order; empty when there are none.
+    fn classes(&self) -> &[String];
+
+    /// Class of image `index` (less than `classes().len()`), if it has one.
+    fn label(&self, index: usize) -> Option<u32>;
+
+    /// Sizes of the images.
+    fn geometry(&self) -> Geometry;
+
+    /// Stable name of image `index`: its path relative to the data, with `/`, or
+    /// `data_batch_1.bin:123`.
+    fn key(&self, index: usize) -> String;
+
+    /// Image `index`. Every error concerns this image alone: the loader skips it and goes on.
+    fn read(&self, index: usize) -> Result<Image>;
+
+    /// Copies image `index` to `pixels`, [height, width, 3], when the geometry is fixed: the fast
+    /// path of datasets in memory.
+    fn read_into(&self, index: usize, pixels: &mut [u8]) -> Result<()> {
+        let image = self.read(index)?;
+        if image.pixels.len() != pixels.len() {
+            return Err(Error::BadImage {
+                key: self.key(index),
+                reason: format!("{} x {} pixels, unlike the others", image.height, image.width),
+            });
+        }
+        pixels.copy_from_slice(&image.pixels);
+        Ok(())
+    }
+}
+
+/// Opens the data at `path`. The kind is recognised by content:
+/// - `synthetic:` or `synthetic:train=5000,test=1000,size=32,classes=10,seed=0`: the seeded
+///   procedural world, whose source of randomness comes from `seeded`;
+/// - CIFAR-10 and CIFAR-100, binary edition: the tar.gz, a tar, or the unpacked folder;
+/// - a folder of images, or a plain tar of one: torchvision's `ImageFolder` rules, with `train/`
+///   and `val/` (or `test/`) if they are there. Without `train/`, all of it is `Train` and there
+///   is no `Test`, except that a folder that is itself called `val` or `test` is its own test.
+///
+/// # Errors
+/// [`Error::Usage`] for a wrong `synthetic:` option, [`Error::Read`] and [`Error::Malformed`] for
+/// everything that is wrong with the data.
+pub fn open(path: &Path, split: Split, need: Need, seeded: Seeded<'_>) -> Result<Arc<dyn Dataset>> {
+    if let Some(options) = path.to_str().and_then(|text| text.strip_prefix("synthetic:")) {
+        return Ok(Arc::new(synthetic::Synthetic::new(options.parse()?, split, seeded)));
+    }
+    let about = std::fs::metadata(path).map_err(|error| missing(path, error))?;
+    if about.is_dir() {
+        return match cifar::in_folder(path)? {
+            Some(found) => Ok(Arc::new(cifar::Cifar::from_folder(&found, split)?)),
+            None => Ok(Arc::new(folder::Files::from_folder(path, split, need)?)),
+        };
+    }
+    match cifar::Container::of(path)? {
+        Some(cifar::Container::TarGz) => Ok(Arc::new(cifar::Cifar::from_tar_gz(path, split)?)),
+        Some(cifar::Container::Tar) => Ok(Arc::new(folder::Files::from_tar(path, split, need)?)),
+        None => Err(Error::malformed(
+            path,
+            "a folder of images, a CIFAR binary archive (tar.gz) or a tar of images",
+            format!("a file of {} bytes that is neither", about.len()),
+            "give the folder that holds the images",
+        )),
+    }
+}
+
+/// The error of a path that cannot be read; if nothing is there, says how far the path leads.
+fn missing(path: &Path, error: std::io::Error) -> Error {
+    if error.kind() != std::io::ErrorKind::NotFound {
+        return reading(path)(error);
+    }
+    let there = path.ancestors().skip(1).find(|parent| !parent.as_os_str().is_empty() && parent.exists());
+    let found = there.map_or("nothing".into(), |parent| format!("nothing ({} exists)", parent.display()));
+    Error::malformed(path, "a file or folder of images", found, "check the path")
+}
+
+/// Checks that `test` has exactly the classes of `train`, in the same order.
+///
+/// # Errors
+/// [`Error::Malformed`] that names the first classes that differ.
+pub fn check_same_classes(train: &dyn Dataset, test: &dyn Dataset) -> Result<()> {
+    let (ours, theirs) = (train.classes(), test.classes());
+    if ours == theirs {
+        return Ok(());
+    }
+    let only = |these: &[String], others: &[String]| {
+        let names: Vec<_> = these.iter().filter(|name| !others.contains(name)).take(5).cloned().collect();
+        if names.is_empty() { "none".to_string() } else { names.join(", ") }
+    };
+    Err(Error::malformed(
+        test.describe(),
+        format!("the {} classes of the training images", ours.len()),
+        format!(
+            "{} classes; only in training: {}; only in test: {}",
+            theirs.len(),
+            only(ours, theirs),
+            only(theirs, ours)
+        ),
+        "both parts need the same class folders",
+    ))
+}

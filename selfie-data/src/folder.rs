@@ -1,0 +1,552 @@
+//! Folders of images by the rules of torchvision's `ImageFolder`, and plain tar files of them.
+//!
+//! Classes are the sorted names of the first-level folders; files count by their extension and are
+//! recognised by content. Where no labels are needed, any folder will do, at any depth. The order
+//! is that of the path's bytes. Hidden files and folders are skipped; symbolic links are followed,
+//! but not in circles.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use crate::dataset::{Dataset, Geometry, Need, Split};
+use crate::error::{Error, Result, reading};
+use crate::picture::Image;
+
+const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp"];
+
+/// Where the bytes of images are.
+enum Store {
+    Folder,
+    /// Images are read at their offsets, by any thread.
+    Tar(File),
+}
+
+/// One image file.
+struct Entry {
+    /// Relative to the root.
+    path: PathBuf,
+    label: Option<u32>,
+    /// Place in the tar; a folder's files have none.
+    offset: u64,
+    bytes: u64,
+}
+
+/// Image files below one root.
+pub(crate) struct Files {
+    root: PathBuf,
+    store: Store,
+    part: &'static str,
+    classes: Vec<String>,
+    entries: Vec<Entry>,
+}
+
+/// What lies below the chosen part of the data.
+#[derive(Default)]
+struct Listing {
+    /// Names of the first-level folders.
+    folders: BTreeSet<String>,
+    images: Vec<Entry>,
+    /// Numbers of other files, by extension.
+    others: BTreeMap<String, usize>,
+}
+
+impl Files {
+    pub(crate) fn from_folder(root: &Path, split: Split, need: Need) -> Result<Self> {
+        let part = choose_part(root, root.file_name(), |name| root.join(name).is_dir(), split)?;
+        let mut listing = Listing::default();
+        let base = root.join(part);
+        let mut above = vec![base.canonicalize().map_err(reading(&base))?];
+        walk(root, Path::new(part), &mut above, &mut listing)?;
+        for entry in fs::read_dir(&base).map_err(reading(&base))? {
+            let entry = entry.map_err(reading(&base))?;
+            if !is_hidden(&entry.file_name()) && entry.path().is_dir() {
+                listing.folders.insert(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        Self::new(root, Store::Folder, part, listing, need)
+    }
+
+    pub(crate) fn from_tar(path: &Path, split: Split, need: Need) -> Result<Self> {
+        let file = File::open(path).map_err(reading(path))?;
+        let file_bytes = file.metadata().map_err(reading(path))?.len();
+        let damaged = |found: String| {
+            Error::malformed(path, "a complete tar archive", found, "copy or download it again, and compare its size")
+        };
+        let mut archive = tar::Archive::new(&file);
+        let mut members = Vec::new();
+        let mut end = 0;
+        for entry in archive.entries_with_seek().map_err(|error| damaged(error.to_string()))? {
+            let entry = entry
+                .map_err(|error| damaged(format!("{file_bytes} bytes that break off or are damaged ({error})")))?;
+            let name = entry.path().map_err(|error| damaged(error.to_string()))?;
+            let name: PathBuf = name.components().filter(|part| matches!(part, Component::Normal(_))).collect();
+            let kind = entry.header().entry_type();
+            let (offset, bytes) = (entry.raw_file_position(), entry.size());
+            if kind.is_file() && offset.checked_add(bytes).is_none_or(|end| end > file_bytes) {
+                return Err(damaged(format!("{file_bytes} bytes, which end inside {}", name.display())));
+            }
+            end = end.max(offset + if kind.is_file() { bytes } else { 0 });
+            if kind.is_file() || kind.is_dir() {
+                members.push((Entry { path: name, label: None, offset, bytes }, kind.is_dir()));
+            }
+        }
+        // The end is a block of zeros; without it, members may be missing.
+        if file_bytes < end.next_multiple_of(512) + 512 {
+            return Err(damaged(format!("{file_bytes} bytes without the end of an archive")));
+        }
+        // Archives usually hold one folder; the names inside it are what counts.
+        let top = |path: &Path| path.components().next().map(|part| PathBuf::from(part.as_os_str()));
+        let tops: BTreeSet<_> = members.iter().filter_map(|(entry, _)| top(&entry.path)).collect();
+        let alone = members.iter().all(|(entry, is_folder)| *is_folder || entry.path.components().count() > 1);
+        let base = match tops.first() {
+            Some(only)
+                if tops.len() == 1 && alone && !["train", "val", "test"].iter().any(|part| only == Path::new(part)) =>
+            {
+                only.clone()
+            }
+            _ => PathBuf::new(),
+        };
+        let inside = |name: &str| members.iter().any(|(entry, _)| entry.path.starts_with(base.join(name)));
+        let part = choose_part(path, path.file_stem(), inside, split)?;
+        let mut listing = Listing::default();
+        for (mut entry, is_folder) in members {
+            let Ok(path) = entry.path.strip_prefix(&base) else { continue };
+            let Ok(inner) = path.strip_prefix(part) else { continue };
+            if inner.components().any(|part| is_hidden(part.as_os_str())) {
+                continue;
+            }
+            let depth = inner.components().count();
+            if let Some(first) = inner.components().next().filter(|_| is_folder || depth > 1) {
+                listing.folders.insert(first.as_os_str().to_string_lossy().into_owned());
+            }
+            if !is_folder {
+                entry.path = path.to_path_buf();
+                listing.add(entry);
+            }
+        }
+        Self::new(path, Store::Tar(file), part, listing, need)
+    }
+
+    fn new(root: &Path, store: Store, part: &'static str, listing: Listing, need: Need) -> Result<Self> {
+        let base = if part.is_empty() { root.to_path_buf() } else { root.join(part) };
+        let found = listing.found();
+        let Listing { folders, mut images, .. } = listing;
+        let classes: Vec<String> = folders.into_iter().collect();
+        let mut counts = vec![0usize; classes.len()];
+        let mut at_root = 0;
+        for entry in &mut images {
+            let inner = entry.path.strip_prefix(part).unwrap_or(&entry.path);
+            let mut parts = inner.components();
+            let first = parts.next().filter(|_| parts.next().is_some());
+            match first.map(|first| first.as_os_str().to_string_lossy()) {
+                Some(name) => {
+                    let class = classes.binary_search_by(|class| class.as_str().cmp(&name)).ok();
+                    entry.label = class.map(|class| class as u32);
+                    counts[class.expect("every first-level folder is listed")] += 1;
+                }
+                None => at_root += 1,
+            }
+        }
+        images.sort_by(|a, b| a.path.as_os_str().as_encoded_bytes().cmp(b.path.as_os_str().as_encoded_bytes()));
+        let classes = match need {
+            Need::Labels => {
+                // Images beside the class folders have no class: torchvision leaves them out.
+                images.retain(|entry| entry.label.is_some());
+                let empty = counts.iter().position(|count| *count == 0);
+                if let Some(class) = empty.filter(|_| !images.is_empty()) {
+                    return Err(Error::malformed(
+                        &base,
+                        "images in every class folder",
+                        format!("none in {}", classes[class]),
+                        "remove the folder, or put images into it",
+                    ));
+                }
+                classes
+            }
+            Need::Images if at_root > 0 => {
+                images.iter_mut().for_each(|entry| entry.label = None);
+                Vec::new()
+            }
+            Need::Images => classes,
+        };
+        if images.is_empty() {
+            let expected = match need {
+                Need::Labels => "images in class folders (class/name.jpg)",
+                Need::Images => "images, at any depth",
+            };
+            return Err(Error::malformed(
+                &base,
+                format!("{expected}, with the extensions {}", EXTENSIONS.join(" ")),
+                format!("0 images; {found}"),
+                "give the folder that holds the images",
+            ));
+        }
+        if u32::try_from(images.len()).is_err() {
+            return Err(Error::malformed(
+                &base,
+                "fewer than 2^32 images",
+                images.len().to_string(),
+                "give a part of them",
+            ));
+        }
+        Ok(Self { root: root.into(), store, part, classes, entries: images })
+    }
+
+    fn bytes(&self, entry: &Entry) -> io::Result<Vec<u8>> {
+        match &self.store {
+            Store::Folder => fs::read(self.root.join(&entry.path)),
+            Store::Tar(file) => {
+                let mut bytes = vec![0; entry.bytes as usize];
+                read_exact_at(file, &mut bytes, entry.offset)?;
+                Ok(bytes)
+            }
+        }
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, bytes, offset)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => {
+                bytes = &mut bytes[read..];
+                offset += read as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Listing {
+    fn add(&mut self, entry: Entry) {
+        let extension =
+            entry.path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
+        if EXTENSIONS.contains(&extension.as_str()) {
+            self.images.push(entry);
+        } else {
+            *self.others.entry(extension).or_default() += 1;
+        }
+    }
+
+    /// What was found, for the message that there are no images.
+    fn found(&self) -> String {
+        let mut parts = Vec::new();
+        if !self.images.is_empty() {
+            parts.push(format!("{} images outside class folders", self.images.len()));
+        }
+        let mut others: Vec<_> = self.others.iter().collect();
+        others.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+        parts.extend(others.iter().take(3).map(|(extension, count)| match extension.as_str() {
+            "" => format!("{count} files without extension"),
+            extension => format!("{count} .{extension} files"),
+        }));
+        if !self.folders.is_empty() {
+            let names: Vec<_> = self.folders.iter().take(3).map(String::as_str).collect();
+            let more = if self.folders.len() > 3 { ", ..." } else { "" };
+            parts.push(format!("{} folders ({}{more})", self.folders.len(), names.join(", ")));
+        }
+        if parts.is_empty() { "nothing else".into() } else { parts.join(", ") }
+    }
+}
+
+/// The folder of a split inside the data: "" when all of it is meant.
+fn choose_part(
+    root: &Path,
+    own_name: Option<&OsStr>,
+    is_folder: impl Fn(&str) -> bool,
+    split: Split,
+) -> Result<&'static str> {
+    const HELD_OUT: [&str; 2] = ["val", "test"];
+    let held_out = HELD_OUT.into_iter().find(|name| is_folder(name));
+    let no_test = |found: &str| Err(Error::NoTestPart { path: root.into(), found: found.into() });
+    match (split, is_folder("train"), held_out) {
+        (Split::Train, true, _) => Ok("train"),
+        (Split::Train, false, None) => Ok(""),
+        (Split::Train, false, Some(name)) => Err(Error::malformed(
+            root,
+            "train/ beside the held-out images",
+            format!("only {name}/"),
+            "give a folder with train/ and val/ (or test/) inside",
+        )),
+        (Split::Test, _, Some(name)) => Ok(name),
+        (Split::Test, false, None) if HELD_OUT.iter().any(|name| own_name == Some(OsStr::new(name))) => Ok(""),
+        (Split::Test, true, None) => no_test("only train/"),
+        (Split::Test, false, None) => no_test("neither"),
+    }
+}
+
+fn is_hidden(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b".")
+}
+
+/// Lists everything below `root`/`inside`. `above` are the folders on the way, to see circles.
+fn walk(root: &Path, inside: &Path, above: &mut Vec<PathBuf>, listing: &mut Listing) -> Result<()> {
+    let folder = root.join(inside);
+    for entry in fs::read_dir(&folder).map_err(reading(&folder))? {
+        let entry = entry.map_err(reading(&folder))?;
+        let name = entry.file_name();
+        if is_hidden(&name) {
+            continue;
+        }
+        let path = inside.join(&name);
+        let mut kind = entry.file_type().map_err(reading(entry.path()))?;
+        if kind.is_symlink() {
+            // A broken link stays what it is and is reported as a bad image when it is read.
+            kind = fs::metadata(entry.path()).map_or(kind, |target| target.file_type());
+        }
+        if kind.is_dir() {
+            let real = entry.path().canonicalize().map_err(reading(entry.path()))?;
+            if !above.contains(&real) {
+                above.push(real);
+                walk(root, &path, above, listing)?;
+                above.pop();
+            }
+        } else {
+            listing.add(Entry { path, label: None, offset: 0, bytes: 0 });
+        }
+    }
+    Ok(())
+}
+
+impl Dataset for Files {
+    fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    fn describe(&self) -> String {
+        let labels = match self.classes.len() {
+            0 => "no classes".to_string(),
+            count => format!("{count} classes"),
+        };
+        let from = if self.part.is_empty() { self.root.clone() } else { self.root.join(self.part) };
+        format!("image files, {} images, {labels} ({})", self.len(), from.display())
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn label(&self, index: usize) -> Option<u32> {
+        self.entries[index].label
+    }
+
+    fn geometry(&self) -> Geometry {
+        Geometry::Variable
+    }
+
+    fn key(&self, index: usize) -> String {
+        let parts: Vec<_> = self.entries[index].path.iter().map(OsStr::to_string_lossy).collect();
+        parts.join("/")
+    }
+
+    fn read(&self, index: usize) -> Result<Image> {
+        let entry = &self.entries[index];
+        let bad = |reason: String| Error::BadImage { key: self.key(index), reason };
+        let bytes = self.bytes(entry).map_err(|error| bad(error.to_string()))?;
+        Image::decode(&bytes).map_err(bad)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tempfile::TempDir;
+
+    /// An image of one pixel.
+    fn pixel(red: u8) -> Vec<u8> {
+        [b"P6 1 1 255\n".as_slice(), &[red, 0, 0]].concat()
+    }
+
+    /// A folder with the given files; a name that ends in a slash is a folder.
+    fn tree(names: &[&str]) -> TempDir {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        for (number, name) in (0..).zip(names) {
+            let path = root.path().join(name);
+            if name.ends_with('/') {
+                fs::create_dir_all(path).expect("made");
+            } else {
+                fs::create_dir_all(path.parent().expect("inside the root")).expect("made");
+                fs::write(path, pixel(number)).expect("written");
+            }
+        }
+        root
+    }
+
+    /// The same files as a tar, inside the folder `top` ("" for none).
+    fn tar_of(root: &TempDir, top: &str) -> TempDir {
+        let out = tempfile::tempdir().expect("a temporary folder");
+        let mut builder = tar::Builder::new(File::create(out.path().join("data.tar")).expect("made"));
+        builder.append_dir_all(top, root.path()).and_then(|()| builder.finish()).expect("written");
+        out
+    }
+
+    fn keys(data: &Files) -> Vec<String> {
+        (0..data.len()).map(|index| data.key(index)).collect()
+    }
+
+    fn labels(data: &Files) -> Vec<Option<u32>> {
+        (0..data.len()).map(|index| data.label(index)).collect()
+    }
+
+    /// Opens the folder and the tar of it, with and without a top folder; all three must agree.
+    fn open(names: &[&str], split: Split, need: Need) -> Result<Files> {
+        let root = tree(names);
+        let folder = Files::from_folder(root.path(), split, need);
+        for top in ["", "pictures"] {
+            let out = tar_of(&root, top);
+            match (&folder, Files::from_tar(&out.path().join("data.tar"), split, need)) {
+                (Ok(folder), Ok(tar)) => {
+                    assert_eq!(
+                        (keys(folder), labels(folder), &folder.classes),
+                        (keys(&tar), labels(&tar), &tar.classes)
+                    );
+                    for index in 0..tar.len() {
+                        assert_eq!(folder.read(index).expect("one pixel"), tar.read(index).expect("one pixel"));
+                    }
+                }
+                (Err(_), Err(_)) => {}
+                (folder, tar) => panic!("folder {:?}, tar {:?}", folder.as_ref().err(), tar.err()),
+            }
+        }
+        folder.map(|mut data| {
+            // The folder goes away with this function; what was read from it is checked above.
+            data.root = PathBuf::new();
+            data
+        })
+    }
+
+    fn message(names: &[&str], split: Split, need: Need) -> String {
+        let error = open(names, split, need).err().expect("must be refused");
+        assert!(matches!(error, Error::Malformed { .. } | Error::NoTestPart { .. }), "{error:?}");
+        error.to_string()
+    }
+
+    #[test]
+    fn class_folders_are_sorted_and_searched_to_any_depth() {
+        let names = [
+            "dog/b.jpg",
+            "dog/a/z.PNG",
+            "cat/x.webp",
+            "cat/notes.txt",
+            "Zebra/1.tiff",
+            "dog/.hidden.jpg",
+            ".git/a.jpg",
+        ];
+        let data = open(&names, Split::Train, Need::Labels).expect("a good folder");
+        assert_eq!(data.classes(), ["Zebra", "cat", "dog"]);
+        assert_eq!(keys(&data), ["Zebra/1.tiff", "cat/x.webp", "dog/a/z.PNG", "dog/b.jpg"]);
+        assert_eq!(labels(&data), [Some(0), Some(1), Some(2), Some(2)]);
+    }
+
+    #[test]
+    fn splits_are_recognised() {
+        let names = ["train/a/1.jpg", "train/b/2.jpg", "val/a/3.jpg", "val/b/4.jpg", "test/5.jpg"];
+        let train = open(&names, Split::Train, Need::Labels).expect("a good folder");
+        assert_eq!(keys(&train), ["train/a/1.jpg", "train/b/2.jpg"]);
+        let test = open(&names, Split::Test, Need::Labels).expect("a good folder");
+        assert_eq!(
+            (keys(&test), labels(&test)),
+            (vec!["val/a/3.jpg".into(), "val/b/4.jpg".into()], vec![Some(0), Some(1)])
+        );
+        let test = open(&["train/a/1.jpg", "test/a/2.jpg"], Split::Test, Need::Labels).expect("a good folder");
+        assert_eq!(keys(&test), ["test/a/2.jpg"]);
+        assert!(message(&["a/1.jpg"], Split::Test, Need::Labels).contains("expected val/ or test/"));
+        assert!(message(&["train/a/1.jpg"], Split::Test, Need::Images).contains("only train/"));
+        assert!(message(&["val/a/1.jpg"], Split::Train, Need::Images).contains("only val/"));
+    }
+
+    #[test]
+    fn a_folder_called_val_is_its_own_test() {
+        let root = tree(&["val/a/1.jpg"]);
+        let data = Files::from_folder(&root.path().join("val"), Split::Test, Need::Labels).expect("a good folder");
+        assert_eq!(keys(&data), ["a/1.jpg"]);
+    }
+
+    #[test]
+    fn pretraining_takes_any_folder() {
+        let data = open(&["3.jpg", "x/y/z/1.jpg", "x/2.jpg"], Split::Train, Need::Images).expect("any folder");
+        assert_eq!((data.len(), data.classes().len(), labels(&data)), (3, 0, vec![None; 3]));
+        let data = open(&["a/1.jpg", "b/"], Split::Train, Need::Images).expect("any folder");
+        assert_eq!((data.classes().len(), labels(&data)), (2, vec![Some(0)]));
+    }
+
+    #[test]
+    fn labels_need_class_folders() {
+        let data = open(&["stray.jpg", "a/1.jpg"], Split::Train, Need::Labels).expect("a good folder");
+        assert_eq!(keys(&data), ["a/1.jpg"]);
+        let flat = message(&["1.jpg", "2.jpg"], Split::Train, Need::Labels);
+        assert!(flat.contains("0 images") && flat.contains("2 images outside class folders"), "{flat}");
+        let empty = message(&["a/1.jpg", "b/"], Split::Train, Need::Labels);
+        assert!(empty.contains("none in b"), "{empty}");
+    }
+
+    #[test]
+    fn no_images_says_what_is_there() {
+        let none = message(&["a/1.txt", "a/2.txt", "b/3.csv", "README"], Split::Train, Need::Images);
+        for part in [
+            "0 images",
+            "jpg jpeg png",
+            "2 .txt files",
+            "1 .csv files",
+            "1 files without extension",
+            "2 folders (a, b)",
+        ] {
+            assert!(none.contains(part), "{part}: {none}");
+        }
+        let empty = tempfile::tempdir().expect("a temporary folder");
+        let error = Files::from_folder(empty.path(), Split::Train, Need::Images).err().expect("empty");
+        assert!(error.to_string().contains("nothing else"), "{error}");
+    }
+
+    #[test]
+    fn the_content_decides_and_a_bad_file_is_named() {
+        // All files hold PPM data, whatever they are called; one is made bad.
+        let root = tree(&["a/1.jpg", "a/2.jpg"]);
+        fs::write(root.path().join("a/2.jpg"), b"not an image").expect("written");
+        let data = Files::from_folder(root.path(), Split::Train, Need::Labels).expect("a good folder");
+        assert_eq!(data.read(0).expect("one pixel"), Image { height: 1, width: 1, pixels: vec![0, 0, 0] });
+        let error = data.read(1).expect_err("not an image");
+        assert!(matches!(&error, Error::BadImage { key, .. } if key == "a/2.jpg"), "{error:?}");
+        fs::remove_file(root.path().join("a/1.jpg")).expect("removed");
+        assert!(matches!(data.read(0), Err(Error::BadImage { .. })));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_but_not_in_circles() {
+        use std::os::unix::fs::symlink;
+        let root = tree(&["a/1.jpg", "b/c/2.jpg"]);
+        symlink(root.path(), root.path().join("b/c/up")).expect("linked");
+        symlink(root.path().join("b/c"), root.path().join("b/c/here")).expect("linked");
+        symlink(root.path().join("b"), root.path().join("d")).expect("linked");
+        symlink(root.path().join("gone"), root.path().join("a/broken.jpg")).expect("linked");
+        let data = Files::from_folder(root.path(), Split::Train, Need::Labels).expect("a good folder");
+        assert_eq!(keys(&data), ["a/1.jpg", "a/broken.jpg", "b/c/2.jpg", "d/c/2.jpg"]);
+        assert!(data.read(1).is_err());
+    }
+
+    #[test]
+    fn every_truncation_of_a_tar_is_refused() {
+        let root = tree(&["a/1.jpg", "a/2.jpg", "b/3.jpg"]);
+        let out = tar_of(&root, "pictures");
+        let path = out.path().join("data.tar");
+        let whole = fs::read(&path).expect("read");
+        for cut in (0..=whole.len()).step_by(32) {
+            fs::write(&path, &whole[..cut]).expect("written");
+            match Files::from_tar(&path, Split::Train, Need::Labels) {
+                Err(error) => assert!(matches!(error, Error::Malformed { .. }), "{error:?}"),
+                // One of the two blocks of zeros at the end is enough.
+                Ok(data) => assert!(cut >= whole.len() - 512 && data.len() == 3, "{cut} of {}", whole.len()),
+            }
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! Images in, batches out: datasets, label subsets, augmentation draws and the prefetching
+//! loader.
+//!
+//! - [`open`] recognises what lies at a path and gives a [`Dataset`]: u8 RGB images, perhaps labels;
+//! - [`LabelBudget`] chooses the few labelled images; [`split_validation`] takes a part off them;
+//! - [`EpochStream`] is the endless order of training: one seeded permutation per epoch;
+//! - [`TrainLoader`] cuts it into full batches on threads of its own, [`EvalLoader`] walks a split
+//!   once. What a batch holds depends on the seed alone, never on threads or time.
+//!
+//! Images stay u8 until the `augment` operation of the kernels crops, flips and scales them; the
+//! loader only draws *how* ([`Draw`]). All randomness comes from an injected counter-based source,
+//! [`Draws`], so that one generator serves the data, the CPU and the GPU.
+#![forbid(unsafe_code)]
+
+mod augment;
+mod cifar;
+mod dataset;
+mod draws;
+mod error;
+mod folder;
+mod labels;
+mod loader;
+mod picture;
+mod stream;
+mod synthetic;
+#[cfg(test)]
+mod testing;
+
+pub use augment::{Augment, CROP_PADDING, Draw};
+pub use dataset::{Dataset, Geometry, Need, Split, check_same_classes, open};
+pub use draws::{Draws, Purpose, Seeded};
+pub use error::{BadFile, Error, ErrorKind, Result};
+pub use labels::{LabelBudget, sample_indices, split_validation, write_labels};
+pub use loader::{Batch, DEFAULT_MAX_BAD, EvalLoader, LoaderConfig, TrainLoader, UNLABELLED};
+pub use picture::Image;
+pub use stream::EpochStream;

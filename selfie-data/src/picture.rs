@@ -1,0 +1,208 @@
+//! A decoded image, and decoding.
+
+use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+
+use crate::loader::panic_message;
+
+/// An image in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+    /// [height, width, 3], RGB.
+    pub pixels: Vec<u8>,
+}
+
+/// What decoding one image may allocate: 170 megapixels of RGB. A larger one is taken for a
+/// decompression bomb.
+const MAX_BYTES: u64 = 512 << 20;
+
+impl Image {
+    /// Decodes a file's bytes as a viewer shows them: the format by content, EXIF orientation
+    /// applied, grey, palette and 16-bit images to RGB, alpha dropped.
+    ///
+    /// # Errors
+    /// A sentence. A decoder that panics is an error like any other: one file must not end a run.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
+        catch_unwind(AssertUnwindSafe(|| decode(bytes)))
+            .unwrap_or_else(|panic| Err(format!("the decoder failed: {}", panic_message(&*panic))))
+    }
+}
+
+fn decode(bytes: &[u8]) -> Result<Image, String> {
+    if bytes.is_empty() {
+        return Err("an empty file".into());
+    }
+    let format =
+        image::guess_format(bytes).map_err(|_| format!("no known image format, begins with {}", start(bytes)))?;
+    if format == ImageFormat::Jpeg && !jpeg_has_end(bytes) {
+        return Err(format!("a truncated JPEG: {} bytes without an end marker", bytes.len()));
+    }
+    let say = |error: image::ImageError| error.to_string();
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MAX_BYTES);
+    reader.limits(limits);
+    let mut decoder = reader.into_decoder().map_err(say)?;
+    let (columns, rows) = decoder.dimensions();
+    if columns == 0 || rows == 0 || decoder.total_bytes() > MAX_BYTES {
+        return Err(format!("{rows} x {columns} pixels: empty, or more than {} MiB decoded", MAX_BYTES >> 20));
+    }
+    // An unreadable orientation is no reason to lose the image.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(say)?;
+    picture.apply_orientation(orientation);
+    let rgb = picture.into_rgb8();
+    Ok(Image { height: rgb.height() as usize, width: rgb.width() as usize, pixels: rgb.into_raw() })
+}
+
+fn start(bytes: &[u8]) -> String {
+    let start: Vec<_> = bytes.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    start.join(" ")
+}
+
+/// Whether an end marker follows the start of the scan. The decoder fills the missing part of a
+/// truncated JPEG with grey, without a word. Thumbnails, which end too, lie in segments before it.
+fn jpeg_has_end(bytes: &[u8]) -> bool {
+    let mut at = 2;
+    while let Some(&[0xff, marker, high, low]) = bytes.get(at..at + 4) {
+        match marker {
+            0xda => return bytes[at..].windows(2).rev().any(|pair| pair == [0xff, 0xd9]),
+            // Fill bytes and markers without a length.
+            0xff => at += 1,
+            0x01 | 0xd0..=0xd8 => at += 2,
+            _ => at += 2 + usize::from(u16::from_be_bytes([high, low])),
+        }
+    }
+    // Out of step with the segments: left to the decoder, unless the data end here.
+    at + 4 <= bytes.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{GrayImage, ImageBuffer, Luma, LumaA, Rgb, RgbImage, Rgba};
+
+    fn encode(picture: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        picture.into().write_to(&mut bytes, format).expect("an in-memory image");
+        bytes.into_inner()
+    }
+
+    /// 3 rows, 5 columns, all pixels different.
+    fn sample() -> RgbImage {
+        RgbImage::from_fn(5, 3, |x, y| Rgb([x as u8 * 50, y as u8 * 100, 7]))
+    }
+
+    #[test]
+    fn lossless_formats_come_back_exactly() {
+        for format in [ImageFormat::Png, ImageFormat::Bmp, ImageFormat::Pnm, ImageFormat::Tiff, ImageFormat::WebP] {
+            let image = Image::decode(&encode(sample(), format)).expect("well formed");
+            assert_eq!((image.height, image.width), (3, 5));
+            assert_eq!(image.pixels, sample().into_raw(), "{format:?}");
+        }
+    }
+
+    #[test]
+    fn other_colours_become_rgb() {
+        let one = |bytes: Vec<u8>| Image::decode(&bytes).expect("well formed").pixels;
+        let png = ImageFormat::Png;
+        assert_eq!(one(encode(GrayImage::from_pixel(1, 1, Luma([9])), png)), [9, 9, 9]);
+        assert_eq!(one(encode(ImageBuffer::from_pixel(1, 1, Luma([0x8080u16])), png)), [0x80; 3]);
+        assert_eq!(one(encode(ImageBuffer::from_pixel(1, 1, LumaA([9u8, 0])), png)), [9, 9, 9]);
+        assert_eq!(one(encode(ImageBuffer::from_pixel(1, 1, Rgba([1u8, 2, 3, 0])), png)), [1, 2, 3]);
+        assert_eq!(one(encode(ImageBuffer::from_pixel(1, 1, Rgb([0xffffu16, 0, 0x0101])), png)), [255, 0, 1]);
+        assert_eq!(one(encode(GrayImage::from_pixel(8, 8, Luma([77])), ImageFormat::Jpeg)), [77; 192]);
+        // A BMP of one pixel with a palette of two colours (blue, green, red, 0); the pixel is the second.
+        let mut bmp = b"BM".to_vec();
+        for field in [66u32, 0, 62, 40, 1, 1, 1 | 8 << 16, 0, 4, 0, 0, 2, 0] {
+            bmp.extend(field.to_le_bytes());
+        }
+        bmp.extend([1, 1, 1, 0, 30, 20, 10, 0, 1, 0, 0, 0]);
+        assert_eq!(one(bmp), [10, 20, 30]);
+    }
+
+    /// Puts a segment with an EXIF orientation behind the start marker of a JPEG.
+    fn oriented(jpeg: &[u8], orientation: u8) -> Vec<u8> {
+        let mut exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".to_vec();
+        exif.extend([orientation, 0, 0, 0, 0, 0, 0, 0]);
+        let mut bytes = vec![0xff, 0xd8, 0xff, 0xe1];
+        bytes.extend((exif.len() as u16 + 2).to_be_bytes());
+        [bytes.as_slice(), &exif, &jpeg[2..]].concat()
+    }
+
+    #[test]
+    fn exif_orientation_is_applied() {
+        // Left half black, right half white; 6 means: to be turned by 90 degrees clockwise.
+        let jpeg = encode(GrayImage::from_fn(32, 16, |x, _| Luma([if x < 16 { 0 } else { 255 }])), ImageFormat::Jpeg);
+        let image = Image::decode(&oriented(&jpeg, 6)).expect("well formed");
+        assert_eq!((image.height, image.width), (32, 16));
+        assert!(image.pixels[..16 * 3].iter().all(|&value| value < 8));
+        assert!(image.pixels[31 * 16 * 3..].iter().all(|&value| value > 247));
+        let image = Image::decode(&oriented(&jpeg, 3)).expect("well formed");
+        assert!(image.pixels[0] > 247 && image.pixels[31 * 3] < 8);
+        assert_eq!(Image::decode(&oriented(&jpeg, 200)), Image::decode(&jpeg));
+    }
+
+    #[test]
+    fn every_truncation_is_an_error_or_the_whole_image() {
+        let picture = RgbImage::from_fn(40, 24, |x, y| Rgb([x as u8 * 6, y as u8 * 10, (x * y) as u8]));
+        for format in [
+            ImageFormat::Jpeg,
+            ImageFormat::Png,
+            ImageFormat::WebP,
+            ImageFormat::Tiff,
+            ImageFormat::Bmp,
+            ImageFormat::Pnm,
+        ] {
+            let bytes = encode(picture.clone(), format);
+            let whole = Image::decode(&bytes).expect("well formed");
+            for cut in 0..bytes.len() {
+                if let Ok(image) = Image::decode(&bytes[..cut]) {
+                    assert_eq!(image, whole, "{format:?}, {cut} of {} bytes", bytes.len());
+                }
+            }
+            assert!(Image::decode(&bytes[..bytes.len() / 2]).is_err(), "{format:?}");
+        }
+    }
+
+    #[test]
+    fn a_truncated_jpeg_is_not_saved_by_its_thumbnail() {
+        let jpeg = encode(GrayImage::from_fn(64, 64, |x, y| Luma([(x * y) as u8])), ImageFormat::Jpeg);
+        let mut bytes = vec![0xff, 0xd8, 0xff, 0xe2];
+        bytes.extend((jpeg.len() as u16 + 2).to_be_bytes());
+        let with_thumbnail = [bytes.as_slice(), &jpeg, &jpeg[2..]].concat();
+        assert!(Image::decode(&with_thumbnail).is_ok());
+        let message = Image::decode(&with_thumbnail[..with_thumbnail.len() - 40]).expect_err("cut off");
+        assert!(message.contains("truncated"), "{message}");
+        // What follows the end is nobody's business.
+        assert!(Image::decode(&[with_thumbnail.as_slice(), b"trailing bytes"].concat()).is_ok());
+    }
+
+    #[test]
+    fn rubbish_is_an_error() {
+        assert_eq!(Image::decode(b""), Err("an empty file".into()));
+        let message = Image::decode(b"<!DOCTYPE html>").expect_err("not an image");
+        assert!(message.contains("3c 21 44 4f"), "{message}");
+        assert!(Image::decode(&[0xff, 0xd8, 0xff]).is_err());
+    }
+
+    #[test]
+    fn decompression_bombs_are_refused() {
+        // A PNG that claims 60,000 x 60,000 pixels.
+        let mut bytes = encode(sample(), ImageFormat::Png);
+        bytes[16..20].copy_from_slice(&60_000u32.to_be_bytes());
+        bytes[20..24].copy_from_slice(&60_000u32.to_be_bytes());
+        let mut checksum = flate2::Crc::new();
+        checksum.update(&bytes[12..29]);
+        bytes[29..33].copy_from_slice(&checksum.sum().to_be_bytes());
+        let message = Image::decode(&bytes).expect_err("11 GB of pixels");
+        assert!(message.contains("60000") || message.to_lowercase().contains("limit"), "{message}");
+    }
+}

@@ -1,0 +1,162 @@
+//! Multi-head scaled dot-product attention over short sequences, with dropout on the weights.
+//!
+//! `out = dropout(softmax(q k^T / sqrt(d))) v` per image and head (Vaswani et al. 2017). The weights are recomputed in
+//! the backward pass, so nothing but q, k, v is kept.
+
+pub(crate) mod cpu;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use cpu::dropout_multipliers;
+
+use crate::error::{Result, expect_len, require};
+use crate::{Element, Len, Memory, Purpose, View, ViewMut};
+
+/// Random zeroing of values in training. Each is multiplied by 0 or by `1 / (1 - rate)`, the quotient taken in `f64`
+/// and rounded to `T::Wide`.
+///
+/// The decision for element e of sample b is word `e % 4` of Philox (purpose `Dropout + site`, sample
+/// `rng[1] + b`, block `e / 4`): kept if `Philox::unit(word) >= rate`.
+#[derive(Debug)]
+pub struct Dropout<'a, M: Memory> {
+    /// Probability of a zero, in [0, 1).
+    pub rate: f32,
+    /// Which dropout of the network this is.
+    pub site: u32,
+    /// `[2]`: seed of the run; global number of the batch's first sample.
+    pub rng: View<'a, M, u64>,
+}
+
+impl<M: Memory> Clone for Dropout<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<M: Memory> Copy for Dropout<'_, M> {}
+
+impl<M: Memory> Dropout<'_, M> {
+    pub(crate) fn check(&self, op: &'static str) -> Result<()> {
+        require(op, (0.0..1.0).contains(&self.rate), || format!("dropout rate {} is not in [0, 1)", self.rate))?;
+        expect_len(op, "rng", self.rng.len(), 2)
+    }
+    /// What kept values are multiplied by.
+    pub(crate) fn factor(&self) -> f64 {
+        1.0 / (1.0 - f64::from(self.rate))
+    }
+    /// Number of the draws' purpose.
+    pub(crate) fn purpose(&self) -> u32 {
+        (Purpose::Dropout as u32).wrapping_add(self.site)
+    }
+}
+
+/// Sizes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct AttentionDims {
+    /// Images.
+    pub b: usize,
+    /// Query tokens of an image: all, or 1 where only the first token's output is read.
+    pub t_query: usize,
+    /// Key and value tokens of an image, at most [`MAX_TOKENS`].
+    pub t: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Size of a head.
+    pub d: usize,
+}
+
+/// The longest sequence that is supported: whole weight rows are held on chip.
+pub const MAX_TOKENS: usize = 1024;
+
+impl AttentionDims {
+    /// Elements of q, of the output and of their gradients: `[b, t_query, heads, d]`.
+    pub const fn len_query(&self) -> usize {
+        self.b * self.t_query * self.heads * self.d
+    }
+    /// Elements of keys and values: `[b, t, 2, heads, d]`.
+    pub const fn len_kv(&self) -> usize {
+        self.b * self.t * 2 * self.heads * self.d
+    }
+    /// Floating-point operations of the forward pass's two products.
+    pub const fn flops(&self) -> usize {
+        4 * self.b * self.heads * self.t_query * self.t * self.d
+    }
+    fn check(&self, op: &'static str) -> Result<()> {
+        let Self { b, t_query, t, heads, d } = *self;
+        require(op, [b, t_query, t, heads, d].iter().all(|&x| x > 0), || format!("an extent is zero in {self:?}"))?;
+        require(op, t <= MAX_TOKENS, || format!("{t} tokens, at most {MAX_TOKENS}"))
+    }
+}
+
+/// Arguments of [`Attention::attention_forward`].
+#[derive(Debug)]
+pub struct Forward<'a, M: Memory, T: Element> {
+    /// Sizes.
+    pub dims: AttentionDims,
+    /// `[b, t_query, heads, d]`.
+    pub q: View<'a, M, T>,
+    /// `[b, t, 2, heads, d]`: keys, values.
+    pub kv: View<'a, M, T>,
+    /// On the weights; element `(head * t_query + query) * t + key`.
+    pub dropout: Option<Dropout<'a, M>>,
+    /// `[b, t_query, heads, d]`.
+    pub out: ViewMut<'a, M, T>,
+}
+
+/// Arguments of [`Attention::attention_backward`].
+#[derive(Debug)]
+pub struct Backward<'a, M: Memory, T: Element> {
+    /// Sizes.
+    pub dims: AttentionDims,
+    /// The forward pass's.
+    pub q: View<'a, M, T>,
+    /// The forward pass's.
+    pub kv: View<'a, M, T>,
+    /// The forward pass's.
+    pub dropout: Option<Dropout<'a, M>>,
+    /// Gradient of the output.
+    pub dout: View<'a, M, T>,
+    /// As q.
+    pub dq: ViewMut<'a, M, T>,
+    /// As kv.
+    pub dkv: ViewMut<'a, M, T>,
+}
+
+/// The operation; see the module.
+pub trait Attention<T: Element>: Memory {
+    /// `out = dropout(softmax(q k^T / sqrt(d))) v`.
+    ///
+    /// # Errors
+    /// Lengths or dims that do not fit.
+    fn attention_forward(&self, args: Forward<'_, Self, T>) -> Result<()>;
+    /// Gradients of q, k and v.
+    ///
+    /// # Errors
+    /// Lengths or dims that do not fit.
+    fn attention_backward(&self, args: Backward<'_, Self, T>) -> Result<()>;
+}
+
+impl<M: Memory, T: Element> Forward<'_, M, T> {
+    pub(crate) fn check(&self) -> Result<()> {
+        const OP: &str = "attention_forward";
+        let d = &self.dims;
+        d.check(OP)?;
+        expect_len(OP, "q", self.q.len(), d.len_query())?;
+        expect_len(OP, "kv", self.kv.len(), d.len_kv())?;
+        self.dropout.as_ref().map_or(Ok(()), |dropout| dropout.check(OP))?;
+        expect_len(OP, "out", self.out.len(), d.len_query())
+    }
+}
+
+impl<M: Memory, T: Element> Backward<'_, M, T> {
+    pub(crate) fn check(&self) -> Result<()> {
+        const OP: &str = "attention_backward";
+        let d = &self.dims;
+        d.check(OP)?;
+        expect_len(OP, "q", self.q.len(), d.len_query())?;
+        expect_len(OP, "kv", self.kv.len(), d.len_kv())?;
+        self.dropout.as_ref().map_or(Ok(()), |dropout| dropout.check(OP))?;
+        expect_len(OP, "dout", self.dout.len(), d.len_query())?;
+        expect_len(OP, "dq", self.dq.len(), d.len_query())?;
+        expect_len(OP, "dkv", self.dkv.len(), d.len_kv())
+    }
+}

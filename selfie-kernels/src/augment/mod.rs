@@ -1,0 +1,69 @@
+//! Bytes to numbers: crop, flip, `(x / 255 - mean) / std`, and the cut into patches, in one pass.
+
+pub(crate) mod cpu;
+#[cfg(test)]
+mod tests;
+
+use crate::error::{Result, expect_len, require};
+use crate::{Element, Len, Memory, View, ViewMut};
+
+/// Sizes: bytes `[n, h, w, 3]` to numbers `[n * grid * grid, patch, patch, 3]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct AugmentDims {
+    /// Images.
+    pub n: usize,
+    /// Height of an image as loaded.
+    pub h: usize,
+    /// Width of an image as loaded.
+    pub w: usize,
+    /// Patches along a side; 1 for the whole image. Patches are in row-major order.
+    pub grid: usize,
+    /// Side of a patch in pixels; the crop is `grid * patch` square.
+    pub patch: usize,
+}
+
+impl AugmentDims {
+    /// Elements of the result.
+    pub const fn len_out(&self) -> usize {
+        self.n * self.grid * self.grid * self.patch * self.patch * 3
+    }
+}
+
+/// Arguments of [`Augment::augment`].
+#[derive(Debug)]
+pub struct Args<'a, M: Memory, T: Element> {
+    /// Sizes.
+    pub dims: AugmentDims,
+    /// `[n, h, w, 3]`, RGB.
+    pub images: View<'a, M, u8>,
+    /// `[n, 3]`: row and column of the crop's upper left corner in the image (negative or beyond: black, byte 0), and
+    /// whether the crop is mirrored (0 or 1).
+    pub draws: View<'a, M, i32>,
+    /// Of each channel, after division by 255.
+    pub mean: [f64; 3],
+    /// Of each channel, after division by 255.
+    pub std: [f64; 3],
+    /// `[n * grid * grid, patch, patch, 3]`.
+    pub x: ViewMut<'a, M, T>,
+}
+
+/// The operation; see the module.
+pub trait Augment<T: Element>: Memory {
+    /// Crop, flip, normalise, cut.
+    ///
+    /// # Errors
+    /// Lengths or dims that do not fit.
+    fn augment(&self, args: Args<'_, Self, T>) -> Result<()>;
+}
+
+impl<M: Memory, T: Element> Args<'_, M, T> {
+    pub(crate) fn check(&self) -> Result<()> {
+        const OP: &str = "augment";
+        let d = &self.dims;
+        require(OP, d.len_out() > 0 && d.h > 0 && d.w > 0, || format!("an extent is zero in {d:?}"))?;
+        require(OP, self.std.iter().all(|&s| s > 0.0), || format!("std must be positive, got {:?}", self.std))?;
+        expect_len(OP, "images", self.images.len(), d.n * d.h * d.w * 3)?;
+        expect_len(OP, "draws", self.draws.len(), d.n * 3)?;
+        expect_len(OP, "x", self.x.len(), d.len_out())
+    }
+}

@@ -1,0 +1,118 @@
+//! Images in groups, so that what is kept between two passes over a group, the M x M probabilities of an image, does not
+//! grow with the batch. The gradient of the positions is summed by rows of the parameters, images in order.
+
+use super::{Args, Gradients};
+use crate::cpu::{rows, vectorize};
+use crate::softmax_cross_entropy::Tally;
+use crate::{Cpu, Element, Result, Wide};
+use num_traits::{One, Zero};
+use rayon::prelude::*;
+
+/// Images of a group.
+const GROUP: usize = 64;
+
+pub(crate) fn contrast<T: Element>(cpu: &Cpu, args: Args<'_, Cpu, T>) -> Result<()> {
+    let Args { dims, valid, logit_scale, u_stride, u, h, order, positions, loss, mut gradients } = args;
+    let (n, d, hidden) = (dims.n(), dims.d, dims.hidden);
+    let scale = T::Wide::from_f64(logit_scale);
+    // Of the mean loss with respect to `v . h`, per unit of probability.
+    let dlogit = T::Wide::from_f64(logit_scale / (valid * hidden) as f64);
+    let places = |image: usize| order[image * n..][..hidden].iter().map(|&place| place as usize);
+    let features = |image: usize, place: usize| &h[(image * n + place) * d..][..d];
+    let query = |image: usize, place: usize, out: &mut [T::Wide]| {
+        dims.position(positions, place, out);
+        rows::add(out, &u[image * u_stride..][..d]);
+    };
+    let vector = || vec![T::Wide::zero(); d];
+    let vectors = || (vector(), vec![T::Wide::zero(); hidden * d]);
+
+    let mut tallies = [Tally::default(); GROUP];
+    // [image, l, j]: probabilities, less one where l = j.
+    let mut errors = vec![T::Wide::zero(); GROUP.min(valid) * hidden * hidden];
+    let mut tally = Tally::default();
+    cpu.install(|| {
+        for group in (0..valid).step_by(GROUP) {
+            let images = GROUP.min(valid - group);
+            let tallies = &mut tallies[..images];
+            let errors = &mut errors[..images * hidden * hidden];
+
+            let tasks = tallies.par_iter_mut().zip(errors.par_chunks_mut(hidden * hidden)).enumerate();
+            tasks.for_each_init(vectors, |(query_tile, keys), (image, (tally, errors))| {
+                let image = group + image;
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        *tally = Tally::default();
+                        for (key, place) in keys.chunks_exact_mut(d).zip(places(image)) {
+                            rows::widen(features(image, place), key);
+                        }
+                        for (l, (row, place)) in errors.chunks_exact_mut(hidden).zip(places(image)).enumerate() {
+                            query(image, place, query_tile);
+                            for (logit, key) in row.iter_mut().zip(keys.chunks_exact(d)) {
+                                *logit = rows::dot(query_tile, key) * scale;
+                            }
+                            tally.count(row, l);
+                            row[l] = row[l] - T::Wide::one();
+                        }
+                    },
+                );
+            });
+            tally = tallies.iter().copied().fold(tally, Tally::add);
+
+            let Some(Gradients { du, dh, dpositions }) = &mut gradients else { continue };
+            let errors = &*errors;
+            let du = du[group * d..][..images * d].par_chunks_mut(d);
+            let dh = dh[group * n * d..][..images * n * d].par_chunks_mut(n * d);
+            let tasks = du.zip(dh).zip(errors.par_chunks(hidden * hidden)).enumerate();
+            tasks.for_each_init(vectors, |(tile, dkeys), (image, ((du, dh), errors))| {
+                let image = group + image;
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        dkeys.fill(T::Wide::zero());
+                        for (row, place) in errors.chunks_exact(hidden).zip(places(image)) {
+                            query(image, place, tile);
+                            for (dkey, &error) in dkeys.chunks_exact_mut(d).zip(row) {
+                                rows::add_scaled(dkey, error * dlogit, tile);
+                            }
+                        }
+                        for (dkey, place) in dkeys.chunks_exact(d).zip(places(image)) {
+                            rows::narrow(dkey, &mut dh[place * d..][..d]);
+                        }
+                        tile.fill(T::Wide::zero());
+                        for (j, place) in places(image).enumerate() {
+                            let error: T::Wide = (0..hidden).map(|l| errors[l * hidden + j]).sum();
+                            rows::add_scaled(tile, error * dlogit, features(image, place));
+                        }
+                        rows::narrow(tile, du);
+                    },
+                );
+            });
+
+            dpositions.par_chunks_mut(d).enumerate().for_each(|(row, dposition)| {
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        if group == 0 {
+                            dposition.fill(T::Wide::zero());
+                        }
+                        for (image, errors) in errors.chunks_exact(hidden * hidden).enumerate() {
+                            let image = group + image;
+                            if !places(image).any(|place| dims.position_uses(place, row)) {
+                                continue;
+                            }
+                            for (j, place) in places(image).enumerate() {
+                                let rows = errors.chunks_exact(hidden).zip(places(image));
+                                let used = rows.filter(|&(_, place)| dims.position_uses(place, row));
+                                let error: T::Wide = used.map(|(errors, _)| errors[j]).sum();
+                                rows::add_scaled(dposition, error * dlogit, features(image, place));
+                            }
+                        }
+                    },
+                );
+            });
+        }
+    });
+    loss.copy_from_slice(&tally.mean(valid * hidden));
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! The Selfie objective: which hidden patch belongs at which hidden place, and all its gradients in one pass.
+//!
+//! For the hidden places l of an image: `v_l = u + e(l)`, `logits[l][j] = logit_scale * v_l . h_j` over the hidden
+//! patches j of the same image, cross-entropy with the diagonal as target, mean over all rows and images.
+//! Computed in `T::Wide` throughout. Source: Trinh, Luong, Le 2019 (arXiv 1906.02940).
+
+pub(crate) mod cpu;
+#[cfg(test)]
+mod tests;
+
+use crate::error::{Result, expect_len, require};
+use crate::tokens::PatchDims;
+use crate::{Element, Len, Memory, View, ViewMut};
+
+/// Arguments of [`Contrast::contrast`].
+#[derive(Debug)]
+pub struct Args<'a, M: Memory, T: Element> {
+    /// Sizes.
+    pub dims: PatchDims,
+    /// Images that count towards loss and accuracy, the first ones; fewer than `b` only in evaluation.
+    pub valid: usize,
+    /// Factor of the logits.
+    pub logit_scale: f64,
+    /// First element of image i's u is at `i * u_stride`.
+    pub u_stride: usize,
+    /// `[b, d]` with stride: the summary of the visible patches.
+    pub u: View<'a, M, T>,
+    /// `[b, n, d]`: features of all patches.
+    pub h: View<'a, M, T>,
+    /// `[b, n]`: the first `hidden` are the hidden patches.
+    pub order: View<'a, M, u32>,
+    /// As [`PatchDims::positions`] says.
+    pub positions: View<'a, M, T::Wide>,
+    /// `[2]`: mean loss, accuracy (the first of equal maxima counts).
+    pub loss: ViewMut<'a, M, T::Wide>,
+    /// What training asks for.
+    pub gradients: Option<Gradients<'a, M, T>>,
+}
+
+/// Gradients of the mean loss.
+#[derive(Debug)]
+pub struct Gradients<'a, M: Memory, T: Element> {
+    /// `[b, d]`, dense.
+    pub du: ViewMut<'a, M, T>,
+    /// `[b, n, d]`: the rows of hidden patches are written, the others left alone.
+    pub dh: ViewMut<'a, M, T>,
+    /// Overwritten.
+    pub dpositions: ViewMut<'a, M, T::Wide>,
+}
+
+/// The operation; see the module.
+pub trait Contrast<T: Element>: Memory {
+    /// Loss, accuracy, and the gradients when asked for.
+    ///
+    /// # Errors
+    /// Lengths or dims that do not fit.
+    fn contrast(&self, args: Args<'_, Self, T>) -> Result<()>;
+}
+
+impl<M: Memory, T: Element> Args<'_, M, T> {
+    pub(crate) fn check(&self) -> Result<()> {
+        const OP: &str = "contrast";
+        let d = &self.dims;
+        d.check(OP)?;
+        require(OP, (1..=d.b).contains(&self.valid), || format!("{} of {} images valid", self.valid, d.b))?;
+        require(OP, self.gradients.is_none() || self.valid == d.b, || "gradients of a padded batch".into())?;
+        require(OP, self.u_stride >= d.d && self.u.len() >= (d.b - 1) * self.u_stride + d.d, || {
+            format!("u has {} elements with stride {}, too few for {d:?}", self.u.len(), self.u_stride)
+        })?;
+        expect_len(OP, "h", self.h.len(), d.len_h())?;
+        expect_len(OP, "order", self.order.len(), d.b * d.n())?;
+        expect_len(OP, "positions", self.positions.len(), d.len_positions())?;
+        expect_len(OP, "loss", self.loss.len(), 2)?;
+        if let Some(gradients) = &self.gradients {
+            expect_len(OP, "du", gradients.du.len(), d.b * d.d)?;
+            expect_len(OP, "dh", gradients.dh.len(), d.len_h())?;
+            expect_len(OP, "dpositions", gradients.dpositions.len(), d.len_positions())?;
+        }
+        Ok(())
+    }
+}

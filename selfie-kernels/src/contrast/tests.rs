@@ -1,0 +1,339 @@
+use super::*;
+use crate::Wide;
+use crate::testing::*;
+use crate::tokens::PositionKind;
+use proptest::prelude::*;
+
+/// b, grid, hidden, d; images that count; elements between the rows of u.
+const CASES: &[(&str, [usize; 4], usize, usize)] = &[
+    ("one hidden patch, so nothing to choose", [2, 2, 1, 3], 2, 0),
+    ("one visible patch", [2, 2, 3, 5], 2, 0),
+    ("one feature", [1, 2, 2, 1], 1, 0),
+    ("32px, u among other tokens", [3, 4, 4, 70], 3, 140),
+    ("224px", [2, 7, 12, 33], 2, 0),
+    ("a padded batch", [4, 2, 2, 6], 3, 1),
+    ("more than one group of images", [130, 2, 2, 3], 130, 0),
+    ("padding from the second group on", [130, 2, 2, 3], 65, 0),
+];
+
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    dims: PatchDims,
+    valid: usize,
+    skipped: usize,
+    logit_scale: f64,
+}
+
+/// `u` is dense here; on the device its rows lie apart, with NaN between them.
+#[derive(Debug, Clone)]
+struct Inputs<T: Element> {
+    u: Vec<T>,
+    h: Vec<T>,
+    order: Vec<u32>,
+    positions: Vec<T::Wide>,
+}
+
+#[derive(Debug)]
+struct Outputs<T: Element> {
+    loss: Vec<T::Wide>,
+    /// Where the batch is whole.
+    gradients: Option<HostGradients<T>>,
+}
+
+#[derive(Debug)]
+struct HostGradients<T: Element> {
+    du: Vec<T>,
+    dh: Vec<T>,
+    dpositions: Vec<T::Wide>,
+}
+
+fn draw<T: Element>(dims: PatchDims, draws: &mut Draws) -> Inputs<T> {
+    Inputs {
+        u: draws.values(dims.b * dims.d),
+        h: draws.values(dims.len_h()),
+        order: draws.orders(dims.b, dims.n()),
+        positions: draws.values(dims.len_positions()),
+    }
+}
+
+fn run<T: Element, B: Contrast<T>>(device: &B, sizes: Sizes, inputs: &Inputs<T>) -> Outputs<T> {
+    let Sizes { dims, valid, skipped, logit_scale } = sizes;
+    let u_stride = dims.d + skipped;
+    let mut apart = vec![stored::<T>(f64::NAN); (dims.b - 1) * u_stride + dims.d];
+    for (to, from) in apart.chunks_mut(u_stride).zip(inputs.u.chunks(dims.d)) {
+        to[..dims.d].copy_from_slice(from);
+    }
+    let (u, h) = (Guarded::new(device, &apart), Guarded::new(device, &inputs.h));
+    let (order, positions) = (Guarded::new(device, &inputs.order), Guarded::new(device, &inputs.positions));
+    let mut loss = Guarded::poisoned(device, 2);
+    let (mut du, mut dh) = (Guarded::poisoned(device, dims.b * dims.d), Guarded::poisoned(device, dims.len_h()));
+    let mut dpositions = Guarded::poisoned(device, dims.len_positions());
+    let whole = valid == dims.b;
+    let gradients = Gradients { du: du.view_mut(), dh: dh.view_mut(), dpositions: dpositions.view_mut() };
+    let args = Args {
+        dims,
+        valid,
+        logit_scale,
+        u_stride,
+        u: u.view(),
+        h: h.view(),
+        order: order.view(),
+        positions: positions.view(),
+        loss: loss.view_mut(),
+        gradients: whole.then_some(gradients),
+    };
+    device.contrast(args).expect("dims and lengths fit");
+    let loss = loss.read(device);
+    let gradients = || HostGradients { du: du.read(device), dh: dh.read(device), dpositions: dpositions.read(device) };
+    Outputs { loss, gradients: whole.then(gradients) }
+}
+
+/// The formula of the module, image by image.
+struct Oracle<'a> {
+    sizes: Sizes,
+    u: &'a [Bounded],
+    h: &'a [Bounded],
+    order: &'a [u32],
+    positions: &'a [Bounded],
+}
+
+impl Oracle<'_> {
+    fn hidden(&self, image: usize) -> Vec<usize> {
+        let dims = self.sizes.dims;
+        self.order[image * dims.n()..][..dims.hidden].iter().map(|&place| place as usize).collect()
+    }
+
+    /// Rows of the position parameters that the embedding of a place is the sum of.
+    fn rows(&self, place: usize) -> Vec<usize> {
+        let dims = self.sizes.dims;
+        match dims.positions {
+            PositionKind::Table => vec![place],
+            PositionKind::RowCol => vec![place / dims.grid, dims.grid + place % dims.grid],
+        }
+    }
+
+    fn key(&self, image: usize, place: usize) -> &[Bounded] {
+        let dims = self.sizes.dims;
+        &self.h[(image * dims.n() + place) * dims.d..][..dims.d]
+    }
+
+    fn query(&self, image: usize, place: usize) -> Vec<Bounded> {
+        let d = self.sizes.dims.d;
+        let position = |j: usize| Bounded::sum(self.rows(place).iter().map(|row| self.positions[row * d + j]));
+        (0..d).map(|j| self.u[image * d + j] + position(j)).collect()
+    }
+
+    /// Logits of an image, a row for each hidden place.
+    fn logits<W: Wide>(&self, image: usize) -> Vec<Vec<Bounded>> {
+        let scale = Bounded::constant::<W>(self.sizes.logit_scale);
+        let places = self.hidden(image);
+        let row = |&place: &usize| {
+            let query = self.query(image, place);
+            let product = |&other: &usize| Bounded::sum(query.iter().zip(self.key(image, other)).map(|(&q, &k)| q * k));
+            places.iter().map(|other| product(other) * scale).collect()
+        };
+        places.iter().map(row).collect()
+    }
+
+    fn loss<W: Wide>(&self) -> Bounded {
+        let rows = (0..self.sizes.valid).flat_map(|image| self.logits::<W>(image).into_iter().enumerate());
+        let losses = rows.map(|(l, row)| Bounded::cross_entropy(&row, l));
+        Bounded::sum_in_f64(losses) * Bounded::constant::<W>(1.0 / (self.sizes.valid * self.sizes.dims.hidden) as f64)
+    }
+
+    /// The least and the greatest accuracy that rounding allows: a maximum within the bounds of another may be either.
+    fn accuracy<W: Wide>(&self) -> [f64; 2] {
+        let rows = (0..self.sizes.valid).flat_map(|image| self.logits::<W>(image).into_iter().enumerate());
+        let mut right = [0.0; 2];
+        for (l, row) in rows {
+            // Where the bounds are zero, two equal logits are equal on the device too, and the first one counts.
+            let beats = |j: usize, sign: f64| {
+                let slack = if j == l { 0.0 } else { sign * (row[l].error + row[j].error) };
+                let lead = row[l].value - row[j].value + slack;
+                if j < l { lead > 0.0 } else { lead >= 0.0 }
+            };
+            right[0] += f64::from(u8::from((0..row.len()).all(|j| beats(j, -1.0))));
+            right[1] += f64::from(u8::from((0..row.len()).all(|j| beats(j, 1.0))));
+        }
+        right.map(|right| right / (self.sizes.valid * self.sizes.dims.hidden) as f64)
+    }
+
+    /// Gradients of u, h (none for visible patches) and the positions.
+    fn gradients<W: Wide>(&self) -> (Vec<Bounded>, Vec<Option<Bounded>>, Vec<Bounded>) {
+        let PatchDims { b, hidden, d, .. } = self.sizes.dims;
+        let n = self.sizes.dims.n();
+        let factor = Bounded::constant::<W>(self.sizes.logit_scale / (b * hidden) as f64);
+        let (mut du, mut dh) = (vec![Vec::new(); b * d], vec![None; b * n * d]);
+        let mut dpositions = vec![Vec::new(); self.positions.len()];
+        for image in 0..b {
+            let places = self.hidden(image);
+            let mut dlogits: Vec<_> = self.logits::<W>(image).iter().map(|row| Bounded::softmax(row)).collect();
+            for (l, row) in dlogits.iter_mut().enumerate() {
+                row[l] = row[l] - Bounded::new(1.0);
+                row.iter_mut().for_each(|x| *x = *x * factor);
+            }
+            let queries: Vec<_> = places.iter().map(|&place| self.query(image, place)).collect();
+            for (j, &place) in places.iter().enumerate() {
+                for c in 0..d {
+                    let terms = (0..hidden).map(|l| dlogits[l][j] * queries[l][c]);
+                    dh[(image * n + place) * d + c] = Some(Bounded::sum(terms));
+                    for (l, &query_place) in places.iter().enumerate() {
+                        let term = dlogits[l][j] * self.key(image, place)[c];
+                        du[image * d + c].push(term);
+                        self.rows(query_place).iter().for_each(|row| dpositions[row * d + c].push(term));
+                    }
+                }
+            }
+        }
+        let sums = |terms: Vec<Vec<Bounded>>| terms.into_iter().map(Bounded::sum).collect();
+        (sums(du), dh, sums(dpositions))
+    }
+}
+
+fn check<T: Element>(device: &impl Contrast<T>, sizes: Sizes, seed: u64) {
+    let inputs = draw::<T>(sizes.dims, &mut Draws::new(seed));
+    let Outputs { loss, gradients } = run(device, sizes, &inputs);
+    let (u, h, positions) = (bounded(&inputs.u), bounded(&inputs.h), bounded(&inputs.positions));
+    let oracle = Oracle { sizes, u: &u, h: &h, order: &inputs.order, positions: &positions };
+    assert_bounded("loss", &loss[..1], &[oracle.loss::<T::Wide>()]);
+    let [least, most] = oracle.accuracy::<T::Wide>().map(T::Wide::from_f64);
+    assert!((least..=most).contains(&loss[1]), "accuracy {} is not in {least} ..= {most}", loss[1]);
+
+    let Some(HostGradients { du, dh, dpositions }) = gradients else { return };
+    let (want_du, want_dh, want_dpositions) = oracle.gradients::<T::Wide>();
+    assert_bounded("du", &du, &want_du);
+    assert_bounded("dpositions", &dpositions, &want_dpositions);
+    let hidden = |i: &usize| want_dh[*i].is_some();
+    assert!(
+        (0..dh.len()).all(|i| hidden(&i) || dh[i].widen().to_f64().is_nan()),
+        "dh of visible patches is left alone"
+    );
+    let got: Vec<T> = (0..dh.len()).filter(hidden).map(|i| dh[i]).collect();
+    assert_bounded("dh", &got, &want_dh.into_iter().flatten().collect::<Vec<_>>());
+}
+
+fn check_cases<T: Element>() {
+    for &(name, [b, grid, hidden, d], valid, skipped) in CASES {
+        for (positions, logit_scale) in [(PositionKind::Table, 1.0), (PositionKind::RowCol, 1.0 / (d as f64).sqrt())] {
+            eprintln!("{}: {name}, {positions:?}", T::NAME);
+            let dims = PatchDims { b, grid, hidden, d, positions };
+            check::<T>(cpu(), Sizes { dims, valid, skipped, logit_scale }, 1);
+        }
+    }
+}
+
+#[test]
+fn cases() {
+    for_each_element!(check_cases);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn any_shape(
+        valid in 1..5usize,
+        padding in 0..2usize,
+        grid in 2..5usize,
+        hidden in 1..16usize,
+        d in 1..40usize,
+        skipped in 0..2usize,
+        seed: u64,
+    ) {
+        for positions in [PositionKind::Table, PositionKind::RowCol] {
+            let hidden = 1 + hidden % (grid * grid - 1);
+            let dims = PatchDims { b: valid + padding, grid, hidden, d, positions };
+            for_each_element!(check, cpu(), Sizes { dims, valid, skipped, logit_scale: 0.5 }, seed);
+        }
+    }
+}
+
+#[test]
+fn gradient() {
+    for positions in [PositionKind::Table, PositionKind::RowCol] {
+        let dims = PatchDims { b: 2, grid: 2, hidden: 3, d: 3, positions };
+        let sizes = Sizes { dims, valid: 2, skipped: 0, logit_scale: 0.5 };
+        let inputs = draw::<f64>(dims, &mut Draws::new(2));
+        let HostGradients { du, mut dh, dpositions } = run(cpu(), sizes, &inputs).gradients.expect("a whole batch");
+        dh.iter_mut().filter(|dh| dh.is_nan()).for_each(|dh| *dh = 0.0);
+        let loss = |u: &[Bounded], h: &[Bounded], positions: &[Bounded]| {
+            vec![Oracle { sizes, u, h, order: &inputs.order, positions }.loss::<f64>()]
+        };
+        let (u, h, positions) = (bounded(&inputs.u), bounded(&inputs.h), bounded(&inputs.positions));
+        assert_bounded_gradient("du", &du, &inputs.u, &[1.0], |u| loss(u, &h, &positions));
+        assert_bounded_gradient("dh", &dh, &inputs.h, &[1.0], |h| loss(&u, h, &positions));
+        assert_bounded_gradient("dpositions", &dpositions, &inputs.positions, &[1.0], |p| loss(&u, &h, p));
+    }
+}
+
+/// Two hidden patches with the same features: whichever place asks, the first one is the answer.
+#[test]
+fn the_first_of_equal_maxima_counts() {
+    let dims = PatchDims { b: 1, grid: 2, hidden: 2, d: 1, positions: PositionKind::Table };
+    let sizes = Sizes { dims, valid: 1, skipped: 0, logit_scale: 1.0 };
+    let inputs = Inputs { u: vec![1f32], h: vec![2.0; 4], order: vec![3, 1, 0, 2], positions: vec![0.0; 4] };
+    let loss = run(cpu(), sizes, &inputs).loss;
+    assert_eq!(loss, [std::f32::consts::LN_2, 0.5]);
+}
+
+#[test]
+fn a_nan_reaches_the_loss_and_its_image() {
+    let dims = PatchDims { b: 2, grid: 2, hidden: 2, d: 3, positions: PositionKind::Table };
+    let sizes = Sizes { dims, valid: 2, skipped: 0, logit_scale: 1.0 };
+    let mut inputs = draw::<f32>(dims, &mut Draws::new(3));
+    inputs.order = vec![0, 1, 2, 3, 2, 3, 0, 1];
+    inputs.h[2 * 3] = f32::NAN; // image 0, patch 2: visible, not looked at
+    assert!(run(cpu(), sizes, &inputs).loss[0].is_finite());
+    inputs.h[(4 + 2) * 3] = f32::NAN; // image 1, patch 2: hidden
+    let Outputs { loss, gradients } = run(cpu(), sizes, &inputs);
+    let HostGradients { du, dh, dpositions } = gradients.expect("a whole batch");
+    assert!(loss[0].is_nan());
+    assert!(loss[1] <= 0.5, "rows with a NaN are wrong");
+    for i in 0..3 {
+        assert!(!du[i].is_nan() && du[3 + i].is_nan());
+        assert!(!dh[i].is_nan() && dh[(4 + 3) * 3 + i].is_nan());
+        assert!(!dpositions[i].is_nan() && dpositions[3 * 3 + i].is_nan());
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_threads() {
+    for positions in [PositionKind::Table, PositionKind::RowCol] {
+        let dims = PatchDims { b: 70, grid: 4, hidden: 4, d: 40, positions };
+        let sizes = Sizes { dims, valid: 70, skipped: 0, logit_scale: 1.0 };
+        let inputs = draw::<f32>(dims, &mut Draws::new(4));
+        assert_same_on_any_threads(|cpu| {
+            let Outputs { loss, gradients } = run(cpu, sizes, &inputs);
+            let HostGradients { du, dh, dpositions } = gradients.expect("a whole batch");
+            [bits(&loss), bits(&du), bits(&dh), bits(&dpositions)].concat()
+        });
+    }
+}
+
+#[test]
+fn refuses_what_does_not_fit() {
+    let dims = PatchDims { b: 2, grid: 2, hidden: 1, d: 3, positions: PositionKind::RowCol };
+    let order = [0, 1, 2, 3].repeat(2);
+    let run = |dims, valid, u_stride, order: &[u32], lens: [usize; 7]| {
+        let [u, h, positions, mut loss, mut du, mut dh, mut dpositions] = lens.map(|len| vec![0f32; len]);
+        let (u, h, positions, loss) = (&u[..], &h[..], &positions[..], &mut loss[..]);
+        let gradients = Some(Gradients { du: &mut du[..], dh: &mut dh[..], dpositions: &mut dpositions[..] });
+        let args = Args { dims, valid, logit_scale: 1.0, u_stride, u, h, order, positions, loss, gradients };
+        Contrast::<f32>::contrast(cpu(), args)
+    };
+    let fitting = [8, 24, 12, 2, 6, 24, 12];
+    assert_eq!(run(dims, 2, 5, &order, fitting), Ok(()));
+    assert_refuses_length(run(dims, 2, 5, &order[1..], fitting), "order");
+    for (i, name) in ["h", "positions", "loss", "du", "dh", "dpositions"].into_iter().enumerate() {
+        let mut wrong = fitting;
+        wrong[1 + i] += 1;
+        assert_refuses_length(run(dims, 2, 5, &order, wrong), name);
+    }
+    assert_refuses_dims(run(dims, 2, 6, &order, fitting));
+    assert_refuses_dims(run(dims, 2, 2, &order, fitting));
+    for valid in [0, 1, 3] {
+        assert_refuses_dims(run(dims, valid, 5, &order, fitting));
+    }
+    for hidden in [0, 4] {
+        assert_refuses_dims(run(PatchDims { hidden, ..dims }, 2, 5, &order, fitting));
+    }
+}

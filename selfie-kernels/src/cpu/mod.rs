@@ -1,0 +1,116 @@
+//! The CPU as a device: host memory, a rayon pool, and the matrix engine that the heavy operations share.
+//!
+//! Work is cut into tasks by shape alone and never by the number of threads, so results are the same bits on any.
+
+pub(crate) mod engine;
+pub(crate) mod lanes;
+mod micro;
+mod plan;
+pub(crate) mod rows;
+mod scratch;
+mod simd;
+pub(crate) mod sums;
+mod table;
+pub(crate) mod transform;
+
+pub use micro::{KernelShape, MicroKernel};
+pub(crate) use plan::Reach;
+pub(crate) use simd::{prefetch, vectorize};
+pub use table::Table;
+
+use crate::error::expect_len;
+use crate::{Element, Error, Memory, Result, Scalar};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The CPU backend: `f32`, `bf16` (stored; computed in `f32`) and `f64`.
+#[derive(Debug, Clone)]
+pub struct Cpu {
+    pool: Arc<rayon::ThreadPool>,
+    scratch: Arc<scratch::ScratchPool>,
+    plans: Arc<plan::PlanCache>,
+}
+
+impl Cpu {
+    /// A device of `threads` threads; 0 takes one per core.
+    ///
+    /// # Errors
+    /// [`Error::Dims`] when the system refuses the threads.
+    pub fn new(threads: usize) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("selfie-cpu-{i}"))
+            .build()
+            .map_err(|e| Error::Dims { op: "cpu", reason: format!("cannot start {threads} threads: {e}") })?;
+        Ok(Self { pool: Arc::new(pool), scratch: Arc::default(), plans: Arc::default() })
+    }
+
+    /// Number of threads.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Runs `work` on the device's threads: rayon iterators inside it use them. Many calls of operations inside one
+    /// `install` save a hand-over each.
+    pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(work)
+    }
+}
+
+impl<T: Element> crate::Backend<T> for Cpu {}
+
+impl Memory for Cpu {
+    type Buffer<S: Scalar> = Vec<S>;
+    type View<'a, S: Scalar> = &'a [S];
+    type ViewMut<'a, S: Scalar> = &'a mut [S];
+
+    fn describe(&self) -> String {
+        format!("CPU, {} threads, {}", self.threads(), simd::Level::detect().name())
+    }
+
+    fn alloc<S: Scalar>(&self, len: usize) -> Result<Vec<S>> {
+        let bytes = len.saturating_mul(size_of::<S>());
+        let refused = || Error::OutOfMemory { bytes, device: "the CPU".into() };
+        let mut buffer = Vec::new();
+        buffer.try_reserve_exact(len).map_err(|_| refused())?;
+        buffer.resize(len, S::default());
+        Ok(buffer)
+    }
+
+    fn len<S: Scalar>(buffer: &Vec<S>) -> usize {
+        buffer.len()
+    }
+
+    fn view<S: Scalar>(buffer: &Vec<S>, range: Range<usize>) -> &[S] {
+        &buffer[range]
+    }
+
+    fn view_mut<S: Scalar>(buffer: &mut Vec<S>, range: Range<usize>) -> &mut [S] {
+        &mut buffer[range]
+    }
+
+    fn split_at<'a, S: Scalar>(view: Self::ViewMut<'a, S>, at: usize) -> (Self::ViewMut<'a, S>, Self::ViewMut<'a, S>) {
+        view.split_at_mut(at)
+    }
+
+    fn upload<S: Scalar>(&self, host: &[S], device: &mut [S]) -> Result<()> {
+        expect_len("upload", "host", host.len(), device.len())?;
+        device.copy_from_slice(host);
+        Ok(())
+    }
+
+    fn download<S: Scalar>(&self, device: &[S], host: &mut [S]) -> Result<()> {
+        expect_len("download", "host", host.len(), device.len())?;
+        host.copy_from_slice(device);
+        Ok(())
+    }
+
+    fn zero<S: Scalar>(&self, device: &mut [S]) -> Result<()> {
+        device.fill(S::default());
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,59 @@
+//! Numbers and buffers: every operation of a training step, once as a contract and once per backend.
+//!
+//! The crate knows no network, file or data set. One folder is one operation: `mod.rs` is its contract (formula,
+//! dims, arguments, `check`), `cpu.rs` the CPU implementation, `tests.rs` an `f64` oracle, a table of cases and
+//! properties. [`Backend`] is the table of contents.
+//!
+//! Layouts: images and feature maps are `[n, h, w, c]`, filters `[k, r, s, c]`, matrices row-major.
+
+mod element;
+mod error;
+mod memory;
+mod philox;
+#[cfg(test)]
+mod testing;
+
+pub mod cpu;
+
+pub mod attention;
+pub mod augment;
+pub mod bn_commit;
+pub mod bn_finalize;
+pub mod contrast;
+pub mod gemm;
+pub mod grad_join;
+pub mod max_pool;
+pub mod norm_relu_conv;
+pub mod norm_relu_pool;
+pub mod residual_norm;
+pub mod sgd;
+pub mod softmax_cross_entropy;
+pub mod stem_conv;
+pub mod tokens;
+
+pub use cpu::Cpu;
+pub use element::{Element, Scalar, Wide};
+pub use error::{Error, Result};
+pub use memory::{Len, Memory, View, ViewMut};
+pub use philox::{Philox, Purpose};
+
+/// Everything a device must offer to train: memory and the operations, in the element type `T` of activations.
+pub trait Backend<T: Element>:
+    Memory
+    + augment::Augment<T>
+    + stem_conv::StemConv<T>
+    + max_pool::MaxPool<T>
+    + norm_relu_conv::NormReluConv<T>
+    + bn_finalize::BnFinalize<T>
+    + bn_commit::BnCommit<T>
+    + norm_relu_pool::NormReluPool<T>
+    + grad_join::GradJoin<T>
+    + gemm::Gemm<T>
+    + attention::Attention<T>
+    + residual_norm::ResidualNorm<T>
+    + tokens::Tokens<T>
+    + contrast::Contrast<T>
+    + softmax_cross_entropy::SoftmaxCrossEntropy<T>
+    + sgd::Sgd<T>
+{
+}

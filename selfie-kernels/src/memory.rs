@@ -1,0 +1,87 @@
+use crate::{Result, Scalar};
+use std::fmt::Debug;
+use std::ops::Range;
+
+/// Number of elements of a view.
+pub trait Len {
+    /// Number of elements.
+    fn len(&self) -> usize;
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl<S> Len for &[S] {
+    fn len(&self) -> usize {
+        <[S]>::len(self)
+    }
+}
+impl<S> Len for &mut [S] {
+    fn len(&self) -> usize {
+        <[S]>::len(self)
+    }
+}
+
+/// A read-only window of a buffer of `M`.
+pub type View<'a, M, S> = <M as Memory>::View<'a, S>;
+/// A writable window of a buffer of `M`.
+pub type ViewMut<'a, M, S> = <M as Memory>::ViewMut<'a, S>;
+
+/// Where numbers live: allocation, windows, copies from and to the host.
+///
+/// Calls are ordered: an operation sees what those before it wrote. They may return before the device is done;
+/// [`Memory::download`] and [`Memory::sync`] wait.
+pub trait Memory: Sized + Send + Sync + 'static {
+    /// Owned storage of `S` on this device.
+    type Buffer<S: Scalar>: Debug + Send + Sync;
+    /// A read-only window.
+    type View<'a, S: Scalar>: Copy + Debug + Len + Send + Sync;
+    /// A writable window.
+    type ViewMut<'a, S: Scalar>: Debug + Len + Send;
+
+    /// The device in words, for logs and errors.
+    fn describe(&self) -> String;
+    /// `len` zeroed elements.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`] when the device has not as much left.
+    fn alloc<S: Scalar>(&self, len: usize) -> Result<Self::Buffer<S>>;
+    /// Elements of a buffer.
+    fn len<S: Scalar>(buffer: &Self::Buffer<S>) -> usize;
+    /// Window of a buffer; the range must lie inside (an out-of-range window is a bug of the caller and panics).
+    fn view<S: Scalar>(buffer: &Self::Buffer<S>, range: Range<usize>) -> Self::View<'_, S>;
+    /// Writable window of a buffer; the range must lie inside.
+    fn view_mut<S: Scalar>(buffer: &mut Self::Buffer<S>, range: Range<usize>) -> Self::ViewMut<'_, S>;
+    /// Two disjoint windows of one: `[..at]` and `[at..]`.
+    fn split_at<'a, S: Scalar>(view: Self::ViewMut<'a, S>, at: usize) -> (Self::ViewMut<'a, S>, Self::ViewMut<'a, S>);
+    /// Whole buffer, read-only.
+    fn all<S: Scalar>(buffer: &Self::Buffer<S>) -> Self::View<'_, S> {
+        Self::view(buffer, 0..Self::len(buffer))
+    }
+    /// Whole buffer, writable.
+    fn all_mut<S: Scalar>(buffer: &mut Self::Buffer<S>) -> Self::ViewMut<'_, S> {
+        let len = Self::len(buffer);
+        Self::view_mut(buffer, 0..len)
+    }
+    /// Host to device; lengths must agree.
+    ///
+    /// # Errors
+    /// [`crate::Error::Length`] when they don't.
+    fn upload<S: Scalar>(&self, host: &[S], device: Self::ViewMut<'_, S>) -> Result<()>;
+    /// Device to host, after everything called before.
+    ///
+    /// # Errors
+    /// [`crate::Error::Length`] when the lengths differ.
+    fn download<S: Scalar>(&self, device: Self::View<'_, S>, host: &mut [S]) -> Result<()>;
+    /// Sets every element to zero.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn zero<S: Scalar>(&self, device: Self::ViewMut<'_, S>) -> Result<()>;
+    /// Waits until everything called so far is done.
+    ///
+    /// # Errors
+    /// Those of the calls it waited for.
+    fn sync(&self) -> Result<()>;
+}

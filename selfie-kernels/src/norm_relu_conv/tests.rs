@@ -1,0 +1,473 @@
+use super::*;
+use crate::testing::*;
+use ndarray::{Array2, ArrayView2, ArrayView3, ArrayView4};
+use proptest::prelude::*;
+
+const fn conv([n, h, w]: [usize; 3], [c, k]: [usize; 2], [r, s]: [usize; 2], stride: usize, pad: usize) -> ConvDims {
+    ConvDims { n, h, w, c, k, r, s, stride, pad }
+}
+
+/// `conv(images, channels in and out, filter, stride, padding)`
+const CASES: &[(&str, ConvDims)] = &[
+    ("one number", conv([1, 1, 1], [1, 1], [1, 1], 1, 0)),
+    ("1x1, one full tile of sums", conv([2, 8, 8], [17, 33], [1, 1], 1, 0)),
+    ("1x1, columns shared out among few tiles, the last one short", conv([3, 10, 9], [70, 72], [1, 1], 1, 0)),
+    ("1x1, many tiles", conv([9, 16, 15], [33, 3], [1, 1], 1, 0)),
+    ("projection, stride 2, even sides", conv([2, 6, 8], [16, 33], [1, 1], 2, 0)),
+    ("projection, stride 2, odd sides", conv([2, 7, 5], [33, 17], [1, 1], 2, 0)),
+    ("3x3 on one pixel", conv([5, 1, 1], [17, 16], [3, 3], 1, 1)),
+    ("3x3 on 2x2", conv([3, 2, 2], [16, 17], [3, 3], 1, 1)),
+    ("3x3 on 4x4", conv([2, 4, 4], [3, 64], [3, 3], 1, 1)),
+    ("3x3 on 8x8, columns shared out", conv([3, 8, 8], [70, 70], [3, 3], 1, 1)),
+    ("3x3 on 7x9", conv([3, 7, 9], [64, 1], [3, 3], 1, 1)),
+    ("3x3, many tiles", conv([33, 8, 8], [3, 17], [3, 3], 1, 1)),
+    ("3x3, stride 2, even sides", conv([2, 8, 6], [16, 33], [3, 3], 2, 1)),
+    ("3x3, stride 2, odd sides", conv([2, 9, 7], [33, 16], [3, 3], 2, 1)),
+    ("3x3 without padding", conv([2, 5, 6], [3, 5], [3, 3], 1, 0)),
+    ("5x3", conv([2, 6, 7], [5, 9], [5, 3], 1, 2)),
+];
+
+/// What all passes share.
+#[derive(Debug, Clone)]
+struct Layer<T: Element> {
+    dims: ConvDims,
+    x: Vec<T>,
+    /// mean, rstd, scale, shift
+    norm: Vec<T::Wide>,
+    w: Vec<T>,
+}
+
+impl<T: Element> Layer<T> {
+    fn draw(dims: ConvDims, draws: &mut Draws) -> Self {
+        let (x, norm) = (draws.values(dims.len_in()), draws.values(4 * dims.c));
+        Self { dims, x, norm, w: draws.values(dims.len_filter()) }
+    }
+
+    /// `scale * x + shift`, rounded once.
+    fn z(&self) -> Vec<f64> {
+        let (c, norm) = (self.dims.c, exact(&self.norm));
+        let z = |(i, x): (usize, f64)| norm[2 * c + i % c].mul_add(x, norm[3 * c + i % c]);
+        exact(&self.x).into_iter().enumerate().map(z).collect()
+    }
+
+    /// Its ReLU, which keeps NaN.
+    fn activation(&self) -> Vec<f64> {
+        self.z().into_iter().map(|z| if z < 0.0 { 0.0 } else { z }).collect()
+    }
+
+    /// Either kind of gradient of `y`.
+    fn gradients(&self, draws: &mut Draws) -> [HostGrad<T>; 2] {
+        let len = self.dims.len_out();
+        let (dz, x, coef) = (draws.values(len), draws.values(len), draws.values(3 * self.dims.k));
+        [HostGrad::Plain(draws.values(len)), HostGrad::Affine { dz, x, coef }]
+    }
+}
+
+/// `y` and its statistics.
+fn forward<T: Element, B: NormReluConv<T>>(
+    device: &B,
+    layer: &Layer<T>,
+    residual: Option<&[T]>,
+) -> (Vec<T>, Vec<T::Wide>) {
+    let mut stats = Guarded::poisoned(device, sum_tiles(layer.dims.rows_out()) * 2 * layer.dims.k);
+    let y = run_forward(device, layer, residual, Some(&mut stats));
+    let without = run_forward(device, layer, residual, None);
+    assert!(bits(&y) == bits(&without), "statistics change the output");
+    (y, stats.read(device))
+}
+
+fn run_forward<T: Element, B: NormReluConv<T>>(
+    device: &B,
+    layer: &Layer<T>,
+    residual: Option<&[T]>,
+    stats: Option<&mut Guarded<B, T::Wide>>,
+) -> Vec<T> {
+    let Layer { dims, x, norm, w } = layer;
+    let (x, norm, w) = (Guarded::new(device, x), Guarded::new(device, norm), Guarded::new(device, w));
+    let residual = residual.map(|residual| Guarded::new(device, residual));
+    let mut y = Guarded::poisoned(device, dims.len_out());
+    let args = Forward {
+        dims: *dims,
+        x: x.view(),
+        norm: norm.view(),
+        w: w.view(),
+        residual: residual.as_ref().map(Guarded::view),
+        y: y.view_mut(),
+        stats: stats.map(Guarded::view_mut),
+    };
+    device.norm_relu_conv_forward(args).expect("dims and lengths fit");
+    y.read(device)
+}
+
+#[derive(Debug, Clone)]
+struct HostAddend<T> {
+    values: Vec<T>,
+    stride: usize,
+}
+
+impl<T: Element> HostAddend<T> {
+    fn draw(d: ConvDims, stride: usize, draws: &mut Draws) -> Self {
+        Self { values: draws.values(d.n * d.h.div_ceil(stride) * d.w.div_ceil(stride) * d.c), stride }
+    }
+}
+
+/// `dz` and its sums.
+fn backward_data<T: Element, B: NormReluConv<T>>(
+    device: &B,
+    layer: &Layer<T>,
+    dy: &HostGrad<T>,
+    addend: Option<&HostAddend<T>>,
+) -> (Vec<T>, Vec<T::Wide>) {
+    let Layer { dims, x, norm, w } = layer;
+    let (x, norm, w) = (Guarded::new(device, x), Guarded::new(device, norm), Guarded::new(device, w));
+    let dy = dy.upload(device);
+    let addend = addend.map(|addend| (Guarded::new(device, &addend.values), addend.stride));
+    let mut dz = Guarded::poisoned(device, dims.len_in());
+    let mut sums = Guarded::poisoned(device, sum_tiles(dims.rows_in()) * 2 * dims.c);
+    let args = BackwardData {
+        dims: *dims,
+        dy: dy.view(),
+        w: w.view(),
+        x: x.view(),
+        norm: norm.view(),
+        addend: addend.as_ref().map(|(values, stride)| Addend { values: values.view(), stride: *stride }),
+        dz: dz.view_mut(),
+        sums: sums.view_mut(),
+    };
+    device.norm_relu_conv_backward_data(args).expect("dims and lengths fit");
+    (dz.read(device), sums.read(device))
+}
+
+fn projection<T: Element, B: NormReluConv<T>>(device: &B, layer: &Layer<T>, dy: &HostGrad<T>) -> Vec<T> {
+    let dims = layer.dims;
+    let (dy, w) = (dy.upload(device), Guarded::new(device, &layer.w));
+    let mut dx = Guarded::poisoned(device, dims.rows_out() * dims.c);
+    let args = ProjectionBackwardData { dims, dy: dy.view(), w: w.view(), dx: dx.view_mut() };
+    device.projection_backward_data(args).expect("dims and lengths fit");
+    dx.read(device)
+}
+
+fn backward_filter<T: Element, B: NormReluConv<T>>(device: &B, layer: &Layer<T>, dy: &HostGrad<T>) -> Vec<T::Wide> {
+    let Layer { dims, x, norm, .. } = layer;
+    let (x, norm, dy) = (Guarded::new(device, x), Guarded::new(device, norm), dy.upload(device));
+    let mut dw = Guarded::poisoned(device, dims.len_filter());
+    let args = BackwardFilter { dims: *dims, x: x.view(), norm: norm.view(), dy: dy.view(), dw: dw.view_mut() };
+    device.norm_relu_conv_backward_filter(args).expect("dims and lengths fit");
+    dw.read(device)
+}
+
+fn oracle_forward<T: Element>(layer: &Layer<T>, residual: Option<&[T]>) -> Vec<Exact> {
+    let mut y = convolve(layer.dims, &layer.activation(), &exact(&layer.w));
+    for (y, residual) in y.iter_mut().zip(exact(residual.unwrap_or_default())) {
+        y.add(residual);
+    }
+    y
+}
+
+fn oracle_backward_data<T: Element>(layer: &Layer<T>, dy: &[Exact], addend: Option<&HostAddend<T>>) -> Vec<Exact> {
+    let d = layer.dims;
+    let w = exact(&layer.w);
+    let w = ArrayView3::from_shape((d.k, d.r * d.s, d.c), &w).expect("length of w");
+    let dy = ArrayView2::from_shape((d.rows_out(), d.k), dy).expect("length of dy");
+    let mut dx = Array2::from_elem((d.rows_in(), d.c), Exact::default());
+    for (output, tap, input) in conv_taps(d) {
+        for (c, dx) in dx.row_mut(input).iter_mut().enumerate() {
+            (0..d.k).for_each(|k| *dx += dy[[output, k]].times(w[[k, tap, c]]));
+        }
+    }
+    let mut dx = dx.into_shape_with_order((d.n, d.h, d.w, d.c)).expect("as many elements");
+    if let Some(HostAddend { values, stride }) = addend {
+        let values = exact(values);
+        let shape = (d.n, d.h.div_ceil(*stride), d.w.div_ceil(*stride), d.c);
+        let values = ArrayView4::from_shape(shape, &values).expect("length of the addend");
+        for ((n, y, x, c), &value) in values.indexed_iter() {
+            dx[[n, y * stride, x * stride, c]].add(value);
+        }
+    }
+    let masked = |(z, dx): (f64, Exact)| if z <= 0.0 { Exact::default() } else { dx };
+    layer.z().into_iter().zip(dx).map(masked).collect()
+}
+
+fn oracle_projection<T: Element>(layer: &Layer<T>, dy: &[Exact]) -> Vec<Exact> {
+    let (d, w) = (layer.dims, exact(&layer.w));
+    let dx = |(row, c): (usize, usize)| (0..d.k).map(|k| dy[row * d.k + k].times(w[k * d.c + c])).sum();
+    ndarray::indices((d.rows_out(), d.c)).into_iter().map(dx).collect()
+}
+
+/// Every pass, with and without what is optional. A sum of n products is n roundings deep in whatever order it is
+/// formed, n + 1 where the products are rounded too.
+fn check<T: Element>(device: &impl NormReluConv<T>, dims: ConvDims, seed: u64) {
+    let mut draws = Draws::new(seed);
+    let layer = Layer::draw(dims, &mut draws);
+    let residual = draws.values(dims.len_out());
+    for residual in [None, Some(&residual[..])] {
+        let (y, stats) = forward(device, &layer, residual);
+        let (transform, add) = (1, 1);
+        let roundings = dims.r * dims.s * dims.c + 1 + transform + add;
+        assert_close::<T::Wide, _>("y", &y, &oracle_forward(&layer, residual), roundings);
+        assert_tile_stats(&y, dims.k, &stats);
+    }
+    let dense = HostAddend::draw(dims, 1, &mut draws);
+    let sparse = HostAddend::draw(dims, 2, &mut draws);
+    for dy in layer.gradients(&mut draws) {
+        let want = dy.oracle(dims.k);
+        let transform = HostGrad::<T>::ROUNDINGS;
+        for addend in [None, Some(&dense), Some(&sparse)] {
+            let (dz, sums) = backward_data(device, &layer, &dy, addend);
+            let want = oracle_backward_data(&layer, &want, addend);
+            let add = 1;
+            assert_close::<T::Wide, _>("dz", &dz, &want, dims.r * dims.s * dims.k + 1 + transform + add);
+            assert_grad_sums(&dz, &layer.x, &layer.norm, &sums);
+        }
+        if (dims.r, dims.s, dims.pad) == (1, 1, 0) {
+            let dx = projection(device, &layer, &dy);
+            assert_close::<T::Wide, _>("dx", &dx, &oracle_projection(&layer, &want), dims.k + 1 + transform);
+        }
+        let dw = backward_filter(device, &layer, &dy);
+        let want = filter_gradient(dims, &want, &layer.activation());
+        assert_close::<T::Wide, _>("dw", &dw, &want, dims.rows_out() + 1 + transform + 1);
+    }
+}
+
+fn check_cases<T: Element>() {
+    for &(name, dims) in CASES {
+        eprintln!("{}: {name}", T::NAME);
+        check::<T>(cpu(), dims, 1);
+    }
+}
+
+#[test]
+fn cases() {
+    for_each_element!(check_cases);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+    #[test]
+    fn any_shape(
+        image in [1..4usize, 1..7, 1..7],
+        channels in [1..40usize, 1..40],
+        filter in [1..4usize, 1..4],
+        stride in 1..4usize,
+        pad in 0..3usize,
+        seed: u64,
+    ) {
+        let pad = pad.min(filter[0] - 1).min(filter[1] - 1);
+        let filter = [filter[0].min(image[1] + 2 * pad), filter[1].min(image[2] + 2 * pad)];
+        for_each_element!(check, cpu(), conv(image, channels, filter, stride, pad), seed);
+    }
+}
+
+#[test]
+fn gradient() {
+    for dims in [
+        conv([2, 4, 3], [2, 3], [3, 3], 1, 1),
+        conv([1, 5, 4], [2, 3], [3, 3], 2, 1),
+        conv([2, 3, 4], [3, 2], [1, 1], 2, 0),
+    ] {
+        let (c, mut draws) = (dims.c, Draws::new(2));
+        // Inputs are odd multiples of 1/32: with these scales and shifts, 1/64 from the ReLU's kink.
+        let x = draws.distinct::<f64>(dims.len_in());
+        let scale = (0..c).map(|i| [-0.5, 1.0, 0.5][i]);
+        let shift = (0..c).map(|i| [0.25, -0.5, 0.0][i]);
+        let norm: Vec<_> = draws.values::<f64>(2 * c).into_iter().chain(scale).chain(shift).collect();
+        let layer = Layer { dims, x, norm, w: draws.values(dims.len_filter()) };
+        let dy = draws.values::<f64>(dims.len_out());
+        let loss = |layer: &Layer<f64>| {
+            oracle_forward(layer, None).into_iter().zip(&dy).map(|(y, dy)| y.times(*dy)).sum::<Exact>()
+        };
+        let roundings = dims.len_out() + dims.r * dims.s * c + 4;
+        let plain = HostGrad::Plain(dy.clone());
+
+        let (dz, _) = backward_data(cpu(), &layer, &plain, None);
+        let dx: Vec<_> = dz.iter().enumerate().map(|(i, dz)| dz * layer.norm[2 * c + i % c]).collect();
+        assert_gradient("dx", &dx, &layer.x, roundings, |x| loss(&Layer { x: x.to_vec(), ..layer.clone() }));
+        let dw = backward_filter(cpu(), &layer, &plain);
+        assert_gradient("dw", &dw, &layer.w, roundings, |w| loss(&Layer { w: w.to_vec(), ..layer.clone() }));
+    }
+}
+
+/// A layer of ones: `relu(scale * x + shift)` is `shift` everywhere.
+fn shifted(dims: ConvDims, shift: f32) -> Layer<f32> {
+    let norm = [0.0, 1.0, 1.0, shift].iter().flat_map(|&row| vec![row; dims.c]).collect();
+    Layer { dims, x: vec![0.0; dims.len_in()], norm, w: vec![1.0; dims.len_filter()] }
+}
+
+#[test]
+fn a_padded_tap_contributes_nothing() {
+    // On 2x2 pixels four taps of nine lie inside at each pixel; each corner tap is inside at one pixel, each side's at
+    // two, the middle one at four.
+    let layer = shifted(conv([1, 2, 2], [3, 2], [3, 3], 1, 1), 1024.0);
+    let (y, _) = forward(cpu(), &layer, None);
+    assert_eq!(y, [4.0 * 3.0 * 1024.0; 8]);
+    let dw = backward_filter(cpu(), &layer, &HostGrad::Plain(vec![1.0; 8]));
+    let pixels = [1, 2, 1, 2, 4, 2, 1, 2, 1].iter().flat_map(|&pixels| [1024.0 * pixels as f32; 3]);
+    assert_eq!(dw, pixels.clone().chain(pixels).collect::<Vec<_>>());
+}
+
+#[test]
+fn no_gradient_passes_at_zero() {
+    let dy = HostGrad::Plain(vec![1.0; 8]);
+    for (shift, want) in [(0.0, 0.0), (-1.0, 0.0), (f32::MIN_POSITIVE, 8.0)] {
+        let (dz, _) = backward_data(cpu(), &shifted(conv([1, 2, 2], [3, 2], [3, 3], 1, 1), shift), &dy, None);
+        assert_eq!(dz, [want; 12], "shift {shift}");
+    }
+}
+
+/// The middle of a 5x5 map with 3x3 taps, of 17 channels in and 35 out.
+const MIDDLE: usize = 12;
+
+fn five_by_five() -> (Layer<f32>, Vec<f32>) {
+    let (dims, mut draws) = (conv([1, 5, 5], [17, 35], [3, 3], 1, 1), Draws::new(3));
+    (Layer::draw(dims, &mut draws), draws.values(dims.len_out()))
+}
+
+/// Whether a pixel is the middle one or touches it.
+fn near_the_middle(pixel: usize) -> bool {
+    (pixel / 5).abs_diff(2) <= 1 && (pixel % 5).abs_diff(2) <= 1
+}
+
+fn assert_nan_where(what: &str, values: &[f32], expected: impl Fn(usize) -> bool) {
+    for (i, value) in values.iter().enumerate() {
+        assert_eq!(value.is_nan(), expected(i), "{what}[{i}] = {value}");
+    }
+}
+
+#[test]
+fn a_nan_of_the_input_reaches_every_output_that_reads_it() {
+    let (mut layer, dy) = five_by_five();
+    let (c, k) = (17, 35);
+    layer.x[MIDDLE * c + 4] = f32::NAN;
+    let (y, stats) = forward(cpu(), &layer, None);
+    assert_nan_where("y", &y, |i| near_the_middle(i / k));
+    assert_nan_where("stats", &stats, |_| true);
+    let dy = HostGrad::Plain(dy);
+    let dw = backward_filter(cpu(), &layer, &dy);
+    assert_nan_where("dw", &dw, |i| i % c == 4);
+    // Here the mask lets the gradient pass, and only the sum of `dz * xhat` sees the NaN.
+    let want = oracle_backward_data(&layer, &dy.oracle(k), None);
+    let (dz, sums) = backward_data(cpu(), &layer, &dy, None);
+    assert!(dz[MIDDLE * c + 4] != 0.0);
+    assert_close::<f32, _>("dz", &dz, &want, 9 * k + 2);
+    assert_nan_where("sums", &sums, |i| i == c + 4);
+}
+
+#[test]
+fn a_nan_of_the_filter_reaches_its_outputs() {
+    let (mut layer, dy) = five_by_five();
+    let (c, k, tap) = (17, 35, 4);
+    layer.w[(20 * 9 + tap) * c + 4] = f32::NAN;
+    let (y, _) = forward(cpu(), &layer, None);
+    assert_nan_where("y", &y, |i| i % k == 20);
+    let z = layer.z();
+    let (dz, _) = backward_data(cpu(), &layer, &HostGrad::Plain(dy), None);
+    assert_nan_where("dz", &dz, |i| i % c == 4 && z[i] > 0.0);
+}
+
+#[test]
+fn a_nan_of_the_gradient_reaches_what_it_touches() {
+    let (layer, mut dy) = five_by_five();
+    let (c, k) = (17, 35);
+    dy[MIDDLE * k + 20] = f32::NAN;
+    let dy = HostGrad::Plain(dy);
+    let z = layer.z();
+    let (dz, _) = backward_data(cpu(), &layer, &dy, None);
+    assert_nan_where("dz", &dz, |i| near_the_middle(i / c) && z[i] > 0.0);
+    let dw = backward_filter(cpu(), &layer, &dy);
+    assert_nan_where("dw", &dw, |i| i / (9 * c) == 20);
+    let pointwise = Layer::draw(conv([1, 5, 5], [17, 35], [1, 1], 1, 0), &mut Draws::new(4));
+    assert_nan_where("dx", &projection(cpu(), &pointwise, &dy), |i| i / c == MIDDLE);
+}
+
+#[test]
+fn bits_do_not_depend_on_threads() {
+    for dims in [conv([3, 10, 9], [70, 72], [3, 3], 1, 1), conv([33, 8, 8], [17, 16], [3, 3], 1, 1)] {
+        let mut draws = Draws::new(5);
+        let layer = Layer::<f32>::draw(dims, &mut draws);
+        let [dy, _] = layer.gradients(&mut draws);
+        let addend = HostAddend::draw(dims, 2, &mut draws);
+        assert_same_on_any_threads(|cpu| {
+            let (y, stats) = forward(cpu, &layer, None);
+            let (dz, sums) = backward_data(cpu, &layer, &dy, Some(&addend));
+            let dw = backward_filter(cpu, &layer, &dy);
+            [y, stats, dz, sums, dw].map(|values| bits(&values)).concat()
+        });
+    }
+}
+
+#[test]
+fn forward_refuses_what_does_not_fit() {
+    let dims = conv([2, 4, 4], [3, 5], [3, 3], 2, 1);
+    let run = |dims, lens| {
+        let [x, norm, w, residual, mut y, mut stats] = buffers::<f32, 6>(lens);
+        let (x, norm, w, residual) = (x.view(), norm.view(), w.view(), Some(residual.view()));
+        let (y, stats) = (y.view_mut(), Some(stats.view_mut()));
+        cpu().norm_relu_conv_forward(Forward { dims, x, norm, w, residual, y, stats })
+    };
+    assert_eq!(run(dims, [96, 12, 135, 40, 40, 10]), Ok(()));
+    assert_refuses_length(run(dims, [95, 12, 135, 40, 40, 10]), "x");
+    assert_refuses_length(run(dims, [96, 6, 135, 40, 40, 10]), "norm");
+    assert_refuses_length(run(dims, [96, 12, 15, 40, 40, 10]), "w");
+    assert_refuses_length(run(dims, [96, 12, 135, 41, 40, 10]), "residual");
+    assert_refuses_length(run(dims, [96, 12, 135, 40, 160, 10]), "y");
+    assert_refuses_length(run(dims, [96, 12, 135, 40, 40, 5]), "stats");
+    assert_refuses_dims(run(ConvDims { stride: 0, ..dims }, [96, 12, 135, 40, 40, 10]));
+    assert_refuses_dims(run(ConvDims { n: 0, ..dims }, [0, 12, 135, 0, 0, 0]));
+    assert_refuses_dims(run(ConvDims { r: 7, ..dims }, [96, 12, 315, 0, 0, 0]));
+    assert_refuses_dims(run(ConvDims { pad: 3, ..dims }, [96, 12, 135, 160, 160, 10]));
+}
+
+#[test]
+fn backward_data_refuses_what_does_not_fit() {
+    let dims = conv([2, 4, 4], [3, 5], [3, 3], 2, 1);
+    let run = |stride, lens| {
+        let [dy, w, x, norm, addend, mut dz, mut sums] = buffers::<f32, 7>(lens);
+        let (dy, w, x, norm) = (Grad::Plain(dy.view()), w.view(), x.view(), norm.view());
+        let addend = Some(Addend { values: addend.view(), stride });
+        let (dz, sums) = (dz.view_mut(), sums.view_mut());
+        cpu().norm_relu_conv_backward_data(BackwardData { dims, dy, w, x, norm, addend, dz, sums })
+    };
+    assert_eq!(run(2, [40, 135, 96, 12, 24, 96, 6]), Ok(()));
+    assert_eq!(run(1, [40, 135, 96, 12, 96, 96, 6]), Ok(()));
+    assert_refuses_length(run(2, [160, 135, 96, 12, 24, 96, 6]), "dy");
+    assert_refuses_length(run(2, [40, 134, 96, 12, 24, 96, 6]), "w");
+    assert_refuses_length(run(2, [40, 135, 24, 12, 24, 96, 6]), "x");
+    assert_refuses_length(run(2, [40, 135, 96, 6, 24, 96, 6]), "norm");
+    assert_refuses_length(run(2, [40, 135, 96, 12, 96, 96, 6]), "addend");
+    assert_refuses_length(run(2, [40, 135, 96, 12, 24, 24, 6]), "dz");
+    assert_refuses_length(run(2, [40, 135, 96, 12, 24, 96, 12]), "sums");
+    assert_refuses_dims(run(0, [40, 135, 96, 12, 24, 96, 6]));
+}
+
+#[test]
+fn projection_refuses_what_does_not_fit() {
+    let dims = conv([2, 4, 4], [3, 5], [1, 1], 2, 0);
+    let run = |dims, lens| {
+        let [dy, w, mut dx] = buffers::<f32, 3>(lens);
+        let (dy, w, dx) = (Grad::Plain(dy.view()), w.view(), dx.view_mut());
+        cpu().projection_backward_data(ProjectionBackwardData { dims, dy, w, dx })
+    };
+    assert_eq!(run(dims, [40, 15, 24]), Ok(()));
+    assert_refuses_length(run(dims, [39, 15, 24]), "dy");
+    assert_refuses_length(run(dims, [40, 16, 24]), "w");
+    assert_refuses_length(run(dims, [40, 15, 96]), "dx");
+    assert_refuses_dims(run(ConvDims { r: 3, s: 3, pad: 1, ..dims }, [40, 135, 24]));
+}
+
+#[test]
+fn backward_filter_refuses_what_does_not_fit() {
+    let dims = conv([2, 4, 4], [3, 5], [3, 3], 2, 1);
+    let run = |lens| {
+        let [x, norm, dz, y, coef, mut dw] = buffers::<f32, 6>(lens);
+        let dy = Grad::Affine(Affine { dz: dz.view(), x: y.view(), coef: coef.view() });
+        let (x, norm, dw) = (x.view(), norm.view(), dw.view_mut());
+        cpu().norm_relu_conv_backward_filter(BackwardFilter { dims, x, norm, dy, dw })
+    };
+    assert_eq!(run([96, 12, 40, 40, 15, 135]), Ok(()));
+    assert_refuses_length(run([97, 12, 40, 40, 15, 135]), "x");
+    assert_refuses_length(run([96, 3, 40, 40, 15, 135]), "norm");
+    assert_refuses_length(run([96, 12, 96, 40, 15, 135]), "dz");
+    assert_refuses_length(run([96, 12, 40, 96, 15, 135]), "x (of the affine gradient)");
+    assert_refuses_length(run([96, 12, 40, 40, 9, 135]), "coef");
+    assert_refuses_length(run([96, 12, 40, 40, 15, 15]), "dw");
+}

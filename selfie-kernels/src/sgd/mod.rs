@@ -1,0 +1,105 @@
+//! Stochastic gradient descent with Nesterov momentum over the flat parameters, and the gate that guards it.
+//!
+//! As PyTorch defines it: `g = gradient + weight_decay * p`, `v = momentum * v + g`, `p -= rate * (g + momentum * v)`.
+//! `gradient_norm` decides `finite` from loss and gradient; an update that is not finite writes nothing.
+
+pub(crate) mod cpu;
+#[cfg(test)]
+mod tests;
+
+use crate::error::{Result, expect_len};
+use crate::{Element, Len, Memory, View, ViewMut};
+
+/// Elements that share one partial sum of the squared norm.
+pub const SUM_ELEMENTS: usize = 4096;
+
+/// Arguments of [`Sgd::gradient_norm`].
+#[derive(Debug)]
+pub struct Norm<'a, M: Memory, T: Element> {
+    /// Flat gradient.
+    pub gradient: View<'a, M, T::Wide>,
+    /// The loss comes first; the rest is ignored.
+    pub loss: View<'a, M, T::Wide>,
+    /// `[1]`: Euclidean norm of the gradient.
+    pub norm: ViewMut<'a, M, T::Wide>,
+    /// `[1]`: 1 where loss and norm are finite, else 0.
+    pub finite: ViewMut<'a, M, u32>,
+}
+
+/// Arguments of [`Sgd::gradient_accumulate`].
+#[derive(Debug)]
+pub struct Accumulate<'a, M: Memory, T: Element> {
+    /// Weight of this micro-batch.
+    pub scale: f64,
+    /// Gradient of a micro-batch.
+    pub gradient: View<'a, M, T::Wide>,
+    /// Added to.
+    pub total: ViewMut<'a, M, T::Wide>,
+}
+
+/// Arguments of [`Sgd::sgd_update`].
+#[derive(Debug)]
+pub struct Update<'a, M: Memory, T: Element> {
+    /// `[1]`: learning rate of this step.
+    pub rate: View<'a, M, T::Wide>,
+    /// Nesterov momentum.
+    pub momentum: f64,
+    /// L2 penalty's factor, on every parameter.
+    pub weight_decay: f64,
+    /// `[1]`: 0 leaves everything as it is.
+    pub finite: View<'a, M, u32>,
+    /// Flat gradient.
+    pub gradient: View<'a, M, T::Wide>,
+    /// Flat momenta.
+    pub velocity: ViewMut<'a, M, T::Wide>,
+    /// Flat parameters.
+    pub master: ViewMut<'a, M, T::Wide>,
+    /// The same, rounded to `T`.
+    pub copy: ViewMut<'a, M, T>,
+}
+
+/// The operation; see the module.
+pub trait Sgd<T: Element>: Memory {
+    /// Norm of the gradient (partial sums over [`SUM_ELEMENTS`], combined in f64 in order) and the finite flag.
+    ///
+    /// # Errors
+    /// Lengths that do not fit.
+    fn gradient_norm(&self, args: Norm<'_, Self, T>) -> Result<()>;
+    /// `total += scale * gradient`.
+    ///
+    /// # Errors
+    /// Lengths that do not fit.
+    fn gradient_accumulate(&self, args: Accumulate<'_, Self, T>) -> Result<()>;
+    /// One step where `finite`.
+    ///
+    /// # Errors
+    /// Lengths that do not fit.
+    fn sgd_update(&self, args: Update<'_, Self, T>) -> Result<()>;
+}
+
+impl<M: Memory, T: Element> Norm<'_, M, T> {
+    pub(crate) fn check(&self) -> Result<()> {
+        const OP: &str = "gradient_norm";
+        expect_len(OP, "loss", self.loss.len().min(1), 1)?;
+        expect_len(OP, "norm", self.norm.len(), 1)?;
+        expect_len(OP, "finite", self.finite.len(), 1)
+    }
+}
+
+impl<M: Memory, T: Element> Accumulate<'_, M, T> {
+    pub(crate) fn check(&self) -> Result<()> {
+        expect_len("gradient_accumulate", "total", self.total.len(), self.gradient.len())
+    }
+}
+
+impl<M: Memory, T: Element> Update<'_, M, T> {
+    pub(crate) fn check(&self) -> Result<()> {
+        const OP: &str = "sgd_update";
+        let len = self.gradient.len();
+        expect_len(OP, "rate", self.rate.len(), 1)?;
+        expect_len(OP, "finite", self.finite.len(), 1)?;
+        expect_len(OP, "velocity", self.velocity.len(), len)?;
+        expect_len(OP, "master", self.master.len(), len)?;
+        expect_len(OP, "copy", self.copy.len(), len)
+    }
+}

@@ -1,0 +1,231 @@
+use super::*;
+use crate::Wide;
+use crate::testing::*;
+use proptest::prelude::*;
+
+const LENGTHS: [usize; 6] = [0, 1, 63, 4096, 4097, 40_001];
+
+/// Norm and flag.
+fn norm<T: Element, B: Sgd<T>>(device: &B, gradient: &[T::Wide], loss: &[T::Wide]) -> (T::Wide, u32) {
+    let (gradient, loss) = (Guarded::new(device, gradient), Guarded::new(device, loss));
+    let (mut norm, mut finite) = (Guarded::poisoned(device, 1), Guarded::poisoned(device, 1));
+    let args = Norm { gradient: gradient.view(), loss: loss.view(), norm: norm.view_mut(), finite: finite.view_mut() };
+    device.gradient_norm(args).expect("lengths fit");
+    (norm.read(device)[0], finite.read(device)[0])
+}
+
+fn accumulate<T: Element, B: Sgd<T>>(device: &B, scale: f64, gradient: &[T::Wide], total: &[T::Wide]) -> Vec<T::Wide> {
+    let (gradient, mut total) = (Guarded::new(device, gradient), Guarded::new(device, total));
+    let args = Accumulate { scale, gradient: gradient.view(), total: total.view_mut() };
+    device.gradient_accumulate(args).expect("lengths fit");
+    total.read(device)
+}
+
+/// What an update changes.
+#[derive(Clone)]
+struct State<T: Element> {
+    velocity: Vec<T::Wide>,
+    master: Vec<T::Wide>,
+    copy: Vec<T>,
+}
+
+#[derive(Clone, Copy)]
+struct Settings {
+    rate: f64,
+    momentum: f64,
+    weight_decay: f64,
+}
+
+fn update<T: Element, B: Sgd<T>>(
+    device: &B,
+    settings: Settings,
+    finite: u32,
+    gradient: &[T::Wide],
+    state: &State<T>,
+) -> State<T> {
+    let (rate, finite) = (Guarded::new(device, &[T::Wide::from_f64(settings.rate)]), Guarded::new(device, &[finite]));
+    let gradient = Guarded::new(device, gradient);
+    let (mut velocity, mut master) = (Guarded::new(device, &state.velocity), Guarded::new(device, &state.master));
+    let mut copy = Guarded::new(device, &state.copy);
+    let args = Update {
+        rate: rate.view(),
+        momentum: settings.momentum,
+        weight_decay: settings.weight_decay,
+        finite: finite.view(),
+        gradient: gradient.view(),
+        velocity: velocity.view_mut(),
+        master: master.view_mut(),
+        copy: copy.view_mut(),
+    };
+    device.sgd_update(args).expect("lengths fit");
+    State { velocity: velocity.read(device), master: master.read(device), copy: copy.read(device) }
+}
+
+fn check_norm<T: Element>(device: &impl Sgd<T>, len: usize, seed: u64) {
+    let gradient = Draws::new(seed).values::<T::Wide>(len);
+    let (got, finite) = norm(device, &gradient, &[T::Wide::from_f64(1.0)]);
+    let squares: f64 = exact(&gradient).iter().map(|g| g * g).sum();
+    // A partial sum's roundings, those of the sums over them, and the root's.
+    assert_close::<T::Wide, _>("norm", &[got], &[Exact::new(squares.sqrt())], SUM_ELEMENTS + 2 + len / SUM_ELEMENTS);
+    assert_eq!(finite, 1);
+}
+
+fn check_accumulate<T: Element>(device: &impl Sgd<T>, len: usize, scale: f64, seed: u64) {
+    let mut draws = Draws::new(seed);
+    let (gradient, total) = (draws.values(len), draws.values(len));
+    let got = accumulate(device, scale, &gradient, &total);
+    let pairs = exact(&gradient).into_iter().zip(exact(&total));
+    let want: Vec<Exact> = pairs.map(|(gradient, total)| [total, scale * gradient].into_iter().sum()).collect();
+    assert_close::<T::Wide, _>("total", &got, &want, 3);
+}
+
+fn check_update<T: Element>(device: &impl Sgd<T>, len: usize, settings: Settings, seed: u64) {
+    let mut draws = Draws::new(seed);
+    let gradient = draws.values::<T::Wide>(len);
+    let before = State { velocity: draws.values(len), master: draws.values(len), copy: draws.values(len) };
+    let after = update(device, settings, 1, &gradient, &before);
+
+    let Settings { rate, momentum, weight_decay } = settings;
+    let terms: Vec<[f64; 3]> =
+        (0..len).map(|i| [gradient[i], before.master[i], before.velocity[i]].map(Wide::to_f64)).collect();
+    let velocity: Vec<Exact> =
+        terms.iter().map(|[g, p, v]| [momentum * v, *g, weight_decay * p].into_iter().sum()).collect();
+    let master: Vec<Exact> = terms
+        .iter()
+        .zip(&velocity)
+        .map(|([g, p, _], v)| {
+            let [g, decay, p] = [-rate * g, -rate * weight_decay * p, *p].map(Exact::new);
+            let v = v.times(-rate * momentum);
+            let parts = [g, decay, p, v];
+            Exact { value: parts.iter().map(|x| x.value).sum(), magnitude: parts.iter().map(|x| x.magnitude).sum() }
+        })
+        .collect();
+    // Constants, products and sums are rounded once each along the longest path, which is the decay's.
+    assert_close::<T::Wide, _>("velocity", &after.velocity, &velocity, 5);
+    assert_close::<T::Wide, _>("master", &after.master, &master, 10);
+    let rounded: Vec<T> = after.master.iter().map(|&p| T::narrow(p)).collect();
+    assert_eq!(after.copy, rounded, "the copy is the master, rounded");
+}
+
+const USUAL: Settings = Settings { rate: 0.1, momentum: 0.9, weight_decay: 1e-4 };
+
+fn check_lengths<T: Element>() {
+    for len in LENGTHS {
+        check_norm::<T>(cpu(), len, 1);
+        check_accumulate::<T>(cpu(), len, 0.25, 1);
+        check_update::<T>(cpu(), len, USUAL, 1);
+    }
+}
+
+#[test]
+fn cases() {
+    for_each_element!(check_lengths);
+}
+
+proptest! {
+    #[test]
+    fn any_settings(
+        len in 0..200usize, rate in 0.0..1.0f64, momentum in 0.0..1.0f64, weight_decay in 0.0..0.1f64, seed: u64,
+    ) {
+        for_each_element!(check_norm, cpu(), len, seed);
+        for_each_element!(check_accumulate, cpu(), len, rate, seed);
+        for_each_element!(check_update, cpu(), len, Settings { rate, momentum, weight_decay }, seed);
+    }
+}
+
+/// `torch.optim.SGD(lr=0.1, momentum=0.9, weight_decay=0.1, nesterov=True)` on one parameter, worked by hand.
+#[test]
+fn three_steps() {
+    let settings = Settings { rate: 0.1, momentum: 0.9, weight_decay: 0.1 };
+    let mut state = State::<f64> { velocity: vec![0.0], master: vec![1.0], copy: vec![f64::NAN] };
+    for (velocity, master) in [(0.6, 0.886), (1.1286, 0.725566), (1.5882966, 0.525363646)] {
+        state = update(cpu(), settings, 1, &[0.5], &state);
+        assert_close::<f64, _>("velocity", &state.velocity, &[Exact::new(velocity)], 3 * 10);
+        assert_close::<f64, _>("master", &state.master, &[Exact { value: master, magnitude: 2.0 }], 3 * 10);
+        assert_eq!(state.copy, state.master);
+    }
+}
+
+#[test]
+fn a_bad_step_leaves_every_bit() {
+    let before = State::<f32> { velocity: vec![1.5, f32::NAN], master: vec![-0.0, 2.5], copy: vec![7.0, 8.0] };
+    let after = update(cpu(), USUAL, 0, &[f32::NAN, 1.0], &before);
+    assert_eq!(bits(&after.velocity), bits(&before.velocity));
+    assert_eq!(bits(&after.master), bits(&before.master));
+    assert_eq!(bits(&after.copy), bits(&before.copy));
+}
+
+#[test]
+fn whatever_is_not_finite_is_flagged() {
+    let mut gradient = Draws::new(2).values::<f32>(10_000);
+    let (ok, nan, infinite) = ([1.0f32, f32::NAN], [f32::NAN], [f32::INFINITY]);
+    assert_eq!(norm::<f32, _>(cpu(), &gradient, &ok).1, 1, "only the first loss counts");
+    assert_eq!(norm::<f32, _>(cpu(), &gradient, &nan).1, 0);
+    assert_eq!(norm::<f32, _>(cpu(), &gradient, &infinite).1, 0);
+    for at in [0, 4095, 9_999] {
+        // The square of 1e30 is beyond f32.
+        for bad in [f32::NAN, f32::NEG_INFINITY, 1e30] {
+            let good = std::mem::replace(&mut gradient[at], bad);
+            let (norm, finite) = norm::<f32, _>(cpu(), &gradient, &ok);
+            assert!(!norm.is_finite(), "{bad} at {at}");
+            assert_eq!(finite, 0, "{bad} at {at}");
+            gradient[at] = good;
+        }
+    }
+}
+
+#[test]
+fn nan_comes_through() {
+    let total = accumulate::<f32, _>(cpu(), 0.5, &[f32::NAN, 1.0], &[1.0, f32::NAN]);
+    assert!(total.iter().all(|x| x.is_nan()));
+    let before = State::<f32> { velocity: vec![0.0; 3], master: vec![0.0, f32::NAN, 1.0], copy: vec![0.0; 3] };
+    let after = update(cpu(), USUAL, 1, &[f32::NAN, 1.0, 1.0], &before);
+    assert_eq!(after.copy.iter().map(|x| x.is_nan()).collect::<Vec<_>>(), [true, true, false]);
+}
+
+#[test]
+fn bits_do_not_depend_on_threads() {
+    let (len, mut draws) = (100_000, Draws::new(3));
+    let gradient = draws.values::<f32>(len);
+    let before = State::<f32> { velocity: draws.values(len), master: draws.values(len), copy: draws.values(len) };
+    assert_same_on_any_threads(|cpu| {
+        let after = update(cpu, USUAL, 1, &gradient, &before);
+        let total = accumulate::<f32, _>(cpu, 0.3, &gradient, &before.master);
+        let (norm, _) = norm::<f32, _>(cpu, &gradient, &[0.0]);
+        [after.velocity, after.master, after.copy, total, vec![norm]].iter().flat_map(|values| bits(values)).collect()
+    });
+}
+
+#[test]
+fn refuses_lengths_that_do_not_fit() {
+    let run = |finite, lens| {
+        let ([mut finite], [gradient, loss, mut norm]) = (buffers([finite]), buffers(lens));
+        let (gradient, loss, norm, finite) = (gradient.view(), loss.view(), norm.view_mut(), finite.view_mut());
+        Sgd::<f32>::gradient_norm(cpu(), Norm { gradient, loss, norm, finite })
+    };
+    assert_eq!(run(1, [5, 3, 1]), Ok(()));
+    assert_refuses_length(run(1, [5, 0, 1]), "loss");
+    assert_refuses_length(run(1, [5, 3, 0]), "norm");
+    assert_refuses_length(run(2, [5, 3, 1]), "finite");
+    let run = |lens| {
+        let [gradient, mut total] = buffers(lens);
+        let (gradient, total) = (gradient.view(), total.view_mut());
+        Sgd::<f32>::gradient_accumulate(cpu(), Accumulate { scale: 1.0, gradient, total })
+    };
+    assert_eq!(run([5, 5]), Ok(()));
+    assert_refuses_length(run([5, 4]), "total");
+    let run = |finite, lens| {
+        let ([finite], [rate, gradient, mut velocity, mut master, mut copy]) = (buffers([finite]), buffers(lens));
+        let (rate, finite, gradient) = (rate.view(), finite.view(), gradient.view());
+        let (velocity, master, copy) = (velocity.view_mut(), master.view_mut(), copy.view_mut());
+        let (momentum, weight_decay) = (0.9, 0.0);
+        let args = Update { rate, momentum, weight_decay, finite, gradient, velocity, master, copy };
+        Sgd::<f32>::sgd_update(cpu(), args)
+    };
+    assert_eq!(run(1, [1, 5, 5, 5, 5]), Ok(()));
+    assert_refuses_length(run(1, [2, 5, 5, 5, 5]), "rate");
+    assert_refuses_length(run(0, [1, 5, 5, 5, 5]), "finite");
+    assert_refuses_length(run(1, [1, 5, 6, 5, 5]), "velocity");
+    assert_refuses_length(run(1, [1, 5, 5, 6, 5]), "master");
+    assert_refuses_length(run(1, [1, 5, 5, 5, 4]), "copy");
+}

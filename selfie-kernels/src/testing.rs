@@ -1,0 +1,456 @@
+//! What the operations' tests share: seeded inputs, guarded buffers, derived error bounds, gradient checks.
+//!
+//! A test draws inputs *as stored* ([`Draws`]), runs the operation on [`Guarded`] buffers, and compares with an `f64`
+//! oracle that returns each value with the magnitude of its terms ([`Exact`]), from which [`assert_close`] derives how
+//! far rounding alone can move the result. No tolerance is chosen.
+
+mod bounded;
+
+pub(crate) use bounded::*;
+
+use crate::norm_relu_conv::{Affine, ConvDims, Grad, SUM_ROWS};
+use crate::{Cpu, Element, Error, Memory, Philox, Result, Scalar, View, ViewMut, Wide};
+use ndarray::{Array2, Array3, ArrayView2, ArrayView3};
+use num_traits::Float;
+use std::fmt::Debug;
+use std::sync::OnceLock;
+
+/// Runs a check that is generic over the element type for each of them: `for_each_element!(forward_cases)`.
+macro_rules! for_each_element {
+    ($check:ident $(, $argument:expr)*) => {{
+        $check::<f32>($($argument),*);
+        $check::<half::bf16>($($argument),*);
+        $check::<f64>($($argument),*);
+    }};
+}
+pub(crate) use for_each_element;
+
+/// The device of tests that do not care for its number of threads.
+pub(crate) fn cpu() -> &'static Cpu {
+    static CPU: OnceLock<Cpu> = OnceLock::new();
+    CPU.get_or_init(|| Cpu::new(2).expect("two threads start"))
+}
+
+/// Asserts that `run` returns the same bits on one thread and on three.
+pub(crate) fn assert_same_on_any_threads(run: impl Fn(&Cpu) -> Vec<u8>) {
+    let [one, three] = [1, 3].map(|threads| run(&Cpu::new(threads).expect("the threads start")));
+    assert!(one == three, "the result depends on the number of threads");
+}
+
+/// Bytes of several results one after the other, for comparisons that mean the bits.
+pub(crate) fn bits<S: Scalar>(values: &[S]) -> Vec<u8> {
+    bytemuck::cast_slice(values).to_vec()
+}
+
+/// Asserts that an operation refused its arguments because of the length of `argument`.
+pub(crate) fn assert_refuses_length<R: Debug>(result: Result<R>, argument: &str) {
+    match result {
+        Err(Error::Length { argument: named, .. }) => assert_eq!(named, argument),
+        other => panic!("expected a refusal of {argument}, got {other:?}"),
+    }
+}
+
+/// Asserts that an operation refused its dims.
+pub(crate) fn assert_refuses_dims<R: Debug>(result: Result<R>) {
+    assert!(matches!(result, Err(Error::Dims { .. })), "expected a refusal of the dims, got {result:?}");
+}
+
+// ---------------------------------------------------------------------------------------------------------- inputs
+
+/// `x` rounded to `S`.
+pub(crate) fn stored<S: Element>(x: f64) -> S {
+    S::narrow(S::Wide::from_f64(x))
+}
+
+/// The stored values, for the oracle.
+pub(crate) fn exact<S: Element>(values: &[S]) -> Vec<f64> {
+    values.iter().map(|x| x.widen().to_f64()).collect()
+}
+
+/// Seeded inputs.
+#[derive(Debug)]
+pub(crate) struct Draws {
+    philox: Philox,
+    drawn: u64,
+}
+
+impl Draws {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { philox: Philox { seed }, drawn: 0 }
+    }
+
+    /// 32 random bits.
+    pub(crate) fn word(&mut self) -> u32 {
+        self.drawn += 1;
+        self.philox.words(0, self.drawn, 0)[0]
+    }
+
+    /// A number in `0..end`.
+    pub(crate) fn below(&mut self, end: usize) -> usize {
+        self.word() as usize % end
+    }
+
+    /// Numbers in (low, high).
+    pub(crate) fn uniform<S: Element>(&mut self, len: usize, low: f64, high: f64) -> Vec<S> {
+        (0..len).map(|_| stored(low + (high - low) * f64::from(Philox::unit(self.word())))).collect()
+    }
+
+    /// Normal numbers.
+    pub(crate) fn normal<S: Element>(&mut self, len: usize, mean: f64, std: f64) -> Vec<S> {
+        let mut draw = || {
+            let (u, v) = (f64::from(Philox::unit(self.word())), f64::from(Philox::unit(self.word())));
+            stored(mean + std * (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos())
+        };
+        (0..len).map(|_| draw()).collect()
+    }
+
+    /// Standard normal numbers with an exact zero among sixteen: the usual input.
+    pub(crate) fn values<S: Element>(&mut self, len: usize) -> Vec<S> {
+        let mut values = self.normal(len, 0.0, 1.0);
+        values.iter_mut().for_each(|x| {
+            if self.below(16) == 0 {
+                *x = S::default();
+            }
+        });
+        values
+    }
+
+    /// Multiples of one half from -1 to 1: neighbours are often equal.
+    pub(crate) fn ties<S: Element>(&mut self, len: usize) -> Vec<S> {
+        (0..len).map(|_| stored(self.below(5) as f64 / 2.0 - 1.0)).collect()
+    }
+
+    /// A permutation of `0..n` for each image.
+    pub(crate) fn orders(&mut self, images: usize, n: usize) -> Vec<u32> {
+        let mut orders: Vec<u32> = (0..images).flat_map(|_| 0..n as u32).collect();
+        for order in orders.chunks_mut(n) {
+            for i in (1..n).rev() {
+                order.swap(i, self.below(i + 1));
+            }
+        }
+        orders
+    }
+
+    /// Multiples of 1/16, all different, in random order: no kink of a maximum or a ReLU within 1/32 (0 is left out).
+    pub(crate) fn distinct<S: Element>(&mut self, len: usize) -> Vec<S> {
+        let mut values: Vec<f64> = (0..len).map(|i| (i as f64 - (len / 2) as f64 + 0.5) / 16.0).collect();
+        for i in (1..len).rev() {
+            values.swap(i, self.below(i + 1));
+        }
+        values.into_iter().map(stored).collect()
+    }
+}
+
+// --------------------------------------------------------------------------------------------------------- buffers
+
+/// Elements on each side of a [`Guarded`] buffer; 64 keep any element type's alignment for vector loads.
+const GUARD: usize = 64;
+
+/// A device buffer between guards, all bits set (a NaN in every floating-point type): what a kernel reads beside it
+/// poisons the result, what it writes beside it is seen by [`Guarded::read`].
+#[derive(Debug)]
+pub(crate) struct Guarded<M: Memory, S: Scalar> {
+    buffer: M::Buffer<S>,
+    len: usize,
+}
+
+fn all_bits_set<S: Scalar>() -> S {
+    let mut value = S::default();
+    bytemuck::bytes_of_mut(&mut value).fill(0xFF);
+    value
+}
+
+impl<M: Memory, S: Scalar> Guarded<M, S> {
+    /// An input.
+    pub(crate) fn new(device: &M, values: &[S]) -> Self {
+        let mut host = vec![all_bits_set(); values.len() + 2 * GUARD];
+        host[GUARD..GUARD + values.len()].copy_from_slice(values);
+        let mut buffer = device.alloc(host.len()).expect("a test's buffer fits");
+        device.upload(&host, M::all_mut(&mut buffer)).expect("lengths agree");
+        Self { buffer, len: values.len() }
+    }
+
+    /// An output: every element starts as NaN, so that one never written is seen.
+    pub(crate) fn poisoned(device: &M, len: usize) -> Self {
+        Self::new(device, &vec![all_bits_set(); len])
+    }
+
+    pub(crate) fn view(&self) -> View<'_, M, S> {
+        M::view(&self.buffer, GUARD..GUARD + self.len)
+    }
+
+    pub(crate) fn view_mut(&mut self) -> ViewMut<'_, M, S> {
+        M::view_mut(&mut self.buffer, GUARD..GUARD + self.len)
+    }
+
+    /// The values; asserts that the guards are whole.
+    pub(crate) fn read(&self, device: &M) -> Vec<S> {
+        let mut host = vec![S::default(); self.len + 2 * GUARD];
+        device.download(M::all(&self.buffer), &mut host).expect("lengths agree");
+        let guards = [&host[..GUARD], &host[GUARD + self.len..]].concat();
+        assert!(bits(&guards).iter().all(|&byte| byte == 0xFF), "written beside the buffer");
+        host[GUARD..GUARD + self.len].to_vec()
+    }
+}
+
+/// Buffers of these lengths, for calls that are to be refused.
+pub(crate) fn buffers<S: Scalar, const N: usize>(lens: [usize; N]) -> [Guarded<Cpu, S>; N] {
+    lens.map(|len| Guarded::poisoned(cpu(), len))
+}
+
+/// A [`Grad`] on the host.
+#[derive(Debug, Clone)]
+pub(crate) enum HostGrad<T: Element> {
+    Plain(Vec<T>),
+    Affine { dz: Vec<T>, x: Vec<T>, coef: Vec<T::Wide> },
+}
+
+impl<T: Element> HostGrad<T> {
+    /// Roundings of an element as [`Grad::Affine`] forms it.
+    pub(crate) const ROUNDINGS: usize = 2;
+
+    /// The gradient, of a map with `c` channels.
+    pub(crate) fn oracle(&self, c: usize) -> Vec<Exact> {
+        match self {
+            Self::Plain(dy) => exact(dy).into_iter().map(Exact::new).collect(),
+            Self::Affine { dz, x, coef } => {
+                let coef = exact(coef);
+                let terms = |k: usize, dz: f64, x: f64| [coef[k] * dz, coef[c + k] * x, coef[2 * c + k]];
+                let pairs = exact(dz).into_iter().zip(exact(x)).enumerate();
+                pairs.map(|(i, (dz, x))| terms(i % c, dz, x).into_iter().sum()).collect()
+            }
+        }
+    }
+
+    pub(crate) fn upload<M: Memory>(&self, device: &M) -> DeviceGrad<M, T> {
+        match self {
+            Self::Plain(dy) => DeviceGrad::Plain(Guarded::new(device, dy)),
+            Self::Affine { dz, x, coef } => DeviceGrad::Affine {
+                dz: Guarded::new(device, dz),
+                x: Guarded::new(device, x),
+                coef: Guarded::new(device, coef),
+            },
+        }
+    }
+}
+
+/// A [`HostGrad`]'s buffers on a device.
+#[derive(Debug)]
+pub(crate) enum DeviceGrad<M: Memory, T: Element> {
+    Plain(Guarded<M, T>),
+    Affine { dz: Guarded<M, T>, x: Guarded<M, T>, coef: Guarded<M, T::Wide> },
+}
+
+impl<M: Memory, T: Element> DeviceGrad<M, T> {
+    pub(crate) fn view(&self) -> Grad<'_, M, T> {
+        match self {
+            Self::Plain(dy) => Grad::Plain(dy.view()),
+            Self::Affine { dz, x, coef } => Grad::Affine(Affine { dz: dz.view(), x: x.view(), coef: coef.view() }),
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------- bounds
+
+/// A value of an `f64` oracle, and the sum of the magnitudes of the terms that it is the sum of.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Exact {
+    pub(crate) value: f64,
+    pub(crate) magnitude: f64,
+}
+
+impl Exact {
+    /// A single term.
+    pub(crate) fn new(value: f64) -> Self {
+        Self { value, magnitude: value.abs() }
+    }
+
+    /// One more term.
+    pub(crate) fn add(&mut self, term: f64) {
+        self.value += term;
+        self.magnitude += term.abs();
+    }
+
+    /// All terms times `factor`.
+    pub(crate) fn times(self, factor: f64) -> Self {
+        Self { value: self.value * factor, magnitude: self.magnitude * factor.abs() }
+    }
+}
+
+impl std::ops::AddAssign for Exact {
+    fn add_assign(&mut self, other: Self) {
+        self.value += other.value;
+        self.magnitude += other.magnitude;
+    }
+}
+
+impl std::iter::Sum for Exact {
+    fn sum<I: Iterator<Item = Self>>(terms: I) -> Self {
+        let mut sum = Self::default();
+        terms.for_each(|term| sum += term);
+        sum
+    }
+}
+
+impl std::iter::Sum<f64> for Exact {
+    fn sum<I: Iterator<Item = f64>>(terms: I) -> Self {
+        let mut sum = Self::default();
+        terms.for_each(|term| sum.add(term));
+        sum
+    }
+}
+
+/// Asserts that each value is as near to the oracle as arithmetic in `A`, rounded to `S` at the end, must come, when
+/// no term goes through more than `roundings` roundings (each moves it by half an epsilon at most).
+///
+/// The oracle's own roundings in `f64` are allowed for; a NaN is near to nothing.
+pub(crate) fn assert_close<A: Wide, S: Element>(what: &str, got: &[S], want: &[Exact], roundings: usize) {
+    assert_eq!(got.len(), want.len(), "{what}: length");
+    let half = |epsilon: f64| epsilon / 2.0;
+    // (1 + u)^n - 1 <= n u / (1 - n u), Higham, Accuracy and Stability of Numerical Algorithms, lemma 3.1.
+    let gamma = |u: f64| roundings as f64 * u / (1.0 - roundings as f64 * u);
+    let underflow = S::Wide::min_positive_value().to_f64();
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        let computed = want.magnitude * (gamma(half(A::EPSILON)) + gamma(half(f64::EPSILON)));
+        let bound = computed + half(S::EPSILON) * (want.value.abs() + computed) + underflow;
+        let error = (got.widen().to_f64() - want.value).abs();
+        assert!(
+            error <= bound,
+            "{} {what}[{i}]: got {got}, want {:e}; error {error:e} > {bound:e}",
+            S::NAME,
+            want.value
+        );
+    }
+}
+
+/// Asserts that `stats` are mean and sum of squared deviations of each tile of the stored map `y`, `[rows, c]`.
+pub(crate) fn assert_tile_stats<T: Element>(y: &[T], c: usize, stats: &[T::Wide]) {
+    for (tile, (y, stats)) in y.chunks(SUM_ROWS * c).zip(stats.chunks(2 * c)).enumerate() {
+        let (y, rows) = (exact(y), y.len() / c);
+        let channel = |k: usize| y[k..].iter().step_by(c).copied();
+        let mean: Vec<_> = (0..c)
+            .map(|k| {
+                // Deviations are summed; what is far from zero, the mean, is rounded only a time or two.
+                let shifted: Exact = channel(k).map(|x| x - y[k]).sum::<Exact>().times(1.0 / rows as f64);
+                let value = y[k] + shifted.value;
+                Exact { value, magnitude: shifted.magnitude + 2.0 * value.abs() / rows as f64 }
+            })
+            .collect();
+        assert_close::<T::Wide, _>(&format!("tile {tile} mean"), &stats[..c], &mean, rows + 2);
+        let squares: Vec<_> =
+            (0..c).map(|k| channel(k).map(|x| (x - stats[k].to_f64()).powi(2)).sum::<Exact>()).collect();
+        assert_close::<T::Wide, _>(&format!("tile {tile} squares"), &stats[c..], &squares, rows + 4);
+    }
+}
+
+/// Asserts that `sums` are the sums of `dz` and of `dz * (x - mean) * rstd` of each tile of `[rows, c]`.
+pub(crate) fn assert_grad_sums<T: Element>(dz: &[T], x: &[T], norm: &[T::Wide], sums: &[T::Wide]) {
+    let c = norm.len() / 4;
+    let tiles = dz.chunks(SUM_ROWS * c).zip(x.chunks(SUM_ROWS * c)).zip(sums.chunks(2 * c));
+    for (tile, ((dz, x), sums)) in tiles.enumerate() {
+        let (dz, x, norm, rows) = (exact(dz), exact(x), exact(norm), dz.len() / c);
+        let channel = |k: usize| (k..dz.len()).step_by(c);
+        let sum: Vec<_> = (0..c).map(|k| channel(k).map(|i| dz[i]).sum::<Exact>()).collect();
+        assert_close::<T::Wide, _>(&format!("tile {tile} sum of dz"), &sums[..c], &sum, rows);
+        let product: Vec<_> =
+            (0..c).map(|k| channel(k).map(|i| dz[i] * (x[i] - norm[k]) * norm[c + k]).sum::<Exact>()).collect();
+        assert_close::<T::Wide, _>(&format!("tile {tile} sum of dz * xhat"), &sums[c..], &product, rows + 4);
+    }
+}
+
+/// Asserts that `gradient` is the derivative of `f` at `x`, by central differences in `f64`.
+///
+/// Two steps, h and h / 2, are extrapolated; their distance bounds what truncation is left, and `roundings` of a term
+/// of `f` bound the rest.
+pub(crate) fn assert_gradient(what: &str, gradient: &[f64], x: &[f64], roundings: usize, f: impl Fn(&[f64]) -> Exact) {
+    assert_eq!(gradient.len(), x.len(), "{what}: length");
+    let h = 1.0 / 1024.0;
+    let mut point = x.to_vec();
+    for (i, &got) in gradient.iter().enumerate() {
+        let mut at = |offset: f64| {
+            point[i] = x[i] + offset;
+            let f = f(&point);
+            point[i] = x[i];
+            f
+        };
+        let magnitude = at(0.0).magnitude;
+        let mut slope = |h: f64| (at(h).value - at(-h).value) / (2.0 * h);
+        let (coarse, fine) = (slope(h), slope(h / 2.0));
+        let want = (4.0 * fine - coarse) / 3.0;
+        let error = (got - want).abs();
+        let bound = (fine - coarse).abs() + 3.0 * roundings as f64 * f64::EPSILON * magnitude / h;
+        assert!(error <= bound, "{what}[{i}]: got {got:e}, differences say {want:e}; error {error:e} > {bound:e}");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------- convolutions
+
+/// Every (output pixel, tap, input pixel) of a convolution where the tap lies inside the map.
+pub(crate) fn conv_taps(d: ConvDims) -> impl Iterator<Item = (usize, usize, usize)> {
+    ndarray::indices((d.n, d.p(), d.q(), d.r, d.s)).into_iter().filter_map(move |(n, p, q, r, s)| {
+        let (y, x) = (p * d.stride + r, q * d.stride + s);
+        let inside = (d.pad..d.pad + d.h).contains(&y) && (d.pad..d.pad + d.w).contains(&x);
+        inside.then(|| ((n * d.p() + p) * d.q() + q, r * d.s + s, (n * d.h + y - d.pad) * d.w + x - d.pad))
+    })
+}
+
+/// The convolution of `x` with `w`, `[n, p, q, k]`.
+pub(crate) fn convolve(d: ConvDims, x: &[f64], w: &[f64]) -> Vec<Exact> {
+    let x = ArrayView2::from_shape((d.rows_in(), d.c), x).expect("length of x");
+    let w = ArrayView3::from_shape((d.k, d.r * d.s, d.c), w).expect("length of w");
+    let mut y = Array2::from_elem((d.rows_out(), d.k), Exact::default());
+    for (output, tap, input) in conv_taps(d) {
+        for (k, y) in y.row_mut(output).iter_mut().enumerate() {
+            (0..d.c).for_each(|c| y.add(x[[input, c]] * w[[k, tap, c]]));
+        }
+    }
+    y.into_raw_vec_and_offset().0
+}
+
+/// The gradient of its filter, `[k, r, s, c]`.
+pub(crate) fn filter_gradient(d: ConvDims, dy: &[Exact], x: &[f64]) -> Vec<Exact> {
+    let x = ArrayView2::from_shape((d.rows_in(), d.c), x).expect("length of x");
+    let dy = ArrayView2::from_shape((d.rows_out(), d.k), dy).expect("length of dy");
+    let mut dw = Array3::from_elem((d.k, d.r * d.s, d.c), Exact::default());
+    for (output, tap, input) in conv_taps(d) {
+        for k in 0..d.k {
+            (0..d.c).for_each(|c| dw[[k, tap, c]] += dy[[output, k]].times(x[[input, c]]));
+        }
+    }
+    dw.into_raw_vec_and_offset().0
+}
+
+mod tests {
+    use super::*;
+
+    fn panics(check: impl Fn()) -> bool {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(check)).is_err()
+    }
+
+    #[test]
+    fn a_bound_lets_rounding_pass_and_nothing_else() {
+        let want = [Exact::new(1.0)];
+        let above = |ulps: u32| [f32::from_bits(1f32.to_bits() + ulps)];
+        assert_close::<f32, f32>("one", &above(1), &want, 2);
+        assert!(panics(|| assert_close::<f32, f32>("one", &above(3), &want, 2)));
+        assert!(panics(|| assert_close::<f32, f32>("one", &[f32::NAN], &want, 2)));
+    }
+
+    #[test]
+    fn a_write_beside_the_buffer_is_seen() {
+        let mut output = Guarded::<Cpu, u8>::poisoned(cpu(), 3);
+        output.buffer[GUARD + 2] = 1;
+        assert_eq!(output.read(cpu()), [255, 255, 1]);
+        output.buffer[GUARD + 3] = 1;
+        assert!(panics(|| drop(output.read(cpu()))));
+    }
+
+    #[test]
+    fn a_wrong_gradient_is_seen() {
+        let f = |x: &[f64]| Exact::new(x[0].sin() * x[1]);
+        let x = [0.5f64, 2.0];
+        let gradient = [x[0].cos() * x[1], x[0].sin()];
+        assert_gradient("sin", &gradient, &x, 4, f);
+        assert!(panics(|| assert_gradient("sin", &[gradient[0] + 1e-5, gradient[1]], &x, 4, f)));
+    }
+}

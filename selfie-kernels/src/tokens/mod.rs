@@ -1,0 +1,143 @@
+//! What the attention pooling reads: `(u0, h_1 + e_1, .., h_v + e_v)` of an image's visible patches.
+//!
+//! `order` holds a permutation of the patch indices of each image, the first `hidden` of which are hidden, so the
+//! visible ones are `order[hidden..]`, in that order. It is drawn by the program and trusted to be a permutation: an
+//! index beyond the patches is a bug of the caller (the CPU panics).
+
+pub(crate) mod cpu;
+#[cfg(test)]
+mod tests;
+
+use crate::error::{Result, expect_len, require};
+use crate::{Element, Len, Memory, View, ViewMut};
+
+/// How the position embedding of a patch is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PositionKind {
+    /// One vector for each place, `[n, d]`.
+    Table,
+    /// The sum of a row's and a column's vector, `[2, grid, d]` (rows, then columns), patches in row-major order.
+    RowCol,
+}
+
+/// Sizes shared by [`crate::tokens`] and [`crate::contrast`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PatchDims {
+    /// Images.
+    pub b: usize,
+    /// Patches along a side; an image has `grid * grid`.
+    pub grid: usize,
+    /// Hidden patches of an image, at least 1 and fewer than all.
+    pub hidden: usize,
+    /// Features of a patch.
+    pub d: usize,
+    /// How positions are made.
+    pub positions: PositionKind,
+}
+
+impl PatchDims {
+    /// Patches of an image.
+    pub const fn n(&self) -> usize {
+        self.grid * self.grid
+    }
+    /// Tokens of an image: u0 and the visible patches.
+    pub const fn t(&self) -> usize {
+        1 + self.n() - self.hidden
+    }
+    /// Elements of all patch features.
+    pub const fn len_h(&self) -> usize {
+        self.b * self.n() * self.d
+    }
+    /// Elements of the position parameters.
+    pub const fn len_positions(&self) -> usize {
+        match self.positions {
+            PositionKind::Table => self.n() * self.d,
+            PositionKind::RowCol => 2 * self.grid * self.d,
+        }
+    }
+    pub(crate) fn check(&self, op: &'static str) -> Result<()> {
+        require(op, self.b > 0 && self.grid > 0 && self.d > 0, || format!("an extent is zero in {self:?}"))?;
+        require(op, (1..self.n()).contains(&self.hidden), || {
+            format!("{} of {} patches hidden: at least one must be, and one must be visible", self.hidden, self.n())
+        })
+    }
+}
+
+/// Arguments of [`Tokens::tokens_forward`].
+#[derive(Debug)]
+pub struct Forward<'a, M: Memory, T: Element> {
+    /// Sizes.
+    pub dims: PatchDims,
+    /// `[b, n, d]`: features of all patches.
+    pub h: View<'a, M, T>,
+    /// `[b, n]`.
+    pub order: View<'a, M, u32>,
+    /// `[d]`: the learned first token.
+    pub u0: View<'a, M, T::Wide>,
+    /// Added to visible patches, as [`PatchDims::positions`] says; none: not added.
+    pub positions: Option<View<'a, M, T::Wide>>,
+    /// `[b, t, d]`.
+    pub x: ViewMut<'a, M, T>,
+}
+
+/// Arguments of [`Tokens::tokens_backward`].
+#[derive(Debug)]
+pub struct Backward<'a, M: Memory, T: Element> {
+    /// Sizes.
+    pub dims: PatchDims,
+    /// `[b, n]`.
+    pub order: View<'a, M, u32>,
+    /// Gradient of `x`.
+    pub dx: View<'a, M, T>,
+    /// `[b, n, d]`: the rows of visible patches are written, the others left alone.
+    pub dh: ViewMut<'a, M, T>,
+    /// `[d]`: overwritten.
+    pub du0: ViewMut<'a, M, T::Wide>,
+    /// Gradient of the positions: *added to* what [`crate::contrast`] wrote; none where they were not added.
+    pub dpositions_acc: Option<ViewMut<'a, M, T::Wide>>,
+}
+
+/// The operation; see the module.
+pub trait Tokens<T: Element>: Memory {
+    /// Gathers, adds positions, prepends u0.
+    ///
+    /// # Errors
+    /// Lengths or dims that do not fit.
+    fn tokens_forward(&self, args: Forward<'_, Self, T>) -> Result<()>;
+    /// Scatters to visible patches, sums over the batch (images in order) for u0 and positions.
+    ///
+    /// # Errors
+    /// Lengths or dims that do not fit.
+    fn tokens_backward(&self, args: Backward<'_, Self, T>) -> Result<()>;
+}
+
+impl<M: Memory, T: Element> Forward<'_, M, T> {
+    pub(crate) fn check(&self) -> Result<()> {
+        const OP: &str = "tokens_forward";
+        let d = &self.dims;
+        d.check(OP)?;
+        expect_len(OP, "h", self.h.len(), d.len_h())?;
+        expect_len(OP, "order", self.order.len(), d.b * d.n())?;
+        expect_len(OP, "u0", self.u0.len(), d.d)?;
+        if let Some(positions) = &self.positions {
+            expect_len(OP, "positions", positions.len(), d.len_positions())?;
+        }
+        expect_len(OP, "x", self.x.len(), d.b * d.t() * d.d)
+    }
+}
+
+impl<M: Memory, T: Element> Backward<'_, M, T> {
+    pub(crate) fn check(&self) -> Result<()> {
+        const OP: &str = "tokens_backward";
+        let d = &self.dims;
+        d.check(OP)?;
+        expect_len(OP, "order", self.order.len(), d.b * d.n())?;
+        expect_len(OP, "dx", self.dx.len(), d.b * d.t() * d.d)?;
+        expect_len(OP, "dh", self.dh.len(), d.len_h())?;
+        expect_len(OP, "du0", self.du0.len(), d.d)?;
+        match &self.dpositions_acc {
+            Some(positions) => expect_len(OP, "dpositions_acc", positions.len(), d.len_positions()),
+            None => Ok(()),
+        }
+    }
+}

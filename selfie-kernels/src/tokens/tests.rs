@@ -1,0 +1,258 @@
+use super::*;
+use crate::Wide;
+use crate::testing::*;
+use proptest::prelude::*;
+
+const CASES: &[(&str, [usize; 4])] = &[
+    ("one visible patch", [1, 2, 3, 1]),
+    ("one hidden patch", [3, 2, 1, 5]),
+    ("32px", [3, 4, 4, 70]),
+    ("224px", [2, 7, 12, 33]),
+];
+
+/// The positions of a test: how they are made, and whether they are added.
+const POSITIONS: [(PositionKind, Positions); 3] = [
+    (PositionKind::Table, Positions::Added),
+    (PositionKind::RowCol, Positions::Added),
+    (PositionKind::Table, Positions::Left),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Positions {
+    Added,
+    Left,
+}
+
+fn dims([b, grid, hidden, d]: [usize; 4], positions: PositionKind) -> PatchDims {
+    PatchDims { b, grid, hidden, d, positions }
+}
+
+fn forward<T: Element, B: Tokens<T>>(
+    device: &B,
+    dims: PatchDims,
+    h: &[T],
+    order: &[u32],
+    [u0, positions]: [&[T::Wide]; 2],
+    added: Positions,
+) -> Vec<T> {
+    let (h, order) = (Guarded::new(device, h), Guarded::new(device, order));
+    let (u0, positions) = (Guarded::new(device, u0), Guarded::new(device, positions));
+    let mut x = Guarded::poisoned(device, dims.b * dims.t() * dims.d);
+    let args = Forward {
+        dims,
+        h: h.view(),
+        order: order.view(),
+        u0: u0.view(),
+        positions: (added == Positions::Added).then(|| positions.view()),
+        x: x.view_mut(),
+    };
+    device.tokens_forward(args).expect("dims and lengths fit");
+    x.read(device)
+}
+
+struct Gradients<T: Element> {
+    dh: Vec<T>,
+    du0: Vec<T::Wide>,
+    dpositions: Vec<T::Wide>,
+}
+
+fn backward<T: Element, B: Tokens<T>>(
+    device: &B,
+    dims: PatchDims,
+    order: &[u32],
+    dx: &[T],
+    dpositions: &[T::Wide],
+    added: Positions,
+) -> Gradients<T> {
+    let (order, dx) = (Guarded::new(device, order), Guarded::new(device, dx));
+    let (mut dh, mut du0) = (Guarded::poisoned(device, dims.len_h()), Guarded::poisoned(device, dims.d));
+    let mut dpositions_acc = Guarded::new(device, dpositions);
+    let args = Backward {
+        dims,
+        order: order.view(),
+        dx: dx.view(),
+        dh: dh.view_mut(),
+        du0: du0.view_mut(),
+        dpositions_acc: (added == Positions::Added).then(|| dpositions_acc.view_mut()),
+    };
+    device.tokens_backward(args).expect("dims and lengths fit");
+    Gradients { dh: dh.read(device), du0: du0.read(device), dpositions: dpositions_acc.read(device) }
+}
+
+/// Rows of the position parameters that the embedding of a place is the sum of.
+fn rows(dims: PatchDims, place: usize) -> Vec<usize> {
+    match dims.positions {
+        PositionKind::Table => vec![place],
+        PositionKind::RowCol => vec![place / dims.grid, dims.grid + place % dims.grid],
+    }
+}
+
+/// Image, place of its token among them, place of the patch.
+fn visible(dims: PatchDims, order: &[u32]) -> impl Iterator<Item = (usize, usize, usize)> {
+    let all = order.iter().enumerate().map(move |(i, &place)| (i / dims.n(), i % dims.n(), place as usize));
+    all.filter(move |&(_, i, _)| i >= dims.hidden).map(move |(image, i, place)| (image, 1 + i - dims.hidden, place))
+}
+
+fn oracle_forward(
+    dims: PatchDims,
+    h: &[Bounded],
+    order: &[u32],
+    [u0, positions]: [&[Bounded]; 2],
+    added: Positions,
+) -> Vec<Bounded> {
+    let mut x = u0.repeat(dims.b * dims.t());
+    for (image, token, place) in visible(dims, order) {
+        for j in 0..dims.d {
+            let h = h[(image * dims.n() + place) * dims.d + j];
+            let position = Bounded::sum(rows(dims, place).iter().map(|row| positions[row * dims.d + j]));
+            x[(image * dims.t() + token) * dims.d + j] = if added == Positions::Added { h + position } else { h };
+        }
+    }
+    x
+}
+
+/// Both passes, with each of [`POSITIONS`].
+fn check<T: Element>(device: &impl Tokens<T>, extents: [usize; 4], seed: u64) {
+    for (kind, added) in POSITIONS {
+        let (dims, mut draws) = (dims(extents, kind), Draws::new(seed));
+        let order = draws.orders(dims.b, dims.n());
+        let (h, u0) = (draws.values::<T>(dims.len_h()), draws.values::<T::Wide>(dims.d));
+        let positions = draws.values::<T::Wide>(dims.len_positions());
+        let x = forward(device, dims, &h, &order, [&u0, &positions], added);
+        let want = oracle_forward(dims, &bounded(&h), &order, [&bounded(&u0), &bounded(&positions)], added);
+        assert_bounded("x", &x, &want);
+
+        let (dx, before) = (draws.values::<T>(x.len()), draws.values::<T::Wide>(positions.len()));
+        let got = backward(device, dims, &order, &dx, &before, added);
+        let dx_exact = bounded(&dx);
+        let mut dh = vec![None; dims.len_h()];
+        let mut dpositions: Vec<Vec<Bounded>> = bounded(&before).into_iter().map(|before| vec![before]).collect();
+        for (image, token, place) in visible(dims, &order) {
+            for j in 0..dims.d {
+                let i = (image * dims.t() + token) * dims.d + j;
+                dh[(image * dims.n() + place) * dims.d + j] = Some(dx[i]);
+                for row in rows(dims, place).into_iter().filter(|_| added == Positions::Added) {
+                    dpositions[row * dims.d + j].push(dx_exact[i]);
+                }
+            }
+        }
+        for (i, (got, want)) in got.dh.iter().zip(dh).enumerate() {
+            match want {
+                Some(want) => assert_eq!(*got, want, "dh[{i}]"),
+                None => assert!(got.widen().to_f64().is_nan(), "dh[{i}] is of a hidden patch"),
+            }
+        }
+        let first = |j: usize| (0..dims.b).map(move |image| image * dims.t() * dims.d + j);
+        let du0: Vec<_> = (0..dims.d).map(|j| Bounded::sum(first(j).map(|i| dx_exact[i]))).collect();
+        assert_bounded("du0", &got.du0, &du0);
+        assert_bounded("dpositions", &got.dpositions, &dpositions.into_iter().map(Bounded::sum).collect::<Vec<_>>());
+    }
+}
+
+fn check_cases<T: Element>() {
+    for &(name, extents) in CASES {
+        eprintln!("{}: {name}", T::NAME);
+        check::<T>(cpu(), extents, 1);
+    }
+}
+
+#[test]
+fn cases() {
+    for_each_element!(check_cases);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn any_shape(b in 1..5usize, grid in 2..5usize, hidden in 1..16usize, d in 1..20usize, seed: u64) {
+        for_each_element!(check, cpu(), [b, grid, 1 + hidden % (grid * grid - 1), d], seed);
+    }
+}
+
+#[test]
+fn gradient() {
+    for (kind, added) in POSITIONS {
+        let (dims, mut draws) = (dims([2, 2, 2, 3], kind), Draws::new(2));
+        let order = draws.orders(dims.b, dims.n());
+        let (h, u0) = (draws.values::<f64>(dims.len_h()), draws.values::<f64>(dims.d));
+        let positions = draws.values::<f64>(dims.len_positions());
+        let dx = draws.values::<f64>(dims.b * dims.t() * dims.d);
+        let mut got = backward(cpu(), dims, &order, &dx, &vec![0.0; positions.len()], added);
+        got.dh.iter_mut().filter(|dh| dh.is_nan()).for_each(|dh| *dh = 0.0);
+        let x = |h: &[Bounded], u0: &[Bounded], positions: &[Bounded]| {
+            oracle_forward(dims, h, &order, [u0, positions], added)
+        };
+        let [fixed_h, fixed_u0, fixed_positions] = [&h, &u0, &positions].map(|values| bounded(values));
+        assert_bounded_gradient("dh", &got.dh, &h, &dx, |h| x(h, &fixed_u0, &fixed_positions));
+        assert_bounded_gradient("du0", &got.du0, &u0, &dx, |u0| x(&fixed_h, u0, &fixed_positions));
+        assert_bounded_gradient("dpositions", &got.dpositions, &positions, &dx, |p| x(&fixed_h, &fixed_u0, p));
+    }
+}
+
+#[test]
+fn a_nan_stays_in_its_token() {
+    let (dims, mut draws) = (dims([2, 2, 1, 3], PositionKind::RowCol), Draws::new(3));
+    let order = [0, 1, 2, 3, 3, 2, 1, 0];
+    let (mut h, u0) = (draws.values::<f32>(dims.len_h()), draws.values::<f32>(dims.d));
+    let positions = draws.values::<f32>(dims.len_positions());
+    h[(4 + 1) * 3] = f32::NAN; // image 1, patch 1: its second visible one, token 2
+    h[0] = f32::NAN; // hidden
+    let x = forward(cpu(), dims, &h, &order, [&u0, &positions], Positions::Added);
+    assert_eq!((0..x.len()).filter(|&i| x[i].is_nan()).collect::<Vec<_>>(), [(4 + 2) * 3]);
+
+    let mut dx = draws.values::<f32>(x.len());
+    dx[(4 + 2) * 3] = f32::NAN;
+    dx[4 * 3 + 1] = f32::NAN; // u0 of image 1
+    let got = backward(cpu(), dims, &order, &dx, &vec![0.0; positions.len()], Positions::Added);
+    assert!(got.dh[(4 + 1) * 3].is_nan());
+    assert_eq!(got.du0.iter().map(|x| x.is_nan()).collect::<Vec<_>>(), [false, true, false]);
+    // Patch 1 of a 2 x 2 grid: row 0, column 1.
+    let nans: Vec<usize> = (0..got.dpositions.len()).filter(|&i| got.dpositions[i].is_nan()).collect();
+    assert_eq!(nans, [0, (2 + 1) * 3]);
+}
+
+#[test]
+fn bits_do_not_depend_on_threads() {
+    let (dims, mut draws) = (dims([9, 4, 4, 130], PositionKind::RowCol), Draws::new(4));
+    let order = draws.orders(dims.b, dims.n());
+    let (h, u0) = (draws.values::<f32>(dims.len_h()), draws.values::<f32>(dims.d));
+    let positions = draws.values::<f32>(dims.len_positions());
+    let dx = draws.values::<f32>(dims.b * dims.t() * dims.d);
+    assert_same_on_any_threads(|cpu| {
+        let x = forward(cpu, dims, &h, &order, [&u0, &positions], Positions::Added);
+        let got = backward(cpu, dims, &order, &dx, &positions, Positions::Added);
+        [bits(&x), bits(&got.dh), bits(&got.du0), bits(&got.dpositions)].concat()
+    });
+}
+
+#[test]
+fn refuses_what_does_not_fit() {
+    let table = dims([2, 2, 1, 3], PositionKind::Table);
+    let order = [0, 1, 2, 3].repeat(2);
+    let run = |dims, order: &[u32], [h, u0, positions, x]: [usize; 4]| {
+        let [h, u0, positions, mut x] = [h, u0, positions, x].map(|len| vec![0f32; len]);
+        let args = Forward { dims, h: &h[..], order, u0: &u0[..], positions: Some(&positions[..]), x: &mut x[..] };
+        Tokens::<f32>::tokens_forward(cpu(), args)
+    };
+    assert_eq!(run(table, &order, [24, 3, 12, 24]), Ok(()));
+    assert_refuses_length(run(table, &order, [23, 3, 12, 24]), "h");
+    assert_refuses_length(run(table, &order[1..], [24, 3, 12, 24]), "order");
+    assert_refuses_length(run(table, &order, [24, 4, 12, 24]), "u0");
+    assert_refuses_length(run(table, &order, [24, 3, 13, 24]), "positions");
+    assert_refuses_length(run(table, &order, [24, 3, 12, 30]), "x");
+    for hidden in [0, 4, 5] {
+        assert_refuses_dims(run(PatchDims { hidden, ..table }, &order, [24, 3, 12, 24]));
+    }
+    assert_refuses_dims(run(PatchDims { d: 0, ..table }, &order, [0, 0, 0, 0]));
+    let run = |order: &[u32], [dx, dh, du0, dpositions]: [usize; 4]| {
+        let [dx, mut dh, mut du0, mut dpositions] = [dx, dh, du0, dpositions].map(|len| vec![0f32; len]);
+        let (dh, du0, dpositions_acc) = (&mut dh[..], &mut du0[..], Some(&mut dpositions[..]));
+        Tokens::<f32>::tokens_backward(cpu(), Backward { dims: table, order, dx: &dx[..], dh, du0, dpositions_acc })
+    };
+    assert_eq!(run(&order, [24, 24, 3, 12]), Ok(()));
+    assert_refuses_length(run(&order[..7], [24, 24, 3, 12]), "order");
+    assert_refuses_length(run(&order, [25, 24, 3, 12]), "dx");
+    assert_refuses_length(run(&order, [24, 25, 3, 12]), "dh");
+    assert_refuses_length(run(&order, [24, 24, 2, 12]), "du0");
+    assert_refuses_length(run(&order, [24, 24, 3, 11]), "dpositions_acc");
+}

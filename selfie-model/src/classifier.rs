@@ -1,0 +1,230 @@
+//! Supervised training, from scratch or finetuning: ResNet-50 v2 on whole images and a linear head.
+
+use crate::input::Input;
+use crate::layers::{Dx, Linear, Tables};
+use crate::memory_plan::{Dry, Ledger};
+use crate::network::Build;
+use crate::resnet::{Resnet, ResnetActs};
+use crate::state::{Buffer, State, StateArgs};
+use crate::{Classify, Inputs, Loss, MemoryPlan, Mode, Network, Parameters, Result, Sizes, Statistics, Update};
+use selfie_kernels::gemm::Write;
+use selfie_kernels::{Backend, Element, Error, Memory, View, softmax_cross_entropy};
+use std::sync::Arc;
+
+/// Stages of the backbone.
+const STAGES: usize = 4;
+
+/// The backbone, the classifier on its pooled features, and cross-entropy.
+#[derive(Debug)]
+pub struct Classifier<B: Memory, T: Element> {
+    classes: usize,
+    backbone: Resnet,
+    head: Linear,
+    state: State<B, T>,
+    input: Input<B, T>,
+    backbone_acts: ResnetActs<B, T>,
+    /// `[n, width]`: pooled features, and their gradient.
+    h: Buffer<B, T>,
+    dh: Buffer<B, T>,
+    /// `[n, classes]`, and their gradient.
+    logits: Buffer<B, T>,
+    dlogits: Buffer<B, T>,
+}
+
+impl<B: Memory, T: Element> Classifier<B, T> {
+    /// The buffers of such a network, without allocating them.
+    ///
+    /// # Errors
+    /// Impossible configurations.
+    pub fn memory_plan(build: Build<'_>, classes: usize) -> Result<MemoryPlan> {
+        let mut ledger = Ledger::new(Dry);
+        Classifier::<Dry, T>::build(&mut ledger, build, classes)?;
+        Ok(ledger.into_plan())
+    }
+
+    fn build(ledger: &mut Ledger<B>, build: Build<'_>, classes: usize) -> Result<Self> {
+        let Build { config, batch, purpose, .. } = build.checked()?;
+        if classes == 0 {
+            return Err(crate::Error::usage("classes", classes, "at least 1"));
+        }
+
+        let mut tables = Tables::default();
+        let backbone = Resnet::new(&mut tables, config, STAGES, batch, config.image_size);
+        build.check_rows(backbone.rows())?;
+        let width = backbone.width();
+        let head = Linear::shaped(&mut tables, "head.fc", &[classes, width, 1, 1]);
+
+        let input = Input::new(ledger, config, batch, 1, 1)?;
+        let backbone_acts = backbone.acts(ledger, purpose)?;
+        ledger.scope("head");
+        let h = ledger.alloc("h", batch * width)?;
+        let dh = ledger.alloc("dh", purpose.trained(batch * width))?;
+        let logits = ledger.alloc("logits", batch * classes)?;
+        let dlogits = ledger.alloc("dlogits", purpose.trained(batch * classes))?;
+        let partial = backbone.partial_len();
+        let state = State::new(ledger, StateArgs { build, tables, partial })?;
+        Ok(Self { classes, backbone, head, state, input, backbone_acts, h, dh, logits, dlogits })
+    }
+}
+
+impl<B: Backend<T>, T: Element> Classifier<B, T> {
+    /// Allocates everything and draws the initial parameters.
+    ///
+    /// # Errors
+    /// Impossible configurations; out of memory.
+    pub fn new(device: impl Into<Arc<B>>, build: Build<'_>, classes: usize) -> Result<Self> {
+        let mut network = Self::build(&mut Ledger::new(device), build, classes)?;
+        network.state.initialise()?;
+        Ok(network)
+    }
+
+    /// As [`Network::load`], but of normalised pixels `[n, h, w, 3]`.
+    ///
+    /// # Errors
+    /// Lengths or labels that do not fit.
+    pub fn load_pixels(&mut self, pixels: &[T], labels: &[u32], first_sample: u64) -> selfie_kernels::Result<()> {
+        self.check_labels(labels)?;
+        self.state.set_first_sample(first_sample)?;
+        self.input.load_pixels(&self.state.device, pixels, labels)
+    }
+
+    /// `[n, width]`: the pooled features of the last forward.
+    pub fn features(&self) -> View<'_, B, T> {
+        B::all(&self.h)
+    }
+
+    fn check_labels(&self, labels: &[u32]) -> selfie_kernels::Result<()> {
+        self.input.check_len(labels)?;
+        match labels.iter().position(|&label| label as usize >= self.classes) {
+            None => Ok(()),
+            Some(image) => {
+                let reason = format!("image {image}: label {} where there are {} classes", labels[image], self.classes);
+                Err(Error::Dims { op: "load", reason })
+            }
+        }
+    }
+}
+
+impl<B: Backend<T>, T: Element> Classify<B, T> for Classifier<B, T> {
+    fn classes(&self) -> usize {
+        self.classes
+    }
+
+    fn logits(&self) -> View<'_, B, T> {
+        B::all(&self.logits)
+    }
+}
+
+impl<B: Backend<T>, T: Element> Network<B, T> for Classifier<B, T> {
+    fn device(&self) -> &Arc<B> {
+        &self.state.device
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes { batch: self.input.batch(), image: self.input.image(), targets: 1 }
+    }
+
+    fn parameters(&self) -> &Parameters<B, T> {
+        &self.state.parameters
+    }
+
+    fn parameters_mut(&mut self) -> &mut Parameters<B, T> {
+        &mut self.state.parameters
+    }
+
+    fn statistics(&self) -> &Statistics<B, T::Wide> {
+        &self.state.statistics
+    }
+
+    fn statistics_mut(&mut self) -> &mut Statistics<B, T::Wide> {
+        &mut self.state.statistics
+    }
+
+    fn refresh_copy(&mut self) -> selfie_kernels::Result<()> {
+        self.state.refresh_copy()
+    }
+
+    fn load(&mut self, inputs: &Inputs<'_>) -> selfie_kernels::Result<()> {
+        self.check_labels(inputs.targets)?;
+        self.state.set_first_sample(inputs.first_sample)?;
+        self.input.load(&self.state.device, inputs)
+    }
+
+    fn forward(&mut self, mode: Mode) -> selfie_kernels::Result<()> {
+        let Self { classes, backbone, head, state, input, backbone_acts, h, logits, dlogits, .. } = self;
+        state.begin_forward(mode)?;
+        backbone.forward(state, &input.pixels, backbone_acts, h)?;
+        head.forward(state, head.dense(input.batch()), h, logits)?;
+        state.device.softmax_cross_entropy(softmax_cross_entropy::Args {
+            n: input.batch(),
+            valid: input.valid,
+            classes: *classes,
+            logits: B::all(logits),
+            labels: B::all(&input.targets),
+            loss: B::all_mut(&mut state.loss),
+            dlogits: (mode == Mode::Train).then(|| B::all_mut(dlogits)),
+        })
+    }
+
+    fn backward(&mut self) -> selfie_kernels::Result<()> {
+        let Self { backbone, head, state, input, backbone_acts, h, dh, dlogits, .. } = self;
+        state.begin_backward()?;
+        let rows = head.dense(input.batch());
+        head.backward_weight(state, rows, h, dlogits)?;
+        head.backward_data(state, rows, dlogits, Dx { gelu: None, addend: None, write: Write::Overwrite, to: dh })?;
+        backbone.backward(state, &input.pixels, backbone_acts, dh)
+    }
+
+    fn accumulate(&mut self, scale: f64) -> selfie_kernels::Result<()> {
+        self.state.accumulate(scale)
+    }
+
+    fn update(&mut self, update: Update) -> selfie_kernels::Result<()> {
+        self.state.update(update)
+    }
+
+    fn loss(&self) -> selfie_kernels::Result<Loss> {
+        self.state.loss()
+    }
+
+    fn gradient_norm(&self) -> selfie_kernels::Result<(f64, bool)> {
+        self.state.gradient_norm()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ModelConfig, Preset, Purpose};
+
+    #[test]
+    fn parameter_counts() {
+        for (image_size, classes, expected) in [(224, 1000, 25_549_352), (32, 10, 23_513_162)] {
+            let config = &ModelConfig::preset(Preset::Resnet50, image_size);
+            let build = Build { config, batch: 1, purpose: Purpose::Train, seed: 0 };
+            let network = Classifier::<Dry, f32>::build(&mut Ledger::new(Dry), build, classes).expect("sound");
+            assert_eq!(network.state.parameters.table.len(), expected);
+        }
+    }
+
+    #[test]
+    fn names_are_timms() {
+        let config = &ModelConfig::preset(Preset::Tiny, 224);
+        let build = Build { config, batch: 1, purpose: Purpose::Train, seed: 0 };
+        let network = Classifier::<Dry, f32>::build(&mut Ledger::new(Dry), build, 5).expect("sound");
+        let names: Vec<_> = network.state.parameters.table.entries().iter().map(|entry| entry.name.as_str()).collect();
+        let block = ["downsample.conv", "norm1", "conv1", "norm2", "conv2", "norm3", "conv3"];
+        let mut expected = vec!["stem.conv.weight".to_owned()];
+        for stage in 0..4 {
+            for layer in block {
+                expected.push(format!("stages.{stage}.blocks.0.{layer}.weight"));
+                if layer.starts_with("norm") {
+                    expected.push(format!("stages.{stage}.blocks.0.{layer}.bias"));
+                }
+            }
+        }
+        expected.extend(["norm.weight", "norm.bias", "head.fc.weight", "head.fc.bias"].map(String::from));
+        assert_eq!(names, expected);
+        assert_eq!(network.state.parameters.table.get("head.fc.weight").expect("listed").shape, [5, 256, 1, 1]);
+    }
+}

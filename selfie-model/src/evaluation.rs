@@ -1,0 +1,260 @@
+//! Loss and accuracy over held-out images: running statistics, no dropout, no augmentation, fixed masks.
+
+use crate::draws::evaluation_order;
+use crate::error::{Error, Result};
+use crate::network::{Inputs, Mode, Network, Sizes};
+use crate::transfer::download_view;
+use selfie_data::{BadFile, Batch, Dataset, Draw, EvalLoader, LoaderConfig};
+use selfie_kernels::{Backend, Element, View, Wide};
+use std::sync::Arc;
+
+/// Images to train on or to evaluate: some of a data set.
+#[derive(Clone)]
+pub struct Images {
+    /// Where they are.
+    pub dataset: Arc<dyn Dataset>,
+    /// Which of them.
+    pub items: Vec<usize>,
+    /// Threads that load; 0 loads between the steps.
+    pub workers: usize,
+    /// Fraction of the data set that may be bad; see [`selfie_data::DEFAULT_MAX_BAD`].
+    pub max_bad: f64,
+}
+
+/// Mean loss and accuracy over some images.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluation {
+    /// Images that counted.
+    pub n: usize,
+    /// Mean over images (and hidden places).
+    pub loss: f64,
+    /// Pretraining: share of the hidden places whose patch was found. Classification: top-1. Between 0 and 1.
+    pub accuracy: f64,
+    /// Images that could not be read.
+    pub skipped: Vec<BadFile>,
+}
+
+/// How well images were classified.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Classification {
+    /// Images that counted.
+    pub n: usize,
+    /// Mean cross-entropy, in nats.
+    pub loss: f64,
+    /// Share of images whose class had the highest score (the first of equals).
+    pub top1: f64,
+    /// Share of images whose class was among the five highest scores; 1 for up to five classes.
+    pub top5: f64,
+    /// `[class][predicted]`: images.
+    pub confusion: Vec<Vec<u64>>,
+    /// Images that could not be read.
+    pub skipped: Vec<BadFile>,
+}
+
+/// A network whose output is a score for each class.
+pub trait Classify<B: Backend<T>, T: Element>: Network<B, T> {
+    /// Number of classes.
+    fn classes(&self) -> usize;
+    /// `[batch, classes]`: logits of the last forward.
+    fn logits(&self) -> View<'_, B, T>;
+}
+
+/// The network's own loss and accuracy over `images`. Every image has the same mask in every evaluation.
+///
+/// # Errors
+/// Too many bad images; an image without a label, in classification; those of the device.
+pub fn evaluate<B, T, N>(network: &mut N, images: &Images) -> Result<Evaluation>
+where
+    B: Backend<T>,
+    T: Element,
+    N: Network<B, T>,
+{
+    let (mut n, mut loss, mut accuracy) = (0, 0.0, 0.0);
+    let skipped = for_each_batch(network, images, |network, batch, _| {
+        let mean = network.loss()?;
+        n += batch.valid;
+        loss += mean.loss * batch.valid as f64;
+        accuracy += mean.accuracy * batch.valid as f64;
+        Ok(())
+    })?;
+    Ok(Evaluation { n, loss: loss / n as f64, accuracy: accuracy / n as f64, skipped })
+}
+
+/// Classifies `images`; `each` sees every image's index in its data set and its scores.
+///
+/// # Errors
+/// Too many bad images; an image without a label; those of the device.
+pub fn classify<B, T, N>(
+    network: &mut N,
+    images: &Images,
+    mut each: impl FnMut(usize, &[f64]),
+) -> Result<Classification>
+where
+    B: Backend<T>,
+    T: Element,
+    N: Classify<B, T>,
+{
+    let (device, classes) = (network.device().clone(), network.classes());
+    let mut confusion = vec![vec![0; classes]; classes];
+    let (mut n, mut loss, mut in_top5) = (0, 0.0, 0);
+    let mut scores = vec![0.0; classes];
+    let skipped = for_each_batch(network, images, |network, batch, labels| {
+        let logits = download_view(&*device, network.logits())?;
+        for slot in 0..batch.valid {
+            for (score, &logit) in scores.iter_mut().zip(&logits[slot * classes..][..classes]) {
+                *score = logit.widen().to_f64();
+            }
+            let label = labels[slot] as usize;
+            if label >= classes {
+                return Err(Error::usage("labels", label, format!("a class below {classes}, as the network has")));
+            }
+            n += 1;
+            loss += cross_entropy(&scores, label);
+            let rank = rank(&scores, label);
+            in_top5 += usize::from(rank < 5);
+            confusion[label][highest(&scores)] += 1;
+            each(batch.indices[slot] as usize, &scores);
+        }
+        Ok(())
+    })?;
+    let found: u64 = (0..classes).map(|class| confusion[class][class]).sum();
+    let share = |count: f64| count / n as f64;
+    Ok(Classification {
+        n,
+        loss: share(loss),
+        top1: share(found as f64),
+        top5: share(in_top5 as f64),
+        confusion,
+        skipped,
+    })
+}
+
+/// Runs the network forward over `images`, batch by batch; `visit` gets the batch and its targets. Returns the images
+/// that could not be read.
+fn for_each_batch<B, T, N>(
+    network: &mut N,
+    images: &Images,
+    mut visit: impl FnMut(&mut N, &Batch, &[u32]) -> Result<()>,
+) -> Result<Vec<BadFile>>
+where
+    B: Backend<T>,
+    T: Element,
+    N: Network<B, T>,
+{
+    if images.items.is_empty() {
+        return Err(Error::usage("images to evaluate", 0, "1 or more"));
+    }
+    let sizes = network.sizes();
+    let config = LoaderConfig { workers: images.workers, max_bad: images.max_bad, ..loader_config(&sizes) };
+    let mut loader = EvalLoader::new(images.dataset.clone(), images.items.clone(), config)?;
+    let (mut targets, mut draws) = (Vec::new(), Vec::new());
+    while let Some(batch) = loader.next_batch()? {
+        if batch.valid > 0 {
+            targets.clear();
+            match sizes.targets {
+                1 => labels(&*images.dataset, &batch, &mut targets)?,
+                patches => batch.indices.iter().for_each(|&index| evaluation_order(index, patches, &mut targets)),
+            }
+            crops(&batch.draws, &mut draws);
+            let first_sample = batch.step * sizes.batch as u64;
+            network.load(&Inputs {
+                images: &batch.images,
+                draws: &draws,
+                targets: &targets,
+                first_sample,
+                valid: batch.valid,
+            })?;
+            network.forward(Mode::Evaluate)?;
+            visit(network, &batch, &targets)?;
+        }
+        loader.recycle(batch);
+    }
+    Ok(loader.bad_files().to_vec())
+}
+
+/// The loader of a network's batches.
+pub(crate) fn loader_config(sizes: &Sizes) -> LoaderConfig {
+    LoaderConfig::new(sizes.batch, sizes.image[0])
+}
+
+/// Overwrites `draws` with rows, columns and flips as the kernels take them.
+pub(crate) fn crops(batch: &[Draw], draws: &mut Vec<i32>) {
+    draws.clear();
+    draws.extend(batch.iter().flat_map(|draw| [i32::from(draw.dy), i32::from(draw.dx), i32::from(draw.flip)]));
+}
+
+/// Appends the labels of a batch; padding gets class 0.
+///
+/// # Errors
+/// [`Error::Malformed`] for an image without a label.
+pub(crate) fn labels(dataset: &dyn Dataset, batch: &Batch, labels: &mut Vec<u32>) -> Result<()> {
+    let valid = &batch.labels[..batch.valid];
+    if let Some(slot) = valid.iter().position(|&label| label == selfie_data::UNLABELLED) {
+        return Err(Error::malformed(
+            std::path::Path::new(&dataset.key(batch.indices[slot] as usize)),
+            "a label",
+            "none",
+            "put the images into one folder per class",
+        ));
+    }
+    labels.extend(valid);
+    labels.resize(labels.len() + batch.labels.len() - batch.valid, 0);
+    Ok(())
+}
+
+/// `-log softmax(scores)[label]`.
+fn cross_entropy(scores: &[f64], label: usize) -> f64 {
+    let max = scores[highest(scores)];
+    max - scores[label] + scores.iter().map(|score| libm::exp(score - max)).sum::<f64>().ln()
+}
+
+/// The place of the highest score, the first of equals. NaN counts as higher than any number, so that it shows.
+fn highest(scores: &[f64]) -> usize {
+    let better = |a: f64, b: f64| a > b || a.is_nan() && !b.is_nan();
+    (1..scores.len()).fold(0, |best, place| if better(scores[place], scores[best]) { place } else { best })
+}
+
+/// How many classes come before `label` when scores are sorted downwards, equals by class.
+fn rank(scores: &[f64], label: usize) -> usize {
+    let before = |(class, &score): (usize, &f64)| !(score < scores[label] || score == scores[label] && class >= label);
+    // A score that is NaN is before every label, itself included: it is never right.
+    scores.iter().enumerate().filter(|&entry| before(entry)).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_count_what_comes_before() {
+        let scores = [1.0, 3.0, 3.0, 2.0];
+        assert_eq!([0, 1, 2, 3].map(|label| rank(&scores, label)), [3, 0, 1, 2]);
+        assert_eq!(highest(&scores), 1);
+    }
+
+    #[test]
+    fn nan_is_never_right() {
+        let scores = [1.0, f64::NAN, 0.5];
+        assert_eq!(highest(&scores), 1);
+        assert_eq!([rank(&scores, 0), rank(&scores, 1)], [1, 3]);
+        assert!(cross_entropy(&scores, 0).is_nan());
+    }
+
+    #[test]
+    fn cross_entropy_of_known_scores() {
+        // Two equal scores: ln 2. Shifted by 1000 it must not overflow. 4 eps of numbers about 1.
+        for shift in [0.0, 1000.0] {
+            let loss = cross_entropy(&[shift, shift], 1);
+            assert!((loss - std::f64::consts::LN_2).abs() <= 4.0 * f64::EPSILON, "{loss}");
+        }
+        let loss = cross_entropy(&[0.0, 3f64.ln()], 0);
+        assert!((loss - 4f64.ln()).abs() <= 8.0 * f64::EPSILON, "{loss}");
+    }
+
+    #[test]
+    fn draws_are_row_column_flip() {
+        let mut draws = vec![9];
+        crops(&[Draw { dy: -4, dx: 3, flip: true }, Draw::default()], &mut draws);
+        assert_eq!(draws, [-4, 3, 1, 0, 0, 0]);
+    }
+}

@@ -1,0 +1,46 @@
+//! The networks of Selfie and their training: ResNet-50 v2, patch network, attention pooling, the pretext objective,
+//! the classifier, SGD, schedule, trainer and checkpoints, over any [`selfie_kernels::Backend`].
+#![forbid(unsafe_code)]
+
+mod attention_pool;
+mod checkpoint;
+mod classifier;
+mod config;
+mod draws;
+mod durable;
+mod error;
+mod evaluation;
+mod init;
+mod input;
+mod layers;
+mod memory_plan;
+mod network;
+mod parameters;
+mod resnet;
+mod schedule;
+mod selfie;
+mod state;
+mod tensor_file;
+mod train_config;
+mod trainer;
+mod transfer;
+mod transformer;
+mod weights;
+
+pub use checkpoint::{Checkpoint, CheckpointStore, Difference, Newest, Progress, differences};
+pub use classifier::Classifier;
+pub use config::{LogitScale, ModelConfig, NamedScale, Positions, Preset, Stem};
+pub use draws::{PhiloxDraws, evaluation_order, training_order};
+pub use error::{Error, ErrorKind, Result};
+pub use evaluation::{Classification, Classify, Evaluation, Images, classify, evaluate};
+pub use memory_plan::MemoryPlan;
+pub use network::{Build, Inputs, Loss, Mode, Network, Purpose, Sizes, Update};
+pub use parameters::{Entry, Layout, Parameters, Statistics, Table};
+pub use schedule::{Length, Schedule};
+pub use selfie::Selfie;
+pub use tensor_file::TensorFile;
+pub use train_config::{DEFAULT_STEPS, TrainConfig};
+pub use trainer::{MAX_SKIPPED_IN_A_ROW, StepMetrics, Trainer};
+pub use weights::{
+    About, Initialized, MODEL_FILE, POOL_FILE, PatchNorm, find_weights, initialize, load_weights, write_weights,
+};

@@ -1,0 +1,263 @@
+//! Pretraining: which hidden patch belongs at which hidden place.
+
+use crate::attention_pool::{AttentionPool, AttentionPoolActs};
+use crate::config::Pretext;
+use crate::input::Input;
+use crate::layers::Tables;
+use crate::memory_plan::{Dry, Ledger};
+use crate::network::Build;
+use crate::resnet::{Resnet, ResnetActs};
+use crate::state::{Buffer, State, StateArgs};
+use crate::{Inputs, Loss, MemoryPlan, Mode, Network, Parameters, Result, Sizes, Statistics, Update};
+use selfie_kernels::attention::MAX_TOKENS;
+use selfie_kernels::tokens::PositionKind;
+use selfie_kernels::{Backend, Element, Error, Memory, View, Wide, contrast};
+use std::sync::Arc;
+
+/// Stages of the patch network.
+const STAGES: usize = 3;
+
+/// The patch network, the attention pooling and the contrastive objective.
+///
+/// Source: Trinh, Luong, Le 2019 (arXiv 1906.02940).
+#[derive(Debug)]
+pub struct Selfie<B: Memory, T: Element> {
+    pretext: Pretext,
+    patches: Resnet,
+    pool: AttentionPool,
+    state: State<B, T>,
+    input: Input<B, T>,
+    patches_acts: ResnetActs<B, T>,
+    /// `[b, n, d]`: features of all patches, and their gradient.
+    h: Buffer<B, T>,
+    dh: Buffer<B, T>,
+    pool_acts: AttentionPoolActs<B, T>,
+}
+
+impl<B: Memory, T: Element> Selfie<B, T> {
+    /// The buffers of such a network, without allocating them.
+    ///
+    /// # Errors
+    /// Impossible configurations.
+    pub fn memory_plan(build: Build<'_>) -> Result<MemoryPlan> {
+        let mut ledger = Ledger::new(Dry);
+        Selfie::<Dry, T>::build(&mut ledger, build)?;
+        Ok(ledger.into_plan())
+    }
+
+    fn build(ledger: &mut Ledger<B>, build: Build<'_>) -> Result<Self> {
+        let Build { config, batch, purpose, .. } = build.checked()?;
+        let pretext = config.pretext(batch)?;
+        let (n, d) = (pretext.dims.n(), pretext.dims.d);
+
+        let mut tables = Tables::default();
+        let patches = Resnet::new(&mut tables, config, STAGES, batch * n, pretext.patch);
+        build.check_rows(patches.rows())?;
+        let pool = AttentionPool::new(&mut tables, config, &pretext);
+
+        let input = Input::new(ledger, config, batch, pretext.dims.grid, n)?;
+        let patches_acts = patches.acts(ledger, purpose)?;
+        ledger.scope("patches");
+        let h = ledger.alloc("h", batch * n * d)?;
+        let dh = ledger.alloc("dh", purpose.trained(batch * n * d))?;
+        let pool_acts = pool.acts(ledger, purpose)?;
+        let partial = patches.partial_len();
+        let state = State::new(ledger, StateArgs { build, tables, partial })?;
+        Ok(Self { pretext, patches, pool, state, input, patches_acts, h, dh, pool_acts })
+    }
+}
+
+impl<B: Backend<T>, T: Element> Selfie<B, T> {
+    /// Allocates everything and draws the initial parameters.
+    ///
+    /// # Errors
+    /// Impossible configurations; out of memory.
+    pub fn new(device: impl Into<Arc<B>>, build: Build<'_>) -> Result<Self> {
+        let mut network = Self::build(&mut Ledger::new(device), build)?;
+        network.state.initialise()?;
+        Ok(network)
+    }
+
+    /// As [`Network::load`], but of normalised pixels `[b, h, w, 3]`.
+    ///
+    /// # Errors
+    /// Lengths or orders that do not fit.
+    pub fn load_pixels(&mut self, pixels: &[T], order: &[u32], first_sample: u64) -> selfie_kernels::Result<()> {
+        self.check_order(order)?;
+        self.state.set_first_sample(first_sample)?;
+        self.input.load_pixels(&self.state.device, pixels, order)
+    }
+
+    /// `[b, n, d]`: the patch network's vectors of the last forward.
+    pub fn patch_features(&self) -> View<'_, B, T> {
+        B::all(&self.h)
+    }
+
+    /// `[b, d]`: the attention pooling's summaries of the visible patches in the last forward.
+    pub fn summaries(&self) -> View<'_, B, T> {
+        self.pool.summary(&self.pool_acts)
+    }
+
+    /// `[b, hidden, hidden]`: the last forward's logits, computed on the host, to show a puzzle. Row l is the l-th hidden
+    /// place, column j the j-th hidden patch, in the order of [`Inputs::targets`].
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn puzzle_logits(&self) -> selfie_kernels::Result<Vec<f64>> {
+        let (dims, scale) = (self.pretext.dims, self.pretext.logit_scale);
+        let (h, u) = (self.state.read(self.patch_features())?, self.state.read(self.summaries())?);
+        let positions = self.state.read(B::view(&self.state.parameters.master, self.pool.positions()))?;
+        let mut order = vec![0; dims.b * dims.n()];
+        self.state.device.download(B::all(&self.input.targets), &mut order)?;
+        let position = |place: usize, i: usize| match dims.positions {
+            PositionKind::Table => positions[place * dims.d + i].to_f64(),
+            PositionKind::RowCol => {
+                let (row, column) = (place / dims.grid, dims.grid + place % dims.grid);
+                positions[row * dims.d + i].to_f64() + positions[column * dims.d + i].to_f64()
+            }
+        };
+        let mut logits = Vec::with_capacity(dims.b * dims.hidden * dims.hidden);
+        for (b, order) in order.chunks_exact(dims.n()).enumerate() {
+            let hidden = || order[..dims.hidden].iter().map(|&patch| patch as usize);
+            for place in hidden() {
+                for patch in hidden() {
+                    let key = &h[(b * dims.n() + patch) * dims.d..][..dims.d];
+                    let query = |i: usize| u[b * dims.d + i].widen().to_f64() + position(place, i);
+                    logits
+                        .push(scale * key.iter().enumerate().map(|(i, k)| query(i) * k.widen().to_f64()).sum::<f64>());
+                }
+            }
+        }
+        Ok(logits)
+    }
+
+    /// Each image's order must be a permutation: the operations index by it.
+    fn check_order(&self, order: &[u32]) -> selfie_kernels::Result<()> {
+        self.input.check_len(order)?;
+        let n = self.pretext.dims.n();
+        for (image, order) in order.chunks(n).enumerate() {
+            let mut seen = [false; MAX_TOKENS];
+            for &patch in order {
+                let first = (patch as usize) < n && !std::mem::replace(&mut seen[patch as usize], true);
+                if !first {
+                    let reason = format!("image {image}: the order is no permutation of 0..{n}: {patch}");
+                    return Err(Error::Dims { op: "load", reason });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<B: Backend<T>, T: Element> Network<B, T> for Selfie<B, T> {
+    fn device(&self) -> &Arc<B> {
+        &self.state.device
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes { batch: self.input.batch(), image: self.input.image(), targets: self.pretext.dims.n() }
+    }
+
+    fn parameters(&self) -> &Parameters<B, T> {
+        &self.state.parameters
+    }
+
+    fn parameters_mut(&mut self) -> &mut Parameters<B, T> {
+        &mut self.state.parameters
+    }
+
+    fn statistics(&self) -> &Statistics<B, T::Wide> {
+        &self.state.statistics
+    }
+
+    fn statistics_mut(&mut self) -> &mut Statistics<B, T::Wide> {
+        &mut self.state.statistics
+    }
+
+    fn refresh_copy(&mut self) -> selfie_kernels::Result<()> {
+        self.state.refresh_copy()
+    }
+
+    fn load(&mut self, inputs: &Inputs<'_>) -> selfie_kernels::Result<()> {
+        self.check_order(inputs.targets)?;
+        self.state.set_first_sample(inputs.first_sample)?;
+        self.input.load(&self.state.device, inputs)
+    }
+
+    fn forward(&mut self, mode: Mode) -> selfie_kernels::Result<()> {
+        let Self { pretext, patches, pool, state, input, patches_acts, h, dh, pool_acts } = self;
+        state.begin_forward(mode)?;
+        patches.forward(state, &input.pixels, patches_acts, h)?;
+        pool.forward(state, h, &input.targets, pool_acts)?;
+        let (u, du) = pool.summary_and_gradient(pool_acts, mode);
+        state.device.contrast(contrast::Args {
+            dims: pretext.dims,
+            valid: input.valid,
+            logit_scale: pretext.logit_scale,
+            u_stride: pretext.dims.d,
+            u,
+            h: B::all(h),
+            order: B::all(&input.targets),
+            positions: B::view(&state.parameters.master, pool.positions()),
+            loss: B::all_mut(&mut state.loss),
+            gradients: du.map(|du| contrast::Gradients {
+                du,
+                dh: B::all_mut(dh),
+                dpositions: B::view_mut(&mut state.parameters.gradient, pool.positions()),
+            }),
+        })
+    }
+
+    fn backward(&mut self) -> selfie_kernels::Result<()> {
+        let Self { patches, pool, state, input, patches_acts, dh, pool_acts, .. } = self;
+        state.begin_backward()?;
+        pool.backward(state, &input.targets, pool_acts, dh)?;
+        patches.backward(state, &input.pixels, patches_acts, dh)
+    }
+
+    fn accumulate(&mut self, scale: f64) -> selfie_kernels::Result<()> {
+        self.state.accumulate(scale)
+    }
+
+    fn update(&mut self, update: Update) -> selfie_kernels::Result<()> {
+        self.state.update(update)
+    }
+
+    fn loss(&self) -> selfie_kernels::Result<Loss> {
+        self.state.loss()
+    }
+
+    fn gradient_norm(&self) -> selfie_kernels::Result<(f64, bool)> {
+        self.state.gradient_norm()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ModelConfig, Positions, Preset, Purpose};
+
+    fn table(config: &ModelConfig) -> crate::Table {
+        let build = Build { config, batch: 1, purpose: Purpose::Train, seed: 0 };
+        Selfie::<Dry, f32>::build(&mut Ledger::new(Dry), build).expect("sound").state.parameters.table
+    }
+
+    #[test]
+    fn parameter_counts() {
+        let table = table(&ModelConfig::preset(Preset::Resnet50, 32));
+        let patches = table.entries().iter().filter(|entry| !entry.name.starts_with("pool."));
+        assert_eq!(patches.map(crate::Entry::len).sum::<usize>(), 8_532_032);
+        assert_eq!(table.len(), 25_094_080);
+    }
+
+    #[test]
+    fn positions_follow_the_grid() {
+        let mut config = ModelConfig::preset(Preset::Tiny, 32);
+        assert_eq!(table(&config).get("pool.pos").expect("16 places").shape, [16, 128]);
+        config.positions = Positions::RowCol;
+        assert_eq!(table(&config).get("pool.row").expect("asked for").shape, [4, 128]);
+        config = ModelConfig::preset(Preset::Tiny, 224);
+        assert_eq!(table(&config).get("pool.col").expect("49 places").shape, [7, 128]);
+        assert_eq!((config.patches(), config.hidden_patches()), (49, 12));
+    }
+}

@@ -1,0 +1,270 @@
+//! Named tensors in safetensors files, and how they lie in flat buffers.
+//!
+//! In a file every tensor has PyTorch's name, shape and order of elements; [`Layout`] says what it takes to get there.
+
+use crate::error::{Error, Result, reading};
+use crate::parameters::{Entry, Layout, Table};
+use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView, View};
+use selfie_kernels::Wide;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+#[cfg(target_endian = "big")]
+compile_error!("safetensors files are little-endian, and tensors are written as they lie in memory");
+
+/// The tensors of a file, in a type of computation.
+#[derive(Debug, Clone)]
+pub struct TensorFile<W> {
+    path: PathBuf,
+    tensors: BTreeMap<String, Tensor<W>>,
+}
+
+#[derive(Debug, Clone)]
+struct Tensor<W> {
+    shape: Vec<usize>,
+    data: Vec<W>,
+}
+
+impl<W: Wide> TensorFile<W> {
+    /// Reads a file whose tensors are f16, bf16, f32 or f64. PyTorch's integer counters of batches are left out.
+    ///
+    /// # Errors
+    /// [`Error::Read`]; [`Error::Malformed`] for anything but such a file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(reading(path))?;
+        Self::parse(path, &bytes)
+    }
+
+    /// The same from the contents of `path`.
+    pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let file = SafeTensors::deserialize(bytes).map_err(|error| not_safetensors(path, bytes.len(), &error))?;
+        let mut tensors = BTreeMap::new();
+        for (name, view) in file.iter() {
+            if name.ends_with("num_batches_tracked") {
+                continue;
+            }
+            let data = numbers(&view).ok_or_else(|| {
+                Error::malformed(
+                    path,
+                    format!("F16, BF16, F32 or F64 in `{name}`"),
+                    format!("{:?}", view.dtype()),
+                    "convert it to F32",
+                )
+            })?;
+            tensors.insert(name.to_string(), Tensor { shape: view.shape().to_vec(), data });
+        }
+        Ok(Self { path: path.into(), tensors })
+    }
+
+    /// Where it was read.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names and shapes, sorted by name.
+    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice()))
+    }
+
+    /// Shape of a tensor, if the file has it.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|tensor| tensor.shape.as_slice())
+    }
+
+    /// Copies the tensor `name` to the place of `entry` in `flat`.
+    ///
+    /// # Errors
+    /// [`Error::OtherNetwork`] when there is none, or its shape is not `entry`'s.
+    pub(crate) fn place(&self, name: &str, entry: &Entry, flat: &mut [W]) -> Result<()> {
+        let tensor = self.tensors.get(name);
+        let Some(tensor) = tensor.filter(|tensor| tensor.shape == entry.shape) else {
+            return Err(Error::OtherNetwork {
+                path: self.path.clone(),
+                tensor: name.into(),
+                expected: format!("{:?}", entry.shape),
+                found: tensor.map_or("no such tensor".into(), |tensor| format!("{:?}", tensor.shape)),
+                advice: ADVICE.into(),
+            });
+        };
+        flat[entry.range.clone()].copy_from_slice(&entry.from_file(&tensor.data));
+        Ok(())
+    }
+
+    /// Fills `flat` with the tensors of `table`.
+    ///
+    /// # Errors
+    /// As [`TensorFile::place`].
+    pub(crate) fn place_all(&self, table: &Table, flat: &mut [W]) -> Result<()> {
+        table.entries().iter().try_for_each(|entry| self.place(&entry.name, entry, flat))
+    }
+
+    /// Refuses tensors that none of `tables` names, among those that `matter`.
+    ///
+    /// # Errors
+    /// [`Error::OtherNetwork`] with the first of them.
+    pub(crate) fn expect_only(&self, tables: &[&Table], matter: impl Fn(&str) -> bool) -> Result<()> {
+        let known = |name: &str| tables.iter().any(|table| table.get(name).is_some());
+        match self.shapes().find(|(name, _)| matter(name) && !known(name)) {
+            None => Ok(()),
+            Some((name, shape)) => Err(Error::OtherNetwork {
+                path: self.path.clone(),
+                tensor: name.into(),
+                expected: "no such tensor".into(),
+                found: format!("{shape:?}"),
+                advice: ADVICE.into(),
+            }),
+        }
+    }
+}
+
+const ADVICE: &str = "give a file of the same preset, stem and image size, or set model.* to what the file has";
+
+fn not_safetensors(path: &Path, bytes: usize, error: &SafeTensorError) -> Error {
+    Error::malformed(
+        path,
+        "a safetensors file",
+        format!("{bytes} bytes that are none ({error})"),
+        "it may be truncated, or of another format: copy or convert it again",
+    )
+}
+
+/// The elements of a tensor, converted; `None` for a type that is not a floating-point one.
+fn numbers<W: Wide>(view: &TensorView<'_>) -> Option<Vec<W>> {
+    fn each<S: bytemuck::AnyBitPattern, W: Wide>(bytes: &[u8], wide: impl Fn(S) -> W) -> Vec<W> {
+        bytes.chunks_exact(size_of::<S>()).map(|bytes| wide(bytemuck::pod_read_unaligned(bytes))).collect()
+    }
+    let bytes = view.data();
+    match view.dtype() {
+        Dtype::F16 => Some(each(bytes, |x: half::f16| W::from_f64(x.to_f64()))),
+        Dtype::BF16 => Some(each(bytes, |x: half::bf16| W::from_f64(x.to_f64()))),
+        Dtype::F32 => Some(each(bytes, |x: f32| W::from_f64(f64::from(x)))),
+        Dtype::F64 => Some(each(bytes, W::from_f64)),
+        _ => None,
+    }
+}
+
+/// The bytes of a file with the tensors of some flat buffers, each under the name in its table.
+pub(crate) fn serialize<W: Wide>(flats: &[(&Table, &[W])], keep: impl Fn(&Entry) -> bool) -> Vec<u8> {
+    let tensors = flats.iter().flat_map(|&(table, flat)| {
+        table
+            .entries()
+            .iter()
+            .map(move |entry| (entry.name.as_str(), Stored { entry, data: &flat[entry.range.clone()] }))
+    });
+    // The key that PyTorch's readers look for.
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    safetensors::serialize(tensors.filter(|(_, stored)| keep(stored.entry)), Some(metadata))
+        .expect("names are unique, and lengths come from the shapes")
+}
+
+/// A tensor of a flat buffer, on its way into a file.
+struct Stored<'a, W> {
+    entry: &'a Entry,
+    data: &'a [W],
+}
+
+impl<W: Wide> View for Stored<'_, W> {
+    fn dtype(&self) -> Dtype {
+        match size_of::<W>() {
+            8 => Dtype::F64,
+            _ => Dtype::F32,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.entry.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match self.entry.layout {
+            Layout::Plain => Cow::Borrowed(bytemuck::cast_slice(self.data)),
+            Layout::Filter => Cow::Owned(bytemuck::cast_slice(&self.entry.to_file(self.data)).to_vec()),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        size_of_val(self.data)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Table {
+        let mut table = Table::default();
+        table.push("a.bias", &[3], Layout::Plain);
+        table.push("a.conv.weight", &[2, 3, 1, 2], Layout::Filter);
+        table
+    }
+
+    #[test]
+    fn filters_are_kcrs_in_the_file() {
+        let table = table();
+        // Flat: bias 0 1 2, then [k, r, s, c] counted up from 3.
+        let flat: Vec<f32> = (0..15).map(|i| i as f32).collect();
+        let bytes = serialize(&[(&table, &flat[..])], |_| true);
+        let file = SafeTensors::deserialize(&bytes).expect("our own");
+        let weight = file.tensor("a.conv.weight").expect("written");
+        assert_eq!(weight.shape(), [2, 3, 1, 2]);
+        let weight: Vec<f32> = numbers(&weight).expect("f32");
+        assert_eq!(weight, [3., 6., 4., 7., 5., 8., 9., 12., 10., 13., 11., 14.]);
+
+        let mut back = vec![f32::NAN; 15];
+        let file = TensorFile::parse(Path::new("x.safetensors"), &bytes).expect("our own");
+        file.place_all(&table, &mut back).expect("same table");
+        assert_eq!(back, flat);
+    }
+
+    #[test]
+    fn the_same_tensors_are_the_same_bytes() {
+        let (table, flat) = (table(), [0.5f64; 15]);
+        let bytes = || serialize(&[(&table, &flat[..])], |_| true);
+        assert_eq!(bytes(), bytes());
+    }
+
+    #[test]
+    fn narrow_types_widen() {
+        let [half, brain] = [half::f16::from_f32(1.5).to_bits(), half::bf16::from_f32(-2.5).to_bits()];
+        fn read(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+            numbers(&TensorView::new(dtype, vec![1], bytes).expect("one element"))
+        }
+        assert_eq!(read(Dtype::F16, &half.to_le_bytes()), Some(vec![1.5]));
+        assert_eq!(read(Dtype::BF16, &brain.to_le_bytes()), Some(vec![-2.5]));
+        assert_eq!(read(Dtype::F64, &0.1f64.to_le_bytes()), Some(vec![0.1f32]));
+        assert_eq!(read(Dtype::I32, &[0; 4]), None);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let (table, flat) = (table(), [0f32; 15]);
+        let bytes = serialize(&[(&table, &flat[..])], |entry| entry.name == "a.bias");
+        let file = TensorFile::<f32>::parse(Path::new("x.safetensors"), &bytes).expect("our own");
+        let missing = file.place_all(&table, &mut [0.0; 15]).expect_err("one is missing").to_string();
+        assert!(missing.contains("a.conv.weight") && missing.contains("no such tensor"), "{missing}");
+
+        let mut other = Table::default();
+        other.push("a.bias", &[4], Layout::Plain);
+        let shape = file.place_all(&other, &mut [0.0; 4]).expect_err("3 is not 4").to_string();
+        assert!(shape.contains("[4]") && shape.contains("[3]"), "{shape}");
+
+        let unexpected = file.expect_only(&[&Table::default()], |_| true).expect_err("one too many").to_string();
+        assert!(unexpected.contains("a.bias"), "{unexpected}");
+    }
+
+    #[test]
+    fn other_files_are_refused() {
+        let path = Path::new("x.safetensors");
+        let bytes = serialize(&[(&table(), &[0f32; 15][..])], |_| true);
+        for wrong in [&b""[..], b"PK\x03\x04 a zip archive", &bytes[..bytes.len() - 1], &bytes[..20]] {
+            let error = TensorFile::<f32>::parse(path, wrong).expect_err("not safetensors").to_string();
+            assert!(error.contains("x.safetensors: expected a safetensors file"), "{error}");
+        }
+    }
+
+    #[test]
+    fn dtypes_are_those_of_the_elements() {
+        assert_eq!((<f32 as selfie_kernels::Element>::NAME, <f64 as selfie_kernels::Element>::NAME), ("F32", "F64"));
+    }
+}

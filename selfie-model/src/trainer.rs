@@ -1,0 +1,318 @@
+//! The training step, and what surrounds it.
+
+use crate::checkpoint::{Checkpoint, CheckpointStore, Progress};
+use crate::draws::{PhiloxDraws, training_order};
+use crate::durable::write_file;
+use crate::error::{Error, Result};
+use crate::evaluation::{Evaluation, Images, crops, evaluate, labels, loader_config};
+use crate::network::{Inputs, Loss, Mode, Network, Update};
+use crate::schedule::Schedule;
+use crate::train_config::TrainConfig;
+use safetensors::tensor::{Dtype, TensorView};
+use selfie_data::{Augment, BadFile, Batch, Dataset, EpochStream, LoaderConfig, TrainLoader};
+use selfie_kernels::{Backend, Element};
+use std::collections::HashMap;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Steps in a row whose update was not finite, and training stops.
+pub const MAX_SKIPPED_IN_A_ROW: u32 = 3;
+
+/// Trains a network, step by step, on images in a seeded order.
+///
+/// What a step does is a function of the configuration, the data and the step's number, so a run that was stopped and
+/// resumed is the run that was not, bit for bit. The exception is a length in minutes: there the learning rate
+/// follows the clock.
+pub struct Trainer<B: Backend<T>, T: Element, N: Network<B, T>> {
+    network: N,
+    dataset: Arc<dyn Dataset>,
+    loader: TrainLoader,
+    epoch_len: usize,
+    schedule: Schedule,
+    config: TrainConfig,
+    progress: Progress,
+    started: Instant,
+    /// Of the last step, one for each micro-batch: kept for [`Trainer::write_batch`] until the next.
+    batches: Vec<Batch>,
+    targets: Vec<u32>,
+    draws: Vec<i32>,
+    kind: PhantomData<(B, T)>,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepMetrics {
+    /// The step, counted from 1: as many are done.
+    pub step: u64,
+    /// Images seen, over images there are.
+    pub epoch: f64,
+    /// Mean over the batch, before the update.
+    pub loss: f64,
+    /// Between 0 and 1.
+    pub accuracy: f64,
+    /// Of this step.
+    pub learning_rate: f64,
+    /// Euclidean norm of the gradient, without weight decay.
+    pub gradient_norm: f64,
+    /// Whether loss and gradient were finite. Otherwise nothing was changed and the batch is skipped;
+    /// [`Trainer::write_batch`] has it.
+    pub finite: bool,
+    /// Images of the step.
+    pub images: usize,
+    /// Duration of the step.
+    pub seconds: f64,
+    /// The part of it that was spent waiting for the loader.
+    pub data_wait_seconds: f64,
+}
+
+impl StepMetrics {
+    /// Throughput of the step.
+    pub fn images_per_second(&self) -> f64 {
+        self.images as f64 / self.seconds
+    }
+}
+
+impl<B: Backend<T>, T: Element, N: Network<B, T>> Trainer<B, T, N> {
+    /// Training of `network`, built for [`TrainConfig::micro_batch`] images, on `images`; from its present parameters,
+    /// or from where `resume` was saved.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a wrong configuration; [`Error::OtherNetwork`] for a checkpoint that does not fit.
+    pub fn new(
+        mut network: N,
+        images: Images,
+        config: &TrainConfig,
+        resume: Option<&Checkpoint<T::Wide>>,
+    ) -> Result<Self> {
+        config.check()?;
+        let sizes = network.sizes();
+        if sizes.batch != config.micro_batch() {
+            let expected = format!("{} images, the batch of the network", sizes.batch);
+            return Err(Error::usage("train.batch / train.accumulate", config.micro_batch(), expected));
+        }
+        let fresh = Progress { step: 0, seconds: 0.0, skipped: 0, skipped_in_a_row: 0, seed: config.seed };
+        let progress = resume.map_or(fresh, |checkpoint| checkpoint.progress);
+        if progress.seed != config.seed {
+            return Err(Error::usage("train.seed", config.seed, format!("{}, as in the checkpoint", progress.seed)));
+        }
+        if let Some(checkpoint) = resume {
+            checkpoint.restore(&mut network)?;
+        }
+
+        let epoch_len = images.items.len();
+        let draws = PhiloxDraws::seeded(config.seed);
+        let stream = Arc::new(EpochStream::new(images.items, draws.clone())?);
+        let augment = match (config.augment, sizes.targets) {
+            (false, _) => Augment::Eval,
+            (true, 1) => Augment::Train,
+            // Pretraining: a target for each patch.
+            (true, _) => Augment::Unpadded,
+        };
+        // Two batches ahead for each worker.
+        let depth = 2 * images.workers.max(1);
+        let loading = LoaderConfig { workers: images.workers, depth, max_bad: images.max_bad, ..loader_config(&sizes) };
+        let first = progress.step * config.accumulate as u64;
+        Ok(Self {
+            loader: TrainLoader::new(images.dataset.clone(), stream, draws, augment, loading, first)?,
+            network,
+            dataset: images.dataset,
+            epoch_len,
+            schedule: config.schedule(epoch_len),
+            config: config.clone(),
+            progress,
+            started: Instant::now(),
+            batches: Vec::new(),
+            targets: Vec::new(),
+            draws: Vec::new(),
+            kind: PhantomData,
+        })
+    }
+
+    /// Takes one step, and waits for it: the metrics are its own.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] after [`MAX_SKIPPED_IN_A_ROW`] steps that were not finite; too many bad images; those of the
+    /// device.
+    pub fn step(&mut self) -> Result<StepMetrics> {
+        let begun = Instant::now();
+        let learning_rate = self.schedule.rate(self.progress.step, self.elapsed());
+        let parts = self.config.accumulate;
+        let mut mean = Loss { loss: 0.0, accuracy: 0.0 };
+        let mut data_wait = Duration::ZERO;
+
+        self.batches.drain(..).for_each(|batch| self.loader.recycle(batch));
+        for _ in 0..parts {
+            let waiting = Instant::now();
+            let batch = self.loader.next_batch()?;
+            data_wait += waiting.elapsed();
+
+            self.load(batch)?;
+            self.network.forward(Mode::Train)?;
+            self.network.backward()?;
+            if parts > 1 {
+                self.network.accumulate(1.0 / parts as f64)?;
+            }
+            let part = self.network.loss()?;
+            mean.loss += part.loss / parts as f64;
+            mean.accuracy += part.accuracy / parts as f64;
+        }
+        let TrainConfig { momentum, weight_decay, .. } = self.config;
+        self.network.update(Update { rate: learning_rate, momentum, weight_decay })?;
+        // A loss that is not finite has a gradient that is not, so the last part's flag speaks for all.
+        let (gradient_norm, finite) = self.network.gradient_norm()?;
+
+        self.count(finite);
+        if self.progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW {
+            let Progress { step, skipped_in_a_row, .. } = self.progress;
+            return Err(Error::Diverged { step, loss: mean.loss, gradient_norm, in_a_row: skipped_in_a_row });
+        }
+        Ok(StepMetrics {
+            step: self.progress.step,
+            epoch: self.progress.step as f64 * self.config.batch as f64 / self.epoch_len as f64,
+            loss: mean.loss,
+            accuracy: mean.accuracy,
+            learning_rate,
+            gradient_norm,
+            finite,
+            images: self.config.batch,
+            seconds: begun.elapsed().as_secs_f64(),
+            data_wait_seconds: data_wait.as_secs_f64(),
+        })
+    }
+
+    /// Hands a batch to the network, with its targets.
+    fn load(&mut self, batch: Batch) -> Result<()> {
+        let mut targets = std::mem::take(&mut self.targets);
+        self.targets_of(&batch, &mut targets)?;
+        self.targets = targets;
+        crops(&batch.draws, &mut self.draws);
+        self.network.load(&Inputs {
+            images: &batch.images,
+            draws: &self.draws,
+            targets: &self.targets,
+            first_sample: batch.step * self.network.sizes().batch as u64,
+            valid: batch.valid,
+        })?;
+        self.batches.push(batch);
+        Ok(())
+    }
+
+    fn count(&mut self, finite: bool) {
+        self.progress.step += 1;
+        if finite {
+            self.progress.skipped_in_a_row = 0;
+        } else {
+            self.progress.skipped += 1;
+            self.progress.skipped_in_a_row += 1;
+        }
+    }
+
+    /// Whether the schedule is at its end.
+    pub fn is_over(&self) -> bool {
+        self.schedule.is_over(self.progress.step, self.elapsed())
+    }
+
+    /// The part of training that is done, between 0 and 1.
+    pub fn fraction(&self) -> f64 {
+        self.schedule.fraction(self.progress.step, self.elapsed())
+    }
+
+    /// Loss and accuracy on held-out images, see [`evaluate`]. Changes nothing that training depends on.
+    ///
+    /// # Errors
+    /// As [`evaluate`].
+    pub fn evaluate(&mut self, images: &Images) -> Result<Evaluation> {
+        evaluate(&mut self.network, images)
+    }
+
+    /// Saves a checkpoint, with the run's configuration.
+    ///
+    /// # Errors
+    /// As [`CheckpointStore::save`].
+    pub fn save(&self, store: &CheckpointStore, config: &serde_json::Value) -> Result<PathBuf> {
+        store.save(&self.network, self.progress(), config)
+    }
+
+    /// Where training stands.
+    pub fn progress(&self) -> Progress {
+        Progress { seconds: self.elapsed().as_secs_f64(), ..self.progress }
+    }
+
+    /// The learning rate over time.
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    /// The network.
+    pub fn network(&self) -> &N {
+        &self.network
+    }
+
+    /// The same, writable: for evaluations of its own kind. Its parameters, momenta and statistics are training's.
+    pub fn network_mut(&mut self) -> &mut N {
+        &mut self.network
+    }
+
+    /// The network, trained so far.
+    pub fn into_network(self) -> N {
+        self.network
+    }
+
+    /// The bad images met so far, each once.
+    pub fn bad_files(&self) -> &[BadFile] {
+        self.loader.bad_files()
+    }
+
+    /// Writes the images, draws, targets and indices of the last step to a safetensors file, so that a step that was
+    /// not finite can be repeated.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn write_batch(&self, path: &Path) -> Result<()> {
+        let sizes = self.network.sizes();
+        let (mut images, mut draws, mut crop) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut goals, mut goal, mut indices) = (Vec::new(), Vec::new(), Vec::new());
+        for batch in &self.batches {
+            images.extend_from_slice(&batch.images);
+            crops(&batch.draws, &mut crop);
+            draws.append(&mut crop);
+            self.targets_of(batch, &mut goal)?;
+            goals.append(&mut goal);
+            indices.extend_from_slice(&batch.indices);
+        }
+        let n = indices.len();
+        let [h, w] = sizes.image;
+        let tensors = [
+            ("images", Dtype::U8, vec![n, h, w, 3], &images[..]),
+            ("draws", Dtype::I32, vec![n, 3], bytemuck::cast_slice(&draws)),
+            ("targets", Dtype::U32, vec![n, sizes.targets], bytemuck::cast_slice(&goals)),
+            ("indices", Dtype::U64, vec![n], bytemuck::cast_slice(&indices)),
+        ];
+        let views = tensors.map(|(name, dtype, shape, bytes)| {
+            (name, TensorView::new(dtype, shape, bytes).expect("every image has as many elements as the shape says"))
+        });
+        let metadata = HashMap::from([("step".to_string(), self.progress.step.to_string())]);
+        let file = safetensors::serialize(views, Some(metadata)).expect("four different names");
+        write_file(path, &file)
+    }
+
+    /// Overwrites `targets` with a batch's: orders of the patches, or labels.
+    fn targets_of(&self, batch: &Batch, targets: &mut Vec<u32>) -> Result<()> {
+        let sizes = self.network.sizes();
+        targets.clear();
+        if sizes.targets == 1 {
+            return labels(&*self.dataset, batch, targets);
+        }
+        for slot in 0..sizes.batch as u64 {
+            let sample = batch.step * sizes.batch as u64 + slot;
+            training_order(self.config.seed, sample, sizes.targets, targets);
+        }
+        Ok(())
+    }
+
+    fn elapsed(&self) -> Duration {
+        Duration::from_secs_f64(self.progress.seconds) + self.started.elapsed()
+    }
+}

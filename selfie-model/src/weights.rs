@@ -1,0 +1,384 @@
+//! Weight files: what a run leaves for others, and what another's weights start.
+//!
+//! The backbone is in `model.safetensors` under timm's names (`resnetv2_50`), the attention pooling in
+//! `pool.safetensors`: a name that timm doesn't know makes it refuse the file.
+
+use crate::config::ModelConfig;
+use crate::durable::write_file;
+use crate::error::{Error, Result, writing};
+use crate::network::Network;
+use crate::parameters::{Entry, Table};
+use crate::tensor_file::{TensorFile, serialize};
+use crate::transfer::{download, upload};
+use selfie_kernels::{Backend, Element, Wide};
+use serde_json::{Map, Value, json};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// File of the backbone.
+pub const MODEL_FILE: &str = "model.safetensors";
+/// File of the attention pooling.
+pub const POOL_FILE: &str = "pool.safetensors";
+const POOL: &str = "pool.";
+const HEAD: &str = "head.fc.weight";
+
+/// What the weights are of, for those who load them.
+#[derive(Debug, Clone, Copy)]
+pub struct About<'a> {
+    /// The network's shape.
+    pub model: &'a ModelConfig,
+    /// Names of the classes in label order; none of a pretrained network.
+    pub classes: &'a [String],
+}
+
+/// Whether the norm that ends the patch network starts the norm that follows its last stage in a classifier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PatchNorm {
+    /// The classifier's norm starts fresh.
+    Fresh,
+    /// It starts as the patch network's.
+    Reuse,
+}
+
+/// What [`initialize`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Initialized {
+    /// The files that were read.
+    pub files: Vec<PathBuf>,
+    /// Tensors of the network that were read, in its order.
+    pub loaded: Vec<String>,
+    /// Tensors of the network that were left as they were, in its order.
+    pub fresh: Vec<String>,
+    /// Tensors of the files that the network has no use for, sorted.
+    pub unused: Vec<String>,
+}
+
+/// By part: `stem, stages.0-2 from FILE; fresh: stages.3, norm, head; not used: norm`.
+impl fmt::Display for Initialized {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let files: Vec<_> = self.files.iter().map(|file| file.display().to_string()).collect();
+        write!(f, "{} from {}", parts(&self.loaded), files.join(" and "))?;
+        if !self.fresh.is_empty() {
+            write!(f, "; fresh: {}", parts(&self.fresh))?;
+        }
+        if !self.unused.is_empty() {
+            write!(f, "; not used: {}", parts(&self.unused))?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes `model.safetensors`, `pool.safetensors` (if the network has a pooling), `config.json` and `README.md` to
+/// `folder`, which is made if it isn't there. Each file is replaced as a whole.
+///
+/// # Errors
+/// [`Error::Write`]; those of the device.
+pub fn write_weights<B, T, N>(network: &N, about: About<'_>, folder: &Path) -> Result<()>
+where
+    B: Backend<T>,
+    T: Element,
+    N: Network<B, T>,
+{
+    let (device, parameters, statistics) = (&**network.device(), network.parameters(), network.statistics());
+    let master = download(device, &parameters.master)?;
+    let running = download(device, &statistics.running)?;
+    let flats = [(&parameters.table, &master[..]), (&statistics.table, &running[..])];
+    std::fs::create_dir_all(folder).map_err(writing(folder))?;
+    write_file(&folder.join(MODEL_FILE), &serialize(&flats, |entry| !entry.name.starts_with(POOL)))?;
+    if parameters.table.entries().iter().any(|entry| entry.name.starts_with(POOL)) {
+        write_file(&folder.join(POOL_FILE), &serialize(&flats, |entry| entry.name.starts_with(POOL)))?;
+    }
+    let card = Card::new(about, &parameters.table);
+    let config = serde_json::to_vec_pretty(&card.config()).expect("plain values with string keys");
+    write_file(&folder.join("config.json"), &config)?;
+    write_file(&folder.join("README.md"), card.readme().as_bytes())
+}
+
+/// Gives the network every parameter and running statistic from a file, or from a run's or an export's folder.
+///
+/// # Errors
+/// [`Error::Read`], [`Error::Malformed`]; [`Error::OtherNetwork`] when a tensor is missing, too many or of another
+/// shape. The network is then untouched. Those of the device.
+pub fn load_weights<B, T, N>(network: &mut N, source: &Path) -> Result<Initialized>
+where
+    B: Backend<T>,
+    T: Element,
+    N: Network<B, T>,
+{
+    let weights = Weights::open(source, &network.parameters().table)?;
+    let tables = [&network.parameters().table, &network.statistics().table];
+    weights.files().try_for_each(|file| file.expect_only(&tables, |_| true))?;
+    fill(network, &weights, |entry| Some(entry.name.clone()))
+}
+
+/// Gives the network what it shares with the weights in a file, or in a run's or an export's folder; the rest stays as
+/// it is.
+///
+/// Stem and stages are shared; the final norm and the classes only by networks of equally many stages. So a classifier
+/// takes stem and stages 0-2 from a pretrained patch network, and everything from timm's `resnetv2_50` but a head for
+/// other classes.
+///
+/// # Errors
+/// As [`load_weights`], for the tensors that are shared.
+pub fn initialize<B, T, N>(network: &mut N, source: &Path, patch_norm: PatchNorm) -> Result<Initialized>
+where
+    B: Backend<T>,
+    T: Element,
+    N: Network<B, T>,
+{
+    let table = &network.parameters().table;
+    let weights = Weights::open(source, table)?;
+    let stages = stages(table.entries().iter().map(|entry| entry.name.as_str()));
+    let given = self::stages(weights.model.shapes().map(|(name, _)| name));
+    // A deeper stage must not lose its last blocks in silence.
+    let tables = [table, &network.statistics().table];
+    weights.model.expect_only(&tables, |name| stage(name).is_some_and(|stage| stage < stages))?;
+    let head = table.get(HEAD).map(|entry| entry.shape.clone());
+    let same_head = head.as_deref() == weights.model.shape(HEAD);
+    let reused = format!("stages.{given}.blocks.0.norm1.");
+    fill(network, &weights, |entry| {
+        let name = &entry.name;
+        let part = name.split('.').next().unwrap_or_default();
+        let shared = match part {
+            "norm" => stages == given,
+            "head" => stages == given && same_head,
+            "stages" => stage(name).is_some_and(|stage| stage < given),
+            "pool" => weights.pool.is_some(),
+            _ => true,
+        };
+        match name.strip_prefix(&reused) {
+            Some(rest) if patch_norm == PatchNorm::Reuse => Some(format!("norm.{rest}")),
+            _ => shared.then(|| name.clone()),
+        }
+    })
+}
+
+/// The weight file that a path means: itself, or `weights/model.safetensors` or `model.safetensors` in it.
+///
+/// # Errors
+/// [`Error::Read`] when there is nothing; [`Error::Malformed`] for a folder that holds neither.
+pub fn find_weights(source: &Path) -> Result<PathBuf> {
+    let about = std::fs::metadata(source).map_err(crate::error::reading(source))?;
+    if !about.is_dir() {
+        return Ok(source.into());
+    }
+    let candidates = [source.join("weights").join(MODEL_FILE), source.join(MODEL_FILE)];
+    candidates.into_iter().find(|file| file.is_file()).ok_or_else(|| {
+        Error::malformed(
+            source,
+            format!("weights/{MODEL_FILE} or {MODEL_FILE}"),
+            "neither",
+            "give a run that has saved its weights, or a weight file",
+        )
+    })
+}
+
+/// The tensors of a weight file, and of the pooling beside it.
+struct Weights<W> {
+    model: TensorFile<W>,
+    pool: Option<TensorFile<W>>,
+}
+
+impl<W: Wide> Weights<W> {
+    /// Reads what a network with `table` may need.
+    fn open(source: &Path, table: &Table) -> Result<Self> {
+        let path = find_weights(source)?;
+        let pool = path.with_file_name(POOL_FILE);
+        let beside = path.file_name().is_some_and(|name| name == MODEL_FILE) && pool.is_file();
+        let wanted = beside && table.entries().iter().any(|entry| entry.name.starts_with(POOL));
+        Ok(Self { model: TensorFile::read(&path)?, pool: if wanted { Some(TensorFile::read(&pool)?) } else { None } })
+    }
+
+    fn files(&self) -> impl Iterator<Item = &TensorFile<W>> {
+        std::iter::once(&self.model).chain(&self.pool)
+    }
+
+    /// The file that a tensor of that name is in, or would be.
+    fn file_of(&self, name: &str) -> &TensorFile<W> {
+        let pool = self.pool.as_ref().filter(|_| name.starts_with(POOL));
+        pool.unwrap_or(&self.model)
+    }
+}
+
+/// Overwrites the parameters and statistics for which `source` gives a name in the files.
+fn fill<B, T, N>(
+    network: &mut N,
+    weights: &Weights<T::Wide>,
+    source: impl Fn(&Entry) -> Option<String>,
+) -> Result<Initialized>
+where
+    B: Backend<T>,
+    T: Element,
+    N: Network<B, T>,
+{
+    let device = network.device().clone();
+    let mut master = download(&*device, &network.parameters().master)?;
+    let mut running = download(&*device, &network.statistics().running)?;
+    let (mut loaded, mut fresh, mut used) = (Vec::new(), Vec::new(), Vec::new());
+    let flats = [(&network.parameters().table, &mut master), (&network.statistics().table, &mut running)];
+    for (table, flat) in flats {
+        for entry in table.entries() {
+            match source(entry) {
+                Some(name) => {
+                    weights.file_of(&name).place(&name, entry, flat)?;
+                    loaded.push(entry.name.clone());
+                    used.push(name);
+                }
+                None => fresh.push(entry.name.clone()),
+            }
+        }
+    }
+    upload(&*device, &master, &mut network.parameters_mut().master)?;
+    upload(&*device, &running, &mut network.statistics_mut().running)?;
+    network.refresh_copy()?;
+    let names = weights.files().flat_map(|file| file.shapes().map(|(name, _)| name.to_string()));
+    Ok(Initialized {
+        files: weights.files().map(|file| file.path().into()).collect(),
+        loaded,
+        fresh,
+        unused: names.filter(|name| !used.contains(name)).collect(),
+    })
+}
+
+/// The stage in a name such as `stages.2.blocks.0.conv1.weight`.
+fn stage(name: &str) -> Option<usize> {
+    name.strip_prefix("stages.")?.split('.').next()?.parse().ok()
+}
+
+/// Number of stages that names speak of.
+fn stages<'a>(names: impl Iterator<Item = &'a str>) -> usize {
+    names.filter_map(stage).max().map_or(0, |last| last + 1)
+}
+
+/// The parts of the network that names speak of: `stem, stages.0-2, norm`.
+fn parts(names: &[String]) -> String {
+    let mut found: Vec<String> = Vec::new();
+    let mut numbers: Vec<usize> = names.iter().filter_map(|name| stage(name)).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    let ranges = numbers.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
+        [first, .., last] => format!("stages.{first}-{last}"),
+        one => format!("stages.{}", one[0]),
+    });
+    let mut ranges = Some(ranges);
+    for name in names {
+        match name.split('.').next().unwrap_or(name) {
+            "stages" => found.extend(ranges.take().into_iter().flatten()),
+            part if found.iter().any(|known| known == part) => {}
+            part => found.push(part.into()),
+        }
+    }
+    if found.is_empty() { "nothing".into() } else { found.join(", ") }
+}
+
+/// What others need to know to load the weights.
+struct Card<'a> {
+    about: About<'a>,
+    stages: usize,
+    classes: usize,
+    large_stem: bool,
+}
+
+impl<'a> Card<'a> {
+    fn new(about: About<'a>, table: &Table) -> Self {
+        Self {
+            about,
+            stages: stages(table.entries().iter().map(|entry| entry.name.as_str())),
+            classes: table.get(HEAD).map_or(0, |head| head.shape[0]),
+            large_stem: about.model.has_large_stem(),
+        }
+    }
+
+    /// Arguments that make timm's `resnetv2_50` this network.
+    fn model_args(&self) -> Map<String, Value> {
+        let model = self.about.model;
+        let mut args = Map::new();
+        if self.stages < 4 || model.depths != [3, 4, 6, 3] || model.stem_width != 64 {
+            let channels: Vec<_> = (0..self.stages).map(|stage| model.channels(stage)).collect();
+            args.insert("layers".into(), json!(model.depths[..self.stages]));
+            args.insert("channels".into(), json!(channels));
+        }
+        if model.stem_width != 64 {
+            args.insert("stem_chs".into(), json!(model.stem_width));
+        }
+        args
+    }
+
+    /// The keys of timm's `config.json`.
+    fn config(&self) -> Value {
+        let model = self.about.model;
+        let size = model.image_size;
+        // Images that already have their size are not cropped: see the loader.
+        let crop = if self.large_stem { 0.875 } else { 1.0 };
+        let stem_stride = if self.large_stem { 4 } else { 1 };
+        let last_map = size.div_ceil(stem_stride << (self.stages.max(1) - 1));
+        let mut config = json!({
+            // timm has no model with the small stem, and says so when it meets this name.
+            "architecture": if self.large_stem { "resnetv2_50" } else { "selfie_resnetv2_small_stem" },
+            "num_classes": self.classes,
+            "num_features": model.channels(self.stages.max(1) - 1),
+            "global_pool": "avg",
+            "pretrained_cfg": {
+                "tag": "selfie",
+                "custom_load": false,
+                "input_size": [3, size, size],
+                "fixed_input_size": false,
+                "interpolation": "bilinear",
+                "crop_pct": crop,
+                "crop_mode": "center",
+                "mean": model.mean,
+                "std": model.std,
+                "num_classes": self.classes,
+                "pool_size": [last_map, last_map],
+                "first_conv": "stem.conv",
+                "classifier": "head.fc",
+            },
+        });
+        let args = self.model_args();
+        if !args.is_empty() {
+            config["model_args"] = args.into();
+        }
+        if !self.about.classes.is_empty() {
+            config["label_names"] = json!(self.about.classes);
+        }
+        config
+    }
+
+    fn readme(&self) -> String {
+        let model = self.about.model;
+        let what = match self.classes {
+            0 => format!("The patch network of a Selfie pretraining: stem, stages 0-{} and norm.", self.stages - 1),
+            classes => format!("A ResNet v2 that tells {classes} classes apart."),
+        };
+        let mut args: Vec<_> = self.model_args().iter().map(|(key, value)| format!(", {key}={value}")).collect();
+        args.push(format!(", num_classes={}", self.classes));
+        let args = args.concat();
+        let load = if self.large_stem {
+            "model = timm.create_model(\"local-dir:PATH/OF/THIS/FOLDER\", pretrained=True)".to_string()
+        } else {
+            format!(
+                "# The 3x3 stem for small images is not a timm model: replace the 7x7 one and its pooling.\n\
+                 model = timm.create_model(\"resnetv2_50\"{args})\n\
+                 model.stem.conv = torch.nn.Conv2d(3, {}, 3, stride=1, padding=1, bias=False)\n\
+                 model.stem.pool = torch.nn.Identity()\n\
+                 model.load_state_dict(safetensors.torch.load_file(\"{MODEL_FILE}\"))",
+                model.stem_width
+            )
+        };
+        let imports = if self.large_stem { "import timm" } else { "import safetensors.torch, timm, torch" };
+        let pool = match self.classes {
+            0 => {
+                format!("`{POOL_FILE}` is the attention pooling of the pretext task, which timm has no place for.\n\n")
+            }
+            _ => String::new(),
+        };
+        let [mean, std] = [model.mean, model.std].map(|values| format!("{values:?}"));
+        format!(
+            "# Weights\n\n{what} Tensor names and shapes are those of timm's `resnetv2_50`.\n\n\
+             ```python\n{imports}\n\n{load}\n```\n\n\
+             Input: RGB, {size} x {size}, `(pixel / 255 - mean) / std` with mean {mean} and std {std}.\n\n{pool}\
+             With selfie: `selfie finetune --init PATH/OF/THIS/FOLDER`, `selfie inspect PATH/OF/THIS/FOLDER`.\n",
+            size = model.image_size,
+        )
+    }
+}

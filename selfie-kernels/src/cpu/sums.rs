@@ -1,7 +1,7 @@
 //! Per-channel sums over one tile of [`crate::norm_relu_conv::SUM_ROWS`] rows, in the order of the rows: what
 //! [`crate::bn_finalize`] merges. To be called inside [`super::vectorize`].
 
-use super::lanes::{Block, LANES, load, map, store};
+use super::lanes::{Block, LANES, Place, blocks, map};
 use crate::{Element, Wide};
 use num_traits::{Float, Zero};
 
@@ -14,39 +14,37 @@ use num_traits::{Float, Zero};
 pub(crate) fn tile_stats<T: Element>(tile: &[T], c: usize, stats: &mut [T::Wide]) {
     let rows = T::Wide::from_f64((tile.len() / c) as f64);
     let (means, squares) = stats.split_at_mut(c);
-    for start in (0..c).step_by(LANES) {
-        let first = load(&tile[..c], start);
+    blocks!(c, |at| {
+        let first = at.load(&tile[..c]);
         let mut sum = [T::Wide::zero(); LANES];
         for row in tile.chunks_exact(c).skip(1) {
-            let row = load(row, start);
+            let row = at.load(row);
             sum = map!(|j| sum[j] + (row[j] - first[j]));
         }
         let mean = map!(|j| first[j] + sum[j] / rows);
         let (mut rest, mut square) = ([T::Wide::zero(); LANES], [T::Wide::zero(); LANES]);
         for row in tile.chunks_exact(c) {
-            let row = load(row, start);
+            let row = at.load(row);
             rest = map!(|j| rest[j] + (row[j] - mean[j]));
             square = map!(|j| (row[j] - mean[j]).mul_add(row[j] - mean[j], square[j]));
         }
-        let corrected = store(means, start, &map!(|j| mean[j] + rest[j] / rows));
+        let corrected = at.store(means, &map!(|j| mean[j] + rest[j] / rows));
         // Deviations from the mean as it is stored: sum (x - m - d)^2 = sum (x - m)^2 + d (rows d - 2 sum (x - m)).
         let moved = map!(|j| corrected[j] - mean[j]);
         let change = map!(|j| moved[j] * rows.mul_add(moved[j], -(rest[j] + rest[j])));
-        store(squares, start, &map!(|j| (square[j] + change[j]).relu()));
-    }
+        at.store(squares, &map!(|j| (square[j] + change[j]).relu()));
+    });
 }
 
-/// Adds a block of one row, channels `start..`, to a tile's sums of `dz` and of `dz * xhat`, `xhat = (x - mean) * rstd`.
+/// Adds a block of one row to sums of `dz` and of `dz * xhat`, `xhat = (x - mean) * rstd`.
 #[inline(always)]
 pub(crate) fn add_grad<W: Wide>(
-    start: usize,
+    [sum, product]: &mut [Block<W>; 2],
     dz: &Block<W>,
     x: &Block<W>,
-    [mean, rstd]: [&[W]; 2],
-    [sum, product]: [&mut [W]; 2],
+    mean: &Block<W>,
+    rstd: &Block<W>,
 ) {
-    let (mean, rstd) = (load(mean, start), load(rstd, start));
-    let (sums, products) = (load(sum, start), load(product, start));
-    store(sum, start, &map!(|j| sums[j] + dz[j]));
-    store(product, start, &map!(|j| dz[j].mul_add((x[j] - mean[j]) * rstd[j], products[j])));
+    *sum = map!(|j| sum[j] + dz[j]);
+    *product = map!(|j| dz[j].mul_add((x[j] - mean[j]) * rstd[j], product[j]));
 }

@@ -1,7 +1,7 @@
 //! The per-channel maps that ride along with loads, each written once, so that forward pass, mask and filter gradient
 //! see the same bits.
 
-use super::lanes::{Block, load, map};
+use super::lanes::{Block, Place, map};
 use crate::norm_relu_conv::Affine;
 use crate::{Cpu, Element, Wide};
 
@@ -26,8 +26,8 @@ pub(crate) fn affine_grad<W: Wide>(dz: W, x: W, a: W, b: W, c: W) -> W {
 /// A gradient `[pixels, c]` that is formed while it is loaded: one implementation for each case of
 /// [`crate::norm_relu_conv::Grad`], so that the choice is made once, outside the loops.
 pub(crate) trait GradRows<T: Element>: Copy + Sync {
-    /// Channels `start..start + LANES` of a pixel's gradient; beyond the last one the values have no meaning.
-    fn block(&self, pixel: usize, start: usize) -> Block<T::Wide>;
+    /// A block of channels of a pixel's gradient; beyond the last one the values have no meaning.
+    fn block(&self, pixel: usize, at: impl Place) -> Block<T::Wide>;
 }
 
 /// [`crate::norm_relu_conv::Grad::Plain`].
@@ -41,8 +41,8 @@ pub(crate) struct PlainRows<'a, T> {
 
 impl<T: Element> GradRows<T> for PlainRows<'_, T> {
     #[inline(always)]
-    fn block(&self, pixel: usize, start: usize) -> Block<T::Wide> {
-        load(&self.dy[pixel * self.c..][..self.c], start)
+    fn block(&self, pixel: usize, at: impl Place) -> Block<T::Wide> {
+        at.load(&self.dy[pixel * self.c..][..self.c])
     }
 }
 
@@ -62,10 +62,10 @@ impl<'a, T: Element> AffineRows<'a, T> {
 
 impl<T: Element> GradRows<T> for AffineRows<'_, T> {
     #[inline(always)]
-    fn block(&self, pixel: usize, start: usize) -> Block<T::Wide> {
+    fn block(&self, pixel: usize, at: impl Place) -> Block<T::Wide> {
         let Self { affine: Affine { dz, x, coef }, c: n } = *self;
-        let (dz, x) = (load(&dz[pixel * n..][..n], start), load(&x[pixel * n..][..n], start));
-        let (a, b, c) = (load(&coef[..n], start), load(&coef[n..2 * n], start), load(&coef[2 * n..], start));
+        let (dz, x) = (at.load(&dz[pixel * n..][..n]), at.load(&x[pixel * n..][..n]));
+        let (a, b, c) = (at.load(&coef[..n]), at.load(&coef[n..2 * n]), at.load(&coef[2 * n..]));
         map!(|j| affine_grad(dz[j], x[j], a[j], b[j], c[j]))
     }
 }

@@ -1,7 +1,7 @@
 //! Linear layers on the CPU: the matrix engine with rows as they lie.
 
 use super::{Activation, BackwardData, BackwardWeight, Forward, Write};
-use crate::cpu::engine::{Epilogue, Load, Panels, multiply, outer_products};
+use crate::cpu::engine::{Epilogue, Load, Panels, Sums, multiply, outer_products};
 use crate::cpu::{Cpu, Reach, prefetch, vectorize};
 use crate::norm_relu_conv::SUM_ROWS;
 use crate::{Element, Result, Wide};
@@ -52,18 +52,20 @@ struct AddBias<'a, T: Element> {
 
 impl<T: Element> Epilogue<T::Wide> for AddBias<'_, T> {
     #[inline(always)]
-    fn row(&mut self, row: usize, column: usize, sums: &[T::Wide]) {
-        let place = row * self.n + column;
-        let bias = &self.bias[column..][..sums.len()];
-        let y = &mut self.y[place..][..sums.len()];
-        for j in 0..sums.len() {
-            y[j] = T::narrow(sums[j] + bias[j]);
-        }
-        if let Some(z) = &mut self.z {
-            let z = &mut z[place..][..sums.len()];
-            z.copy_from_slice(y);
+    fn rows(&mut self, rows: &[u32], column: usize, sums: Sums<'_, T::Wide>) {
+        let bias = &self.bias[column..][..sums.len];
+        for (&row, sums) in rows.iter().zip(sums.rows()) {
+            let place = row as usize * self.n + column;
+            let y = &mut self.y[place..][..sums.len()];
             for j in 0..sums.len() {
-                y[j] = T::narrow(gelu(z[j].widen()));
+                y[j] = T::narrow(sums[j] + bias[j]);
+            }
+            if let Some(z) = &mut self.z {
+                let z = &mut z[place..][..sums.len()];
+                z.copy_from_slice(y);
+                for j in 0..sums.len() {
+                    y[j] = T::narrow(gelu(z[j].widen()));
+                }
             }
         }
     }
@@ -89,21 +91,23 @@ struct StoreGradient<'a, T: Element> {
 
 impl<T: Element> Epilogue<T::Wide> for StoreGradient<'_, T> {
     #[inline(always)]
-    fn row(&mut self, row: usize, column: usize, sums: &[T::Wide]) {
-        let dense = row * self.k + column;
-        let dx = &mut self.dx[row * self.stride + column..][..sums.len()];
-        for j in 0..sums.len() {
-            let mut value = sums[j];
-            if let Some(z) = self.gelu {
-                value = value * gelu_derivative(z[dense + j].widen());
+    fn rows(&mut self, rows: &[u32], column: usize, sums: Sums<'_, T::Wide>) {
+        for (row, sums) in rows.iter().map(|&row| row as usize).zip(sums.rows()) {
+            let dense = row * self.k + column;
+            let dx = &mut self.dx[row * self.stride + column..][..sums.len()];
+            for j in 0..sums.len() {
+                let mut value = sums[j];
+                if let Some(z) = self.gelu {
+                    value = value * gelu_derivative(z[dense + j].widen());
+                }
+                if let Some(addend) = self.addend {
+                    value += addend[dense + j].widen();
+                }
+                if self.write == Write::Accumulate {
+                    value += dx[j].widen();
+                }
+                dx[j] = T::narrow(value);
             }
-            if let Some(addend) = self.addend {
-                value += addend[dense + j].widen();
-            }
-            if self.write == Write::Accumulate {
-                value += dx[j].widen();
-            }
-            dx[j] = T::narrow(value);
         }
     }
 

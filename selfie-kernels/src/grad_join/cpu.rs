@@ -1,5 +1,5 @@
 use super::Join;
-use crate::cpu::lanes::{LANES, load, map, store};
+use crate::cpu::lanes::{Place, blocks, map};
 use crate::cpu::transform::{AffineRows, GradRows};
 use crate::cpu::vectorize;
 use crate::norm_relu_conv::SUM_ROWS;
@@ -16,14 +16,14 @@ pub(crate) fn grad_join<T: Element>(cpu: &Cpu, args: Join<'_, Cpu, T>) -> Result
                 || {
                     for (row, dx) in dx.chunks_exact_mut(c).enumerate() {
                         let pixel = tile * SUM_ROWS + row;
-                        for start in (0..c).step_by(LANES) {
-                            let mut sum = grad.block(pixel, start);
+                        blocks!(c, |at| {
+                            let mut sum = grad.block(pixel, at);
                             if let Some(skip) = skip {
-                                let skip = load(&skip[pixel * c..][..c], start);
+                                let skip = at.load(&skip[pixel * c..][..c]);
                                 sum = map!(|j| sum[j] + skip[j]);
                             }
-                            store(dx, start, &sum);
-                        }
+                            at.store(dx, &sum);
+                        });
                     }
                 },
             );

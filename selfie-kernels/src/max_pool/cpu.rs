@@ -1,5 +1,5 @@
 use super::{Backward, Forward, PoolDims};
-use crate::cpu::lanes::{LANES, chunk, load, map, set_chunk, store};
+use crate::cpu::lanes::{LANES, Place, blocks, map};
 use crate::cpu::sums::tile_stats;
 use crate::cpu::transform::{AffineRows, GradRows, PlainRows};
 use crate::cpu::vectorize;
@@ -47,13 +47,13 @@ fn window_max<T: Element>(dims: &PoolDims, x: &[T], [image, i, j]: [usize; 3], y
     let PoolDims { h, w, c, .. } = *dims;
     // The taps inside the map; those outside are minus infinity and never win.
     let (rows, columns) = (usize::from(i == 0)..3.min(h + 1 - 2 * i), usize::from(j == 0)..3.min(w + 1 - 2 * j));
-    for start in (0..c).step_by(LANES) {
+    blocks!(c, |at| {
         let mut best = [T::Wide::neg_infinity(); LANES];
         let mut winners = [(3 * rows.start + columns.start) as u8; LANES];
         for r in rows.clone() {
             for s in columns.clone() {
                 let pixel = (image * h + 2 * i + r - 1) * w + 2 * j + s - 1;
-                let x = load(&x[pixel * c..][..c], start);
+                let x = at.load(&x[pixel * c..][..c]);
                 let tap = (3 * r + s) as u8;
                 for k in 0..LANES {
                     let wins = (x[k] > best[k]) | x[k].is_nan();
@@ -62,9 +62,9 @@ fn window_max<T: Element>(dims: &PoolDims, x: &[T], [image, i, j]: [usize; 3], y
                 }
             }
         }
-        store(y, start, &best);
-        set_chunk(argmax, start, &winners);
-    }
+        at.store(y, &best);
+        at.set_chunk(argmax, &winners);
+    });
 }
 
 fn backward<T: Element>(cpu: &Cpu, dims: &PoolDims, dy: impl GradRows<T>, argmax: &[u8], dx: &mut [T]) {
@@ -89,15 +89,15 @@ fn backward<T: Element>(cpu: &Cpu, dims: &PoolDims, dy: impl GradRows<T>, argmax
                             (down, window + q, s),
                             (down && right, window + q + 1, 0),
                         ];
-                        for start in (0..c).step_by(LANES) {
+                        blocks!(c, |at| {
                             let mut sum = [T::Wide::zero(); LANES];
                             for (_, window, tap) in windows.into_iter().filter(|&(inside, ..)| inside) {
-                                let (dy, winners) = (dy.block(window, start), chunk(&argmax[window * c..][..c], start));
+                                let (dy, winners) = (dy.block(window, at), at.chunk(&argmax[window * c..][..c]));
                                 let tap = tap as u8;
                                 sum = map!(|k| sum[k] + if winners[k] == tap { dy[k] } else { T::Wide::zero() });
                             }
-                            store(dx, start, &sum);
-                        }
+                            at.store(dx, &sum);
+                        });
                     }
                 },
             );

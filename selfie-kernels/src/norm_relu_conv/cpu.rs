@@ -2,8 +2,8 @@
 //! source rows are loaded.
 
 use super::{Addend, BackwardData, BackwardFilter, ConvDims, Forward, Grad, ProjectionBackwardData, SUM_ROWS};
-use crate::cpu::engine::{Epilogue, Load, Panels, multiply, outer_products};
-use crate::cpu::lanes::{LANES, load, map, store};
+use crate::cpu::engine::{Epilogue, Load, Panels, Sums, multiply, outer_products};
+use crate::cpu::lanes::{Place, blocks, map};
 use crate::cpu::sums::{add_grad, tile_stats};
 use crate::cpu::transform::{affine_grad, normalize, relu_grad};
 use crate::cpu::{Cpu, Reach, prefetch};
@@ -35,10 +35,10 @@ impl<T: Element> Load<T::Wide> for NormRelu<'_, T> {
         let x = &self.x[row * self.scale.len() + column..][..to.len()];
         let scale = &self.scale[column..][..to.len()];
         let shift = &self.shift[column..][..to.len()];
-        for start in (0..to.len()).step_by(LANES) {
-            let (x, scale, shift) = (load(x, start), load(scale, start), load(shift, start));
-            store(to, start, &map!(|j| normalize(x[j], scale[j], shift[j]).relu()));
-        }
+        blocks!(to.len(), |at| {
+            let (x, scale, shift) = (at.load(x), at.load(scale), at.load(shift));
+            at.store(to, &map!(|j| normalize(x[j], scale[j], shift[j]).relu()));
+        });
     }
 }
 
@@ -59,19 +59,19 @@ impl<T: Element> Load<T::Wide> for GradRows<'_, T> {
         match self.grad {
             Grad::Plain(dy) => {
                 let dy = &dy[place..][..to.len()];
-                for start in (0..to.len()).step_by(LANES) {
-                    store(to, start, &load(dy, start));
-                }
+                blocks!(to.len(), |at| {
+                    at.store(to, &at.load(dy));
+                });
             }
             Grad::Affine(affine) => {
                 let (dz, x) = (&affine.dz[place..][..to.len()], &affine.x[place..][..to.len()]);
                 let coef = |i: usize| &affine.coef[i * self.channels + column..][..to.len()];
                 let (a, b, c) = (coef(0), coef(1), coef(2));
-                for start in (0..to.len()).step_by(LANES) {
-                    let (dz, x) = (load(dz, start), load(x, start));
-                    let (a, b, c) = (load(a, start), load(b, start), load(c, start));
-                    store(to, start, &map!(|j| affine_grad(dz[j], x[j], a[j], b[j], c[j])));
-                }
+                blocks!(to.len(), |at| {
+                    let (dz, x) = (at.load(dz), at.load(x));
+                    let (a, b, c) = (at.load(a), at.load(b), at.load(c));
+                    at.store(to, &map!(|j| affine_grad(dz[j], x[j], a[j], b[j], c[j])));
+                });
             }
         }
     }
@@ -87,17 +87,19 @@ pub(crate) struct StoreWithStats<'a, T: Element> {
 
 impl<T: Element> Epilogue<T::Wide> for StoreWithStats<'_, T> {
     #[inline(always)]
-    fn row(&mut self, row: usize, column: usize, sums: &[T::Wide]) {
-        let place = row * self.k + column;
-        let y = &mut self.y[place..][..sums.len()];
-        let residual = self.residual.map(|residual| &residual[place..][..sums.len()]);
-        for start in (0..sums.len()).step_by(LANES) {
-            let mut sum = load(sums, start);
-            if let Some(residual) = residual {
-                let residual = load(residual, start);
-                sum = map!(|j| sum[j] + residual[j]);
-            }
-            store(y, start, &sum);
+    fn rows(&mut self, rows: &[u32], column: usize, sums: Sums<'_, T::Wide>) {
+        for (&row, sums) in rows.iter().zip(sums.rows()) {
+            let place = row as usize * self.k + column;
+            let y = &mut self.y[place..][..sums.len()];
+            let residual = self.residual.map(|residual| &residual[place..][..sums.len()]);
+            blocks!(sums.len(), |at| {
+                let mut sum = at.load(sums);
+                if let Some(residual) = residual {
+                    let residual = at.load(residual);
+                    sum = map!(|j| sum[j] + residual[j]);
+                }
+                at.store(y, &sum);
+            });
         }
     }
 
@@ -169,27 +171,29 @@ impl<'a, T: Element> MaskWithSums<'a, T> {
 
 impl<T: Element> Epilogue<T::Wide> for MaskWithSums<'_, T> {
     #[inline(always)]
-    fn row(&mut self, row: usize, column: usize, gradient: &[T::Wide]) {
-        let (c, len) = (self.dims.c, gradient.len());
-        let place = row * c + column;
-        let x = &self.x[place..][..len];
-        let norm = |i: usize| &self.norm[i * c + column..][..len];
-        let (mean, rstd, scale, shift) = (norm(0), norm(1), norm(2), norm(3));
-        let addend = self.addend(row).map(|addend| &addend[column..][..len]);
-        let dz = &mut self.dz[place..][..len];
-        let (sum, product) = self.sums.split_at_mut(c);
-        let (sum, product) = (&mut sum[column..][..len], &mut product[column..][..len]);
-        for start in (0..len).step_by(LANES) {
-            let (x, scale, shift) = (load(x, start), load(scale, start), load(shift, start));
-            let mut gradient = load(gradient, start);
-            if let Some(addend) = addend {
-                let addend = load(addend, start);
-                gradient = map!(|j| gradient[j] + addend[j]);
+    fn rows(&mut self, rows: &[u32], column: usize, gradients: Sums<'_, T::Wide>) {
+        let (c, len) = (self.dims.c, gradients.len);
+        let norm = [0, 1, 2, 3].map(|i| &self.norm[i * c + column..][..len]);
+        let sums = [column, c + column];
+        blocks!(len, |at| {
+            let [mean, rstd, scale, shift] = norm.map(|row| at.load(row));
+            let mut added = sums.map(|start| at.load(&self.sums[start..][..len]));
+            for (&row, gradient) in rows.iter().zip(gradients.rows()) {
+                let place = row as usize * c + column;
+                let x = at.load(&self.x[place..][..len]);
+                let mut gradient = at.load(gradient);
+                if let Some(addend) = self.addend(row as usize) {
+                    let addend = at.load(&addend[column..][..len]);
+                    gradient = map!(|j| gradient[j] + addend[j]);
+                }
+                let masked = map!(|j| relu_grad(normalize(x[j], scale[j], shift[j]), gradient[j]));
+                let dz = at.store(&mut self.dz[place..][..len], &masked);
+                add_grad(&mut added, &dz, &x, &mean, &rstd);
             }
-            let masked = map!(|j| relu_grad(normalize(x[j], scale[j], shift[j]), gradient[j]));
-            let dz = store(dz, start, &masked);
-            add_grad(start, &dz, &x, [mean, rstd], [&mut *sum, &mut *product]);
-        }
+            for (start, added) in sums.iter().zip(&added) {
+                at.store(&mut self.sums[*start..][..len], added);
+            }
+        });
     }
 
     #[inline(always)]

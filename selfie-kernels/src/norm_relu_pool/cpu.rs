@@ -1,10 +1,11 @@
 use super::{AvgDims, Backward, Forward};
-use crate::cpu::lanes::{LANES, load, map, store};
+use crate::cpu::lanes::{LANES, Place, blocks, map};
+use crate::cpu::sums::add_grad;
 use crate::cpu::transform::{normalize, relu_grad};
 use crate::cpu::vectorize;
 use crate::norm_relu_conv::SUM_ROWS;
 use crate::{Cpu, Element, Result, Wide};
-use num_traits::{Float, Zero};
+use num_traits::Zero;
 use rayon::prelude::*;
 
 /// Rows of a tile that are summed apart. The pixels of a window have the same gradient, so the roundings of one long sum do
@@ -24,17 +25,17 @@ pub(crate) fn norm_relu_pool_forward<T: Element>(cpu: &Cpu, args: Forward<'_, Cp
                 #[inline(always)]
                 || {
                     for (window, y) in y.chunks_exact_mut(c).enumerate() {
-                        for start in (0..c).step_by(LANES) {
-                            let (scale, shift) = (load(scale, start), load(shift, start));
+                        blocks!(c, |at| {
+                            let (scale, shift) = (at.load(scale), at.load(shift));
                             let mut sum = [T::Wide::zero(); LANES];
                             for i in top..top + window_h {
                                 for j in window * window_w..(window + 1) * window_w {
-                                    let x = load(&x[(i * w + j) * c..][..c], start);
+                                    let x = at.load(&x[(i * w + j) * c..][..c]);
                                     sum = map!(|k| sum[k] + normalize(x[k], scale[k], shift[k]).relu());
                                 }
                             }
-                            store(y, start, &map!(|k| sum[k] / area));
-                        }
+                            at.store(y, &map!(|k| sum[k] / area));
+                        });
                     }
                 },
             );
@@ -57,24 +58,24 @@ pub(crate) fn norm_relu_pool_backward<T: Element>(cpu: &Cpu, args: Backward<'_, 
                     sums.fill(T::Wide::zero());
                     let (sums, products) = sums.split_at_mut(c);
                     for (run, dz) in dz.chunks_mut(RUN * c).enumerate() {
-                        for start in (0..c).step_by(LANES) {
-                            let [mean, rstd, scale, shift] = norm.map(|row| load(row, start));
-                            let [mut sum, mut product] = [[T::Wide::zero(); LANES]; 2];
+                        blocks!(c, |at| {
+                            let [mean, rstd, scale, shift] = norm.map(|row| at.load(row));
+                            let mut added = [[T::Wide::zero(); LANES]; 2];
                             for (row, dz) in dz.chunks_exact_mut(c).enumerate() {
                                 let pixel = tile * SUM_ROWS + run * RUN + row;
                                 // Windows cover the map, so rows of all images can be counted through.
                                 let window = pixel / w / window_h * (w / window_w) + pixel % w / window_w;
-                                let (x, dy) = (load(&x[pixel * c..][..c], start), load(&dy[window * c..][..c], start));
+                                let (x, dy) = (at.load(&x[pixel * c..][..c]), at.load(&dy[window * c..][..c]));
                                 let share = map!(|k| dy[k] / area);
                                 let masked = map!(|k| relu_grad(normalize(x[k], scale[k], shift[k]), share[k]));
-                                let dz = store(dz, start, &masked);
-                                sum = map!(|k| sum[k] + dz[k]);
-                                product = map!(|k| dz[k].mul_add((x[k] - mean[k]) * rstd[k], product[k]));
+                                let dz = at.store(dz, &masked);
+                                add_grad(&mut added, &dz, &x, &mean, &rstd);
                             }
-                            let (sums_before, products_before) = (load(sums, start), load(products, start));
-                            store(sums, start, &map!(|k| sums_before[k] + sum[k]));
-                            store(products, start, &map!(|k| products_before[k] + product[k]));
-                        }
+                            for (sums, added) in [&mut *sums, &mut *products].into_iter().zip(&added) {
+                                let before = at.load(sums);
+                                at.store(sums, &map!(|k| before[k] + added[k]));
+                            }
+                        });
                     }
                 },
             );

@@ -49,8 +49,8 @@ impl<'a, W: Wide> Panels<'a, W> {
 
     /// From a matrix `[columns, depth]`, as a linear layer's or a filter's for the forward pass.
     pub(crate) fn from_columns<T: Element<Wide = W>>(cpu: &'a Cpu, depth: usize, columns: usize, w: &[T]) -> Self {
-        /// Rows at a time, a cache line: columns lie kilobytes apart, often in the same set of the cache, and were else
-        /// fetched again for each row (a fifth of a 1024 to 256 channel 1x1 convolution).
+        /// Rows at a time, a cache line: columns lie kilobytes apart, often in the same set of the cache, and may else be
+        /// fetched again for each row (from 1.6% to 1.0% of the profile of finetuning at 224px).
         const ROWS: usize = 16;
         Self::pack(
             cpu,
@@ -146,6 +146,8 @@ pub(crate) fn multiply<W: Wide, E: Epilogue<W>>(
     let stride = row_stride(source.len());
     let plans = cpu.plans.get(reach, Strides { source: stride, target: 0, rows: W::shape().rows });
     let tiles = rows.div_ceil(SUM_ROWS);
+    // Single tiles as tasks, here and below: of longer runs, the last ones leave threads idle (4% of finetuning at 224px on
+    // two threads).
     if tiles >= FEW_TILES || panels.columns <= 4 * W::shape().lanes {
         epilogues.with_max_len(1).enumerate().for_each(|(tile, mut epilogue)| {
             let (plan, first) = plans.tile(tile, rows);

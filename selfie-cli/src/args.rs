@@ -60,6 +60,12 @@ pub enum Command {
   selfie inspect runs/pre
   selfie inspect runs/pre/weights/model.safetensors --json")]
     Inspect(Inspect),
+    /// Take a step again whose loss or gradient was not finite
+    #[command(after_help = "A run writes not-finite-STEP.safetensors for such a step, with its images and parameters.
+Examples:
+  selfie replay runs/pre                                       the last one of a run
+  selfie replay runs/pre/not-finite-00001200.safetensors --precision f32")]
+    Replay(Replay),
     /// Show or write the configuration
     #[command(subcommand, arg_required_else_help = true)]
     Config(Config),
@@ -117,6 +123,25 @@ pub struct Inspect {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+/// Flags of `replay`.
+#[derive(Clone, Debug, Args)]
+pub struct Replay {
+    /// A not-finite-*.safetensors file, or a run folder
+    pub path: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Where to compute
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = ["auto", "cpu", "cuda"])]
+    pub device: String,
+    /// Type of the activations: the run's own shows what it met, f32 whether that is the cause
+    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = ["auto", "f32", "bf16"])]
+    pub precision: String,
+    /// Threads that compute; 0 takes one per core
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
 }
 
 /// Commands of `config`.

@@ -7,3 +7,4 @@ pub mod evaluate;
 pub mod finetune;
 pub mod inspect;
 pub mod pretrain;
+pub mod replay;

@@ -1,13 +1,13 @@
 //! `metrics.jsonl` and `metrics.csv`: a line for every logged step and every evaluation.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io;
+use std::path::Path;
 
-use anyhow::Context;
+use selfie_model::durable::{Appender, write_file};
 use serde::{Deserialize, Serialize};
 
-use super::write_whole;
+use crate::exit::Problem;
 
 /// A line. Lines of training have no `eval_…`, lines of evaluations nothing but step, epoch, seconds and these.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -91,28 +91,31 @@ impl Line {
 /// The two files, open at their end.
 #[derive(Debug)]
 pub struct Metrics {
-    json: File,
-    csv: File,
+    json: Appender,
+    csv: Appender,
     lines: Vec<Line>,
 }
 
 impl Metrics {
-    /// Opens the files of a run that stands at `step`: lines after it, and a torn last one, are taken away.
+    /// Opens the files of a run that stands at `step`: lines after it, and what is no line, are taken away.
     ///
     /// # Errors
     /// What the system refuses.
     pub fn open(folder: &Path, step: u64) -> anyhow::Result<Self> {
         let (json, csv) = (folder.join("metrics.jsonl"), folder.join("metrics.csv"));
-        let text = fs::read_to_string(&json).unwrap_or_default();
-        let lines: Vec<Line> = text.lines().map_while(|line| serde_json::from_str(line).ok()).collect();
-        let lines: Vec<Line> = lines.into_iter().filter(|line| line.step <= step).collect();
+        let bytes = match fs::read(&json) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            read => read.map_err(|error| Problem::input(format!("cannot read {}: {error}", json.display())))?,
+        };
+        let lines = bytes.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice::<Line>(line).ok());
+        let lines: Vec<_> = lines.filter(|line| line.step <= step).collect();
         let mut rows = vec![COLUMNS.join(",")];
         rows.extend(lines.iter().map(Line::csv));
-        write_whole(&csv, (rows.join("\n") + "\n").as_bytes())?;
+        write_file(&csv, (rows.join("\n") + "\n").as_bytes())?;
         let kept =
             lines.iter().map(|line| Ok(serde_json::to_string(line)? + "\n")).collect::<anyhow::Result<String>>()?;
-        write_whole(&json, kept.as_bytes())?;
-        Ok(Self { json: append_to(json)?, csv: append_to(csv)?, lines })
+        write_file(&json, kept.as_bytes())?;
+        Ok(Self { json: Appender::open(json)?, csv: Appender::open(csv)?, lines })
     }
 
     /// Appends a line.
@@ -120,21 +123,31 @@ impl Metrics {
     /// # Errors
     /// What the system refuses.
     pub fn push(&mut self, line: Line) -> anyhow::Result<()> {
-        // One write each: a process that is killed tears at most the last line.
-        self.json.write_all((serde_json::to_string(&line)? + "\n").as_bytes()).context("cannot write metrics.jsonl")?;
-        self.csv.write_all((line.csv() + "\n").as_bytes()).context("cannot write metrics.csv")?;
+        self.json.push(&(serde_json::to_string(&line)? + "\n"))?;
+        self.csv.push(&(line.csv() + "\n"))?;
         self.lines.push(line);
         Ok(())
+    }
+
+    /// Flushes both files to the disk: a checkpoint must not be ahead of them when the power fails.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn flush(&self) -> anyhow::Result<()> {
+        self.json.flush()?;
+        Ok(self.csv.flush()?)
+    }
+
+    /// Step and accuracy of the evaluation that found the highest accuracy, the first of equals.
+    pub fn best(&self) -> Option<(u64, f64)> {
+        let found = self.lines.iter().filter_map(|line| Some((line.step, line.eval_accuracy?)));
+        found.reduce(|best, next| if next.1 > best.1 { next } else { best })
     }
 
     /// Whether held-out images were measured at `step`.
     pub fn has_evaluation(&self, step: u64) -> bool {
         self.lines.iter().any(|line| line.step == step && line.eval_loss.is_some())
     }
-}
-
-fn append_to(path: PathBuf) -> anyhow::Result<File> {
-    OpenOptions::new().append(true).open(&path).with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]
@@ -150,7 +163,7 @@ mod tests {
             metrics.push(line(step)).expect("written");
         }
         // Killed while it wrote line 40; the checkpoint is of step 20.
-        metrics.json.write_all(b"{\"step\": 40, \"lo").expect("written");
+        metrics.json.push("{\"step\": 40, \"lo").expect("written");
         let mut metrics = Metrics::open(folder.path(), 20).expect("there");
         assert_eq!(metrics.lines, [line(10), line(20)]);
         metrics.push(Line { step: 30, eval_loss: Some(0.5), ..Line::default() }).expect("written");

@@ -1,6 +1,8 @@
 //! Runs the binary as a user would.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod traces;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -81,7 +83,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) {
 /// `count` images in the class folders `a` and `b`.
 pub(crate) fn write_images(folder: &Path, count: u8) {
     for i in 0..count {
-        write(&folder.join(["a", "b"][usize::from(i % 2)]).join(format!("{i}.bmp")), &bitmap(20 * i));
+        write(&folder.join(["a", "b"][usize::from(i % 2)]).join(format!("{i}.bmp")), &bitmap(i.wrapping_mul(20)));
     }
 }
 

@@ -42,6 +42,7 @@ fn run(command: &Command) -> anyhow::Result<Exit> {
         Command::Finetune(arguments) => commands::finetune::run(arguments),
         Command::Evaluate(arguments) => commands::evaluate::run(arguments),
         Command::Inspect(arguments) => commands::inspect::run(arguments),
+        Command::Data(command) => commands::data::run(command),
         Command::Config(config) => commands::config::run(config),
     }
 }

@@ -341,12 +341,14 @@ mod tests {
     struct Album {
         pictures: Vec<Option<Image>>,
         classes: Vec<String>,
-        misnamed: Option<usize>,
+        misnamed: Vec<usize>,
+        /// An image that takes long to read, so that others are ready before it.
+        slow: Option<usize>,
     }
 
     impl Album {
         fn new(pictures: Vec<Option<Image>>) -> Self {
-            Self { pictures, classes: vec!["cat".into(), "dog".into()], misnamed: None }
+            Self { pictures, classes: vec!["cat".into(), "dog".into()], misnamed: Vec::new(), slow: None }
         }
 
         /// Pictures that are all different and as they should be.
@@ -381,13 +383,16 @@ mod tests {
         }
 
         fn read(&self, index: usize) -> Result<Image> {
+            if self.slow == Some(index) {
+                std::thread::sleep(std::time::Duration::from_millis(100));
+            }
             let torn = || Error::BadImage { key: self.key(index), reason: "torn".into() };
             self.pictures[index].clone().ok_or_else(torn)
         }
 
         fn misnamed(&self, index: usize) -> Option<Misnamed> {
             let misnamed = || Misnamed { extension: "png".into(), content: "image/bmp" };
-            (self.misnamed == Some(index)).then(misnamed)
+            self.misnamed.contains(&index).then(misnamed)
         }
     }
 
@@ -442,7 +447,7 @@ mod tests {
         album.pictures[5] = grey(32, 32);
         album.pictures[7] = picture(7, 31, 300);
         album.pictures[8] = picture(8, 300, 31);
-        album.misnamed = Some(11);
+        album.misnamed = vec![11];
         let found = look(&album, None, 2).train;
         let torn = |index| BadFile { index, key: format!("{index}.png"), reason: "torn".into() };
         assert_eq!(found.unreadable, [torn(3), torn(19)]);
@@ -508,8 +513,11 @@ mod tests {
         for place in (0..200).step_by(7) {
             album.pictures[place] = [None, grey(8, 8), picture(3, 32, 40)][place % 3].clone();
         }
+        album.misnamed = (1..200).step_by(7).collect();
         let alone = look(&album, Some(&album), 1);
+        album.slow = Some(0);
         assert_eq!(alone, look(&album, Some(&album), 5));
+        assert!(alone.leaks.is_sorted_by_key(|leak| leak.train[0]), "{:?}", alone.leaks);
         let mut told = Vec::new();
         audit(&album, Some(&album), AuditConfig { threads: 0, min_side: 1 }, |done, of| told.push((done, of)))
             .expect("no thread panics");

@@ -132,24 +132,26 @@ pub enum Data {
 }
 
 const DATA_CHECK_HELP: &str = "\
-Reads every image of the training and the test part once and writes nothing. What training does with each finding:
-  unreadable            skipped and listed in skipped.txt; above --max-bad (1% of the images) it is an error
+Reads every image of both parts once and writes nothing. What training does with each finding:
+  unreadable            skipped and listed in skipped.txt; above --max-bad (1%) an error
   in train and test     used as it is: test accuracy flatters
-  duplicate             used as it is: seen more often than others; where classes differ, labels contradict
+  duplicate             used as it is: seen more often; if classes differ, labels contradict
   constant              used as it is: all patches are alike, so the puzzle has no answer
   tiny                  used, enlarged where the network takes larger images
   misnamed              used as it is: the content decides, not the extension
 Duplicates are exact: the same size and the same pixels after decoding, whatever the file format.
 
-Keys of --json (every finding, not only the first ten; images are named by their path in the data):
-  path, seconds, min_side, leaks: [{train: [..], test: [..], classes: [..]}], class_mismatch: text or null,
+Keys of --json (all findings, not only the first ten; images by their path in the data):
+  path, seconds, min_side, class_mismatch: text or null,
+  leaks: [{train: [..], test: [..], classes: [..]}],
   train and test (null if there is none), each with
     description, images, unlabelled, allowed_bad (unreadable ones that --max-bad 1% allows),
     unreadable: [{key, reason}], misnamed: [{key, extension, content}],
     duplicates: [{keys: [..], classes: [..]}], constant: [..], tiny: [{key, height, width}],
-    classes: {name: images}, sizes: {short_side, long_side, aspect}, each {min, median, max}, or null
+    classes: {name: images},
+    sizes: {short_side, long_side, aspect}, each {min, median, max}, or null
 
-Exit code 0 whenever the data could be looked at; with --strict 3 if an image is unreadable or in both parts.
+Exit code 0 whenever the data could be opened; with --strict 3 if one is unreadable or leaks.
 
 Examples:
   selfie data check --data photos/

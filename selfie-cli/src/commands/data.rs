@@ -10,7 +10,7 @@ use selfie_data::{
 use serde_json::{Value, json};
 
 use crate::args::{Data, DataCheck};
-use crate::data;
+use crate::data::{self, Whole};
 use crate::exit::{Exit, Problem};
 use crate::progress::{Pass, Reporter, Voice, duration, grouped};
 
@@ -34,7 +34,7 @@ pub fn run(command: &Data) -> anyhow::Result<Exit> {
 }
 
 fn check(arguments: &DataCheck) -> anyhow::Result<Exit> {
-    let (train, test) = data::for_audit(&arguments.data)?;
+    let Whole { train, test } = data::for_audit(&arguments.data)?;
     let config = AuditConfig { threads: arguments.threads, min_side: arguments.min_side };
     let mut pass = Pass::begin(&Reporter::new(Voice::Full), "checking");
     let found = audit(&*train, test.as_deref(), config, |done, total| pass.at(done, total))?;
@@ -202,7 +202,7 @@ impl Report<'_> {
             writeln!(text, "test   none: leaks into it cannot be looked for").expect(INFALLIBLE);
         }
         let images = parts.iter().map(|part| part.found.images).sum();
-        writeln!(text, "{} images looked at in {}\n", grouped(images), duration(self.seconds)).expect(INFALLIBLE);
+        writeln!(text, "{} images looked at in {}\n", grouped(images), took(self.seconds)).expect(INFALLIBLE);
         let findings = self.findings();
         write_table(&mut text, &parts, &findings);
         write_examples(&mut text, &findings);
@@ -318,6 +318,11 @@ fn names(dataset: &dyn Dataset, images: &[usize]) -> String {
 fn classes(dataset: &dyn Dataset, images: &[usize]) -> BTreeSet<String> {
     let labels = images.iter().filter_map(|index| dataset.label(*index));
     labels.map(|label| dataset.classes()[label as usize].clone()).collect()
+}
+
+/// Seconds, with a tenth where few.
+fn took(seconds: f64) -> String {
+    if seconds < 10.0 { format!("{seconds:.1}s") } else { duration(seconds) }
 }
 
 /// What to add to a line about equal images whose classes differ.

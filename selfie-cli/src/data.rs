@@ -1,5 +1,6 @@
 //! From `--data` to the images that are trained on and those that are held out.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use selfie_data::{
@@ -129,6 +130,31 @@ pub fn for_evaluation(data: &Data) -> anyhow::Result<(Images, Option<String>)> {
     };
     let items = limited((0..dataset.len()).collect(), data.limit);
     Ok((images(data, dataset, items), note))
+}
+
+/// All images at a path.
+pub struct Whole {
+    /// To train on.
+    pub train: Arc<dyn Dataset>,
+    /// The test part, if there is one beside them.
+    pub test: Option<Arc<dyn Dataset>>,
+}
+
+/// The images that `data check` looks at.
+///
+/// # Errors
+/// Those of the data.
+pub fn for_audit(path: &Path) -> anyhow::Result<Whole> {
+    let open = |split| selfie_data::open(path, split, Need::Images, &PhiloxDraws::seeded);
+    let train = open(Split::Train)?;
+    let test = match open(Split::Test) {
+        Ok(test) => test,
+        Err(Error::NoTestPart { .. }) => return Ok(Whole { train, test: None }),
+        Err(error) => return Err(error.into()),
+    };
+    // A folder that is itself called `val` is its own test part. Equal names are the same files.
+    let same = train.len() == test.len() && (0..train.len()).all(|index| train.key(index) == test.key(index));
+    Ok(Whole { train, test: (!same).then_some(test) })
 }
 
 impl Parts {

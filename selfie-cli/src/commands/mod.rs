@@ -2,6 +2,7 @@
 
 mod begin;
 pub mod config;
+pub mod data;
 pub mod demo;
 pub mod evaluate;
 pub mod finetune;

@@ -87,18 +87,23 @@ pub(crate) fn write_images(folder: &Path, count: u8) {
     }
 }
 
-/// A bitmap of 8 x 8 grey pixels in 24 bits.
+/// A bitmap of 8 x 8 pixels of one grey.
 fn bitmap(shade: u8) -> Vec<u8> {
+    bitmap_of(8, |_| shade)
+}
+
+/// A bitmap of `side` x `side` grey pixels in 24 bits; `side` is a multiple of 4, so that rows need no padding.
+pub(crate) fn bitmap_of(side: u32, shade: impl Fn(u32) -> u8) -> Vec<u8> {
     let mut bytes = b"BM".to_vec();
-    bytes.extend((54u32 + 192).to_le_bytes());
+    bytes.extend((54 + 3 * side * side).to_le_bytes());
     bytes.extend([0; 4]);
     bytes.extend(54u32.to_le_bytes());
     bytes.extend(40u32.to_le_bytes());
-    bytes.extend(8i32.to_le_bytes());
-    bytes.extend(8i32.to_le_bytes());
+    bytes.extend(side.to_le_bytes());
+    bytes.extend(side.to_le_bytes());
     bytes.extend(1u16.to_le_bytes());
     bytes.extend(24u16.to_le_bytes());
     bytes.extend([0; 24]);
-    bytes.extend([shade; 192]);
+    (0..side * side).for_each(|at| bytes.extend([shade(at); 3]));
     bytes
 }

@@ -1,5 +1,7 @@
 //! From `--data` to the images that are trained on and those that are held out.
 
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
 
 use selfie_data::{
@@ -148,6 +150,22 @@ impl Parts {
             "classes": self.train.dataset.classes(),
             "image_size": self.image_size,
         })
+    }
+}
+
+/// Reads `data.json`; none where a run has not come so far.
+///
+/// # Errors
+/// Input: a file that is none.
+pub fn read_json(path: &Path) -> anyhow::Result<Option<Value>> {
+    let wrong = |error: &dyn std::fmt::Display| {
+        let advice = "restore it, or remove it, and the data are not compared with those the run began with";
+        Problem::input(format!("{}: expected the description of the data: {error}; {advice}", path.display()))
+    };
+    match std::fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| wrong(&error)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(wrong(&error)),
     }
 }
 

@@ -3,17 +3,21 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
 
+use crate::bounded::Bounded;
 use crate::dataset::{Dataset, Geometry, Split};
 use crate::error::{Error, Result, reading};
 use crate::picture::Image;
 
 const SIDE: usize = 32;
 const IMAGE_BYTES: usize = SIDE * SIDE * 3;
+
+/// What an archive may unpack to: the editions have 185 MB. A file of 10 MB can hold 10 GB of zeros.
+const MAX_UNPACKED_BYTES: u64 = 256 << 20;
 
 /// One edition of the data.
 struct Edition {
@@ -163,7 +167,18 @@ impl Cifar {
 
     fn from_tar_gz_of(editions: &'static [Edition], path: &Path, split: Split) -> Result<Self> {
         let file = File::open(path).map_err(reading(path))?;
-        let file_bytes = file.metadata().map_err(reading(path))?.len();
+        let bytes = file.metadata().map_err(reading(path))?.len();
+        Self::from_gzip(editions, split, path, bytes, BufReader::with_capacity(1 << 18, file))
+    }
+
+    /// From the contents of the archive `path`, of `file_bytes` bytes.
+    fn from_gzip(
+        editions: &'static [Edition],
+        split: Split,
+        path: &Path,
+        file_bytes: u64,
+        contents: impl BufRead,
+    ) -> Result<Self> {
         let damaged = |error: io::Error| {
             Error::malformed(
                 path,
@@ -172,14 +187,19 @@ impl Cifar {
                 "download it again and compare its checksum",
             )
         };
-        let mut archive = tar::Archive::new(GzDecoder::new(BufReader::with_capacity(1 << 18, file)));
+        let contents = Bounded::new(GzDecoder::new(contents), MAX_UNPACKED_BYTES, "unpacked data");
+        let mut archive = tar::Archive::new(contents);
         let mut parts: Option<Parts> = None;
         let mut seen = Vec::new();
-        for entry in archive.entries().map_err(damaged)? {
+        // Raw, as long names and other extensions, which no edition has, would be kept in memory whatever their length.
+        for entry in archive.entries().map_err(damaged)?.raw(true) {
             let mut entry = entry.map_err(damaged)?;
             let member = entry.path().map_err(damaged)?.into_owned();
             let Some(name) = member.file_name().and_then(|name| name.to_str()) else { continue };
-            if entry.header().entry_type().is_file() && seen.len() < 8 {
+            if !entry.header().entry_type().is_file() {
+                continue;
+            }
+            if seen.len() < 8 {
                 seen.push(name.to_string());
             }
             let Some(edition) = editions.iter().find(|edition| edition.has(name)) else { continue };
@@ -371,23 +391,33 @@ impl Dataset for Cifar {
     }
 }
 
+/// An edition small enough for tests.
+#[cfg(any(test, fuzzing))]
+static TINY: [Edition; 1] = [Edition {
+    name: "tiny",
+    label_bytes: 2,
+    classes: 3,
+    train: &["data_batch_1.bin", "data_batch_2.bin"],
+    test: &["test_batch.bin"],
+    train_records: 4,
+    test_records: 2,
+    names: "batches.meta.txt",
+}];
+
+#[cfg(fuzzing)]
+impl Cifar {
+    /// The contents of an archive of the tiny edition.
+    pub(crate) fn from_tiny(contents: &[u8], split: Split) -> Result<Self> {
+        Self::from_gzip(&TINY, split, Path::new("tiny.tar.gz"), contents.len() as u64, contents)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use flate2::Compression;
     use flate2::write::GzEncoder;
 
-    /// An edition small enough for tests.
-    static TINY: [Edition; 1] = [Edition {
-        name: "tiny",
-        label_bytes: 2,
-        classes: 3,
-        train: &["data_batch_1.bin", "data_batch_2.bin"],
-        test: &["test_batch.bin"],
-        train_records: 4,
-        test_records: 2,
-        names: "batches.meta.txt",
-    }];
     const RECORD: usize = 2 + IMAGE_BYTES;
 
     fn value(member: usize, record: usize, at: usize) -> u8 {
@@ -518,6 +548,45 @@ mod tests {
         let twice = [members(), members()].concat();
         let message = from_archive(&archive(&twice), Split::Train).err().expect("must be refused").to_string();
         assert!(message.contains("twice"), "{message}");
+    }
+
+    #[test]
+    fn bombs_are_refused() {
+        let refused = |name: &str, kind: tar::EntryType, bytes: u64| {
+            let mut header = tar::Header::new_gnu();
+            header.set_path(name).expect("a short name");
+            header.set_entry_type(kind);
+            header.set_size(bytes);
+            header.set_cksum();
+            let mut tar = header.as_bytes().chain(io::repeat(0).take(MAX_UNPACKED_BYTES + (1 << 20)));
+            let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+            io::copy(&mut tar, &mut gzip).expect("in memory");
+            from_archive(&gzip.finish().expect("in memory"), Split::Train).err().expect("a bomb").to_string()
+        };
+        use tar::EntryType;
+        for (name, kind) in
+            [("zeros", EntryType::Regular), ("long", EntryType::GNULongName), ("pax", EntryType::XHeader)]
+        {
+            let message = refused(name, kind, MAX_UNPACKED_BYTES + 5);
+            assert!(message.contains("unpacked data of more than 268435456 bytes"), "{message}");
+        }
+        // The archive is over at the first block of zeros, but not the file.
+        assert!(refused("end", EntryType::Regular, 0).contains("unpacked data"));
+        let message = refused("data_batch_1.bin", EntryType::Regular, 1 << 60);
+        assert!(message.contains("12296 bytes in data_batch_1.bin"), "{message}");
+        assert!(refused("size", EntryType::Regular, u64::MAX).contains("size overflow"));
+    }
+
+    #[test]
+    fn links_are_no_members() {
+        let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        tar.append_link(&mut header, "data_batch_1.bin", "/etc/passwd").expect("in memory");
+        let bytes = tar.into_inner().and_then(GzEncoder::finish).expect("in memory");
+        let message = from_archive(&bytes, Split::Train).err().expect("no batches").to_string();
+        assert!(message.contains("files named nothing"), "{message}");
     }
 
     #[test]

@@ -11,11 +11,15 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
+use crate::bounded::Bounded;
 use crate::dataset::{Dataset, Geometry, Need, Split};
 use crate::error::{Error, Result, reading};
-use crate::picture::Image;
+use crate::picture::{Image, MAX_BYTES};
 
 const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp"];
+
+/// What a tar may say about one member beside its data: long names and extended headers are kept in memory.
+const MAX_HEADER_BYTES: u64 = 1 << 20;
 
 /// Where the bytes of images are.
 enum Store {
@@ -75,7 +79,7 @@ impl Files {
         let damaged = |found: String| {
             Error::malformed(path, "a complete tar archive", found, "copy or download it again, and compare its size")
         };
-        let mut archive = tar::Archive::new(&file);
+        let mut archive = tar::Archive::new(Bounded::new(&file, MAX_HEADER_BYTES, "headers of one member"));
         let mut members = Vec::new();
         let mut end = 0;
         for entry in archive.entries_with_seek().map_err(|error| damaged(error.to_string()))? {
@@ -197,13 +201,31 @@ impl Files {
 
     fn bytes(&self, entry: &Entry) -> io::Result<Vec<u8>> {
         match &self.store {
-            Store::Folder => fs::read(self.root.join(&entry.path)),
+            Store::Folder => {
+                let path = self.root.join(&entry.path);
+                let about = fs::metadata(&path)?;
+                // A pipe would be waited for, and a device never ends.
+                if !about.is_file() {
+                    return Err(io::Error::other("not a regular file"));
+                }
+                check_size(about.len())?;
+                fs::read(path)
+            }
             Store::Tar(file) => {
+                check_size(entry.bytes)?;
                 let mut bytes = vec![0; entry.bytes as usize];
                 read_exact_at(file, &mut bytes, entry.offset)?;
                 Ok(bytes)
             }
         }
+    }
+}
+
+/// An encoded image is not larger than a decoded one may be.
+fn check_size(bytes: u64) -> io::Result<()> {
+    match bytes {
+        0..=MAX_BYTES => Ok(()),
+        _ => Err(io::Error::other(format!("{bytes} bytes, more than the {} MiB of any image", MAX_BYTES >> 20))),
     }
 }
 
@@ -532,6 +554,70 @@ mod tests {
         let data = Files::from_folder(root.path(), Split::Train, Need::Labels).expect("a good folder");
         assert_eq!(keys(&data), ["a/1.jpg", "a/broken.jpg", "b/c/2.jpg", "d/c/2.jpg"]);
         assert!(data.read(1).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_file_or_too_large_is_a_bad_image() {
+        let root = tree(&["a/1.jpg"]);
+        std::os::unix::fs::symlink("/dev/zero", root.path().join("a/2.jpg")).expect("linked");
+        let sparse = File::create(root.path().join("a/3.jpg")).expect("made");
+        sparse.set_len(MAX_BYTES + 1).expect("a hole");
+        let data = Files::from_folder(root.path(), Split::Train, Need::Labels).expect("a good folder");
+        for (index, reason) in [(1, "not a regular file"), (2, "536870913 bytes, more than the 512 MiB")] {
+            let message = data.read(index).expect_err("no image").to_string();
+            assert!(message.contains(reason), "{message}");
+        }
+    }
+
+    /// A tar of one member, whose header says what `change` makes it say.
+    fn forged(data: &[u8], change: impl Fn(&mut tar::Header)) -> Result<Files> {
+        let mut header = tar::Header::new_gnu();
+        header.set_path("a/1.jpg").expect("a short name");
+        header.set_size(data.len() as u64);
+        change(&mut header);
+        header.set_cksum();
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("data.tar");
+        fs::write(&path, [header.as_bytes(), data, &[0; 2048][data.len() % 512..]].concat()).expect("written");
+        Files::from_tar(&path, Split::Train, Need::Images)
+    }
+
+    #[test]
+    fn headers_that_lie_are_refused() {
+        use tar::EntryType;
+        assert_eq!(keys(&forged(&pixel(1), |_| ()).expect("sound")), ["1.jpg"]);
+        for bytes in [513, 1 << 31, 1 << 60, u64::MAX - 512, u64::MAX] {
+            for kind in [EntryType::Regular, EntryType::GNULongName, EntryType::XHeader, EntryType::GNUSparse] {
+                let lie = |header: &mut tar::Header| {
+                    header.set_entry_type(kind);
+                    header.set_size(bytes);
+                };
+                let error = forged(&pixel(1), lie).err().unwrap_or_else(|| panic!("{kind:?} of {bytes} bytes"));
+                assert!(matches!(error, Error::Malformed { .. }), "{error:?}");
+            }
+        }
+        // All there, but nothing that a name can be.
+        let long = vec![b'a'; 3 << 20];
+        let message = forged(&long, |header| header.set_entry_type(EntryType::GNULongName)).err().expect("too long");
+        assert!(message.to_string().contains("headers of one member of more than 1048576 bytes"), "{message}");
+    }
+
+    #[test]
+    fn names_do_not_lead_out_of_a_tar() {
+        for name in ["../../etc/passwd.jpg", "/etc/passwd.jpg", "a/../../etc/passwd.jpg"] {
+            let raw = |header: &mut tar::Header| {
+                header.as_gnu_mut().expect("made so").name[..name.len() + 1]
+                    .copy_from_slice(&[name.as_bytes(), &[0]].concat());
+            };
+            let data = forged(&pixel(1), raw).expect("a name like any other");
+            assert!(!data.key(0).contains(".."), "{}", data.key(0));
+            assert!(data.read(0).is_ok(), "the bytes are those of the archive");
+        }
+        for kind in [tar::EntryType::Symlink, tar::EntryType::Link, tar::EntryType::Char] {
+            let message = forged(&pixel(1), |header| header.set_entry_type(kind)).err().expect("no image").to_string();
+            assert!(message.contains("0 images"), "{message}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::dataset::Dataset;
@@ -115,7 +115,10 @@ impl LabelBudget {
                     chosen.extend(draw(members, *count, &*draws, class));
                 }
             }
-            LabelBudget::Named(path) => chosen = named(dataset, path)?,
+            LabelBudget::Named(path) => {
+                let list = std::fs::read_to_string(path).map_err(reading(path))?;
+                chosen = named(dataset, path, &list)?;
+            }
         }
         chosen.sort_unstable();
         Ok(chosen)
@@ -200,8 +203,8 @@ fn by_class(dataset: &dyn Dataset, indices: impl Iterator<Item = usize>) -> Resu
     Ok(classes)
 }
 
-fn named(dataset: &dyn Dataset, path: &PathBuf) -> Result<Vec<usize>> {
-    let text = std::fs::read_to_string(path).map_err(reading(path))?;
+/// The images that `list`, the contents of `path`, names.
+pub(crate) fn named(dataset: &dyn Dataset, path: &Path, list: &str) -> Result<Vec<usize>> {
     let last = |key: &str| key.rsplit('/').next().unwrap_or(key).to_string();
     let keys: Vec<String> = (0..dataset.len()).map(|index| dataset.key(index)).collect();
     let mut places: HashMap<String, usize> = HashMap::new();
@@ -211,7 +214,7 @@ fn named(dataset: &dyn Dataset, path: &PathBuf) -> Result<Vec<usize>> {
     }
     places.extend(keys.into_iter().zip(0..));
     let mut chosen = Vec::new();
-    for (line, name) in (1..).zip(text.lines()) {
+    for (line, name) in (1..).zip(list.lines()) {
         let name = name.split('\t').next().unwrap_or(name).trim();
         if name.is_empty() {
             continue;
@@ -291,6 +294,30 @@ mod tests {
             for ((kept, given), size) in kept.into_iter().zip(given).zip(sizes) {
                 prop_assert!(kept >= 1);
                 prop_assert!(kept == 1 || (given as f64 - size as f64 * fraction).abs() <= 0.5);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_budget_or_wrong(text in "(all|[0-9]{0,25}[.%@-]?[0-9]{0,25}[%@]?-?[0-9]{0,25}|\\PC{0,20})") {
+            match text.parse::<LabelBudget>() {
+                Ok(LabelBudget::Named(path)) => prop_assert_eq!(path, PathBuf::from(text)),
+                Ok(budget) => {
+                    prop_assert_eq!(budget.to_string().parse::<LabelBudget>().expect("prints what it reads"), budget.clone());
+                    if let Err(error) = budget.select(&Plain::of_classes(&[3, 5]), &seeded) {
+                        prop_assert!(matches!(error, Error::Usage { .. }));
+                    }
+                }
+                Err(error) => prop_assert!(matches!(error, Error::Usage { .. })),
+            }
+        }
+
+        #[test]
+        fn any_list_is_of_images_or_wrong(list in "((folder/)?[0-9]{1,2}\\.png[\t\n\r]|\\PC{0,3}){0,8}") {
+            match named(&Plain::new(100), Path::new("list.txt"), &list) {
+                Ok(chosen) => prop_assert!(sorted_and_unique(&chosen) && !chosen.is_empty()),
+                Err(error) => prop_assert!(error.to_string().starts_with("list.txt: expected names"), "{error}"),
             }
         }
     }

@@ -13,17 +13,21 @@
 #![forbid(unsafe_code)]
 
 mod augment;
+mod bounded;
 mod cifar;
 mod dataset;
 mod draws;
 mod error;
 mod folder;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod labels;
 mod loader;
 mod picture;
 mod stream;
 mod synthetic;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod testing;
 
 pub use augment::{Augment, CROP_PADDING, Draw};

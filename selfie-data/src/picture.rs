@@ -21,7 +21,7 @@ pub struct Image {
 
 /// What decoding one image may allocate: 170 megapixels of RGB. A larger one is taken for a
 /// decompression bomb.
-const MAX_BYTES: u64 = 512 << 20;
+pub(crate) const MAX_BYTES: u64 = 512 << 20;
 
 impl Image {
     /// Decodes a file's bytes as a viewer shows them: the format by content, EXIF orientation

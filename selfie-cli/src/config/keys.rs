@@ -88,6 +88,8 @@ impl Key {
 
     /// The name nearest to a mistyped one.
     pub fn nearest(name: &str) -> &'static str {
+        // A name of a megabyte is like none, and comparing it would take minutes.
+        let name = name.char_indices().nth(100).map_or(name, |(end, _)| &name[..end]);
         let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_string();
         let likeness = |key: &Key| {
             let whole = strsim::jaro_winkler(key.name, name);

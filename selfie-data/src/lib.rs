@@ -15,16 +15,23 @@
 mod augment;
 mod cifar;
 mod dataset;
+mod downsampled;
 mod draws;
 mod error;
 mod folder;
 mod labels;
 mod loader;
+mod npz;
+mod pickle;
 mod picture;
+mod records;
+mod shards;
 mod stream;
 mod synthetic;
+mod tar_index;
 #[cfg(test)]
 mod testing;
+mod val_labels;
 
 pub use augment::{Augment, CROP_PADDING, Draw};
 pub use dataset::{Dataset, Geometry, Need, Split, check_same_classes, open};

@@ -25,7 +25,8 @@ const MAX_BYTES: u64 = 512 << 20;
 
 impl Image {
     /// Decodes a file's bytes as a viewer shows them: the format by content, EXIF orientation
-    /// applied, grey, palette and 16-bit images to RGB, alpha dropped.
+    /// applied, grey, palette, CMYK and 16-bit images to RGB, alpha dropped, the first frame of an
+    /// animation. `tests/pictures.rs` compares with Pillow.
     ///
     /// # Errors
     /// A sentence. A decoder that panics is an error like any other: one file must not end a run.
@@ -41,6 +42,10 @@ fn decode(bytes: &[u8]) -> Result<Image, String> {
     }
     let format =
         image::guess_format(bytes).map_err(|_| format!("no known image format, begins with {}", start(bytes)))?;
+    if !format.reading_enabled() {
+        let name = format!("{format:?}").to_uppercase();
+        return Err(format!("a {name}, which is not read: convert it to PNG or JPEG"));
+    }
     if format == ImageFormat::Jpeg && !jpeg_has_end(bytes) {
         return Err(format!("a truncated JPEG: {} bytes without an end marker", bytes.len()));
     }

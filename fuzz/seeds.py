@@ -1,4 +1,4 @@
-"""Writes the seeds in corpus/: small valid files of every kind, from which the fuzzer sets out. Needs Pillow.
+"""Writes the seeds in corpus/: small valid files of every kind, from which the fuzzer sets out. Needs Pillow and numpy.
 
 python fuzz/seeds.py
 """
@@ -6,6 +6,7 @@ python fuzz/seeds.py
 import gzip
 import io
 import json
+import pickle
 import struct
 import tarfile
 from pathlib import Path
@@ -69,6 +70,27 @@ def tars():
         ("links", tar([("a/1.jpg", "../../etc/passwd"), ("../2.jpg", pixel), ("/3.jpg", pixel), (".hidden/4.jpg", pixel)])),
     ]:
         seed("tar_folder", name, content)
+
+
+def shards():
+    pixel = b"P6 1 1 255\n\0\0\0"
+    sample = lambda key, label: [(f"{key}.ppm", pixel), (f"{key}.cls", label)]
+    seed("webdataset", "two", tar([*sample("000", b"0"), *sample("a/001", b"1\n")]))
+    seed("webdataset", "more", tar([("x.json", b"{}"), *sample("x", b"12"), ("x.y.png", pixel), ("z.jpg", pixel)]))
+
+
+def batches():
+    import numpy
+
+    numbers = numpy.arange(24, dtype=numpy.uint8).reshape(2, 12)
+    for protocol in (0, 2, 4, 5):
+        batch = {"data": numbers, "labels": [1, 10], "filenames": ["a", "b"], "mean": numpy.float64(0.5)}
+        seed("pickle", f"protocol-{protocol}", pickle.dumps(batch, protocol))
+        seed("pickle", f"bytes-{protocol}", pickle.dumps({b"data": numbers, b"labels": numpy.array([1, 2])}, protocol))
+    for name, save in [("stored", numpy.savez), ("deflated", numpy.savez_compressed)]:
+        out = io.BytesIO()
+        save(out, data=numpy.zeros((2, 192), numpy.uint8), labels=numpy.array([1, 1000]))
+        seed("npz", name, out.getvalue())
 
 
 def images():
@@ -157,9 +179,13 @@ def texts():
     seed("status", "running", json.dumps(status | {"state": "running", "steps": None, "result": None}))
     for name, text in [("percent", "5%@3"), ("count", "2@7"), ("all", "all"), ("list", "folder/0.png\tclass 0\n3.png\n\n8.png")]:
         seed("labels", name, text)
+    seed("val_labels", "names", "1.jpg cat\nval/2.jpg\tdog\n")
+    seed("val_labels", "numbers", "1.jpg 0\n2.jpg 1\n")
+    seed("val_labels", "kaggle", "ImageId,PredictionString\n1,cat 1 2 3 4\n2,dog 5 6 7 8\n")
+    seed("val_labels", "tensorflow", "cat\ndog\n")
     seed("synthetic", "all", "train=30,test=20,size=16,classes=3,seed=9")
     seed("synthetic", "defaults", "")
 
 
-for make in (cifar, tars, images, weights, texts):
+for make in (cifar, tars, shards, batches, images, weights, texts):
     make()

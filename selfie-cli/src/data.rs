@@ -201,7 +201,7 @@ pub fn check_unchanged(before: &Value, now: &Value) -> anyhow::Result<()> {
 fn open(data: &Data, split: Split, need: Need) -> anyhow::Result<Arc<dyn Dataset>> {
     if data.path.as_os_str().is_empty() {
         return Err(Problem::usage(
-            "--data is missing: give a folder of images, a CIFAR-10 archive, a tar of images, or `synthetic:`",
+            "--data is missing: give a folder or a tar of images, CIFAR, downsampled ImageNet, WebDataset shards, or `synthetic:`",
         ));
     }
     Ok(selfie_data::open(&data.path, split, need, &PhiloxDraws::seeded)?)

@@ -1,23 +1,29 @@
 //! Doors for the targets in `fuzz/`: what a parser of this crate makes of any bytes, without a look at the disk.
 
+use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use crate::cifar::Cifar;
+use crate::cifar::from_tiny;
 use crate::dataset::{Dataset, Need, Split};
+use crate::downsampled::from_npz;
 use crate::folder::Files;
 use crate::labels::{LabelBudget, named};
 use crate::picture::Image;
+use crate::records::{Batch, Layout};
+use crate::shards::Shards;
 use crate::synthetic::{Options, Synthetic};
+use crate::tar_index;
 use crate::testing::{Plain, seeded};
+use crate::val_labels::Flat;
 
 /// A `tar.gz` of an edition of CIFAR that is small enough: two training batches of four images, a test batch of two.
 pub fn cifar_gzip(archive: &[u8]) {
     for split in [Split::Train, Split::Test] {
-        if let Ok(data) = Cifar::from_tiny(archive, split) {
+        if let Ok(data) = from_tiny(archive, split) {
             all_are_sound(&data);
             (0..data.len()).for_each(|index| drop(data.read(index).expect("in memory")));
         }
@@ -34,8 +40,47 @@ pub fn cifar_tar(tar: &[u8]) {
 /// The index of a tar of images.
 pub fn tar_folder(path: &Path) {
     for (split, need) in [(Split::Train, Need::Images), (Split::Train, Need::Labels), (Split::Test, Need::Labels)] {
-        if let Ok(data) = Files::from_tar(path, split, need) {
+        let file = File::open(path).expect("the target wrote it");
+        let Ok(members) = tar_index::index(path, &file) else { return };
+        if let Ok(data) = Files::from_tar(path, file, members, split, need) {
             all_are_sound(&data);
+        }
+    }
+}
+
+/// A shard of samples.
+pub fn webdataset(path: &Path) {
+    for need in [Need::Images, Need::Labels] {
+        if let Ok(data) = Shards::open(path, vec![path.into()], Split::Train, need) {
+            all_are_sound(&data);
+        }
+    }
+}
+
+/// A pickled batch, of images of 2 x 2 pixels.
+pub fn pickle(bytes: &[u8]) {
+    const LAYOUT: Layout = Layout { labels: "labels", first_label: 1, classes: 10, sides: &[2] };
+    if let Ok(batch) = Batch::from_pickle(Path::new("batch"), "batch", bytes, &LAYOUT) {
+        assert!(batch.len() > 0 && batch.side() == 2);
+    }
+}
+
+/// An .npz of the downsampled ImageNet.
+pub fn npz(path: &Path) {
+    if let Ok(batch) = from_npz(File::open(path).expect("the target wrote it"), "batch") {
+        assert!(batch.len() > 0);
+    }
+}
+
+/// A file of labels beside images without class folders, under each of its names.
+pub fn val_labels(text: &[u8]) {
+    let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let (classes, images) = (names(&["cat", "dog"]), names(&["1.jpg", "2.jpg"]));
+    for name in ["val.txt", "LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt"] {
+        let read = |path: &Path| Ok((path == Path::new(name)).then(|| text.to_vec()));
+        let flat = Flat { root: Path::new("data"), part: "val", classes: &classes, images: &images, read: &read };
+        if let Ok(Some(labels)) = flat.labels() {
+            assert!(labels.len() == images.len() && labels.iter().all(|&label| (label as usize) < classes.len()));
         }
     }
 }
@@ -57,7 +102,7 @@ pub fn labels(text: &str) {
             chosen_are_sound(&data, budget.select(&data, &seeded).unwrap_or_default());
         }
     }
-    chosen_are_sound(&data, named(&data, Path::new("list.txt"), text).unwrap_or_default());
+    chosen_are_sound(&data, named(&data, Path::new("list.txt"), text.into()).unwrap_or_default());
 }
 
 /// Options of the synthetic world.

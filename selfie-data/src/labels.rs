@@ -37,8 +37,8 @@ pub enum LabelBudget {
         /// Seed of the choice.
         seed: u64,
     },
-    /// The images named in a file, one a line: a key, or the last part of one; what follows a tab
-    /// is ignored. Both `labels.txt` and the lists of SimCLR are such files.
+    /// The images named in a file, one a line: a key, or the last part of one if no other image
+    /// has it; what follows a tab is ignored. Both `labels.txt` and the lists of SimCLR are such files.
     Named(PathBuf),
 }
 
@@ -115,10 +115,7 @@ impl LabelBudget {
                     chosen.extend(draw(members, *count, &*draws, class));
                 }
             }
-            LabelBudget::Named(path) => {
-                let list = std::fs::read_to_string(path).map_err(reading(path))?;
-                chosen = named(dataset, path, &list)?;
-            }
+            LabelBudget::Named(path) => chosen = named(dataset, path, std::fs::read(path).map_err(reading(path))?)?,
         }
         chosen.sort_unstable();
         Ok(chosen)
@@ -204,27 +201,38 @@ fn by_class(dataset: &dyn Dataset, indices: impl Iterator<Item = usize>) -> Resu
 }
 
 /// The images that `list`, the contents of `path`, names.
-pub(crate) fn named(dataset: &dyn Dataset, path: &Path, list: &str) -> Result<Vec<usize>> {
-    let last = |key: &str| key.rsplit('/').next().unwrap_or(key).to_string();
+pub(crate) fn named(dataset: &dyn Dataset, path: &Path, list: Vec<u8>) -> Result<Vec<usize>> {
+    let text = String::from_utf8(list).map_err(|error| {
+        Error::malformed(path, "text (UTF-8) with a name of an image on each line", error.to_string(), "give a list")
+    })?;
     let keys: Vec<String> = (0..dataset.len()).map(|index| dataset.key(index)).collect();
-    let mut places: HashMap<String, usize> = HashMap::new();
-    // Whole keys after last parts: where both could be meant, the key is.
-    for (index, key) in keys.iter().enumerate().rev() {
-        places.insert(last(key), index);
+    // Where a whole key and the last part of another could be meant, the key is.
+    let wholes: HashMap<&str, usize> = keys.iter().map(String::as_str).zip(0..).collect();
+    let mut lasts: HashMap<&str, (usize, Option<usize>)> = HashMap::new();
+    for (index, key) in keys.iter().enumerate() {
+        let last = key.rsplit('/').next().unwrap_or(key);
+        lasts.entry(last).and_modify(|(_, second)| *second = second.or(Some(index))).or_insert((index, None));
     }
-    places.extend(keys.into_iter().zip(0..));
     let mut chosen = Vec::new();
-    for (line, name) in (1..).zip(list.lines()) {
+    for (line, name) in (1..).zip(text.trim_start_matches('\u{feff}').lines()) {
         let name = name.split('\t').next().unwrap_or(name).trim();
         if name.is_empty() {
             continue;
         }
-        match places.get(name) {
-            Some(&index) => chosen.push(index),
-            None => {
+        match (wholes.get(name), lasts.get(name)) {
+            (Some(&index), _) | (None, Some(&(index, None))) => chosen.push(index),
+            (None, Some(&(first, Some(second)))) => {
                 return Err(Error::malformed(
                     path,
-                    format!("names of images of {}, such as {}", dataset.describe(), dataset.key(0)),
+                    "names that only one image has",
+                    format!("`{name}` on line {line}, which is {} and {}", keys[first], keys[second]),
+                    "give whole names, as the data have them",
+                ));
+            }
+            (None, None) => {
+                return Err(Error::malformed(
+                    path,
+                    format!("names of images of {}, such as {}", dataset.describe(), keys[0]),
                     format!("`{name}` on line {line}, which is none of them"),
                     "give the names as the data have them",
                 ));
@@ -315,9 +323,9 @@ mod tests {
 
         #[test]
         fn any_list_is_of_images_or_wrong(list in "((folder/)?[0-9]{1,2}\\.png[\t\n\r]|\\PC{0,3}){0,8}") {
-            match named(&Plain::new(100), Path::new("list.txt"), &list) {
+            match named(&Plain::new(100), Path::new("list.txt"), list.into_bytes()) {
                 Ok(chosen) => prop_assert!(sorted_and_unique(&chosen) && !chosen.is_empty()),
-                Err(error) => prop_assert!(error.to_string().starts_with("list.txt: expected names"), "{error}"),
+                Err(error) => prop_assert!(error.to_string().starts_with("list.txt: expected"), "{error}"),
             }
         }
     }

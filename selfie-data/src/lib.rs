@@ -16,6 +16,7 @@ mod augment;
 mod bounded;
 mod cifar;
 mod dataset;
+mod downsampled;
 mod draws;
 mod error;
 mod folder;
@@ -24,11 +25,17 @@ mod folder;
 pub mod fuzzing;
 mod labels;
 mod loader;
+mod npz;
+mod pickle;
 mod picture;
+mod records;
+mod shards;
 mod stream;
 mod synthetic;
+mod tar_index;
 #[cfg(any(test, fuzzing))]
 mod testing;
+mod val_labels;
 
 pub use augment::{Augment, CROP_PADDING, Draw};
 pub use dataset::{Dataset, Geometry, Need, Split, check_same_classes, open};

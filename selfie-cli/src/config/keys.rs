@@ -114,8 +114,10 @@ pub const KEYS: &[Key] = &[
         value_name: "PATH",
         kind: Kind::Text,
         default: "",
-        help: "Where the images are: a folder of images, a tar of one, CIFAR-10 or CIFAR-100 (binary edition, archive or \
-               folder), or `synthetic:` for a made-up world. The kind is recognised by content.",
+        help: "Where the images are: a folder of images, a tar of one, CIFAR-10 or CIFAR-100 (binary or Python edition, \
+               archive or folder), downsampled ImageNet (train_data_batch_1 and so on), WebDataset shards (a folder of \
+               tars, or `shards/train-{000..146}.tar`), or `synthetic:` for a made-up world. The kind is recognised by \
+               content.",
         used_by: Task::ALL,
         on_resume: Fixed,
     },

@@ -1,5 +1,6 @@
 //! From `--data` to the images that are trained on and those that are held out.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -177,6 +178,22 @@ impl Parts {
     }
 }
 
+/// Reads `data.json`; none where a run has not come so far.
+///
+/// # Errors
+/// Input: a file that is none.
+pub fn read_json(path: &Path) -> anyhow::Result<Option<Value>> {
+    let wrong = |error: &dyn std::fmt::Display| {
+        let advice = "restore it, or remove it, and the data are not compared with those the run began with";
+        Problem::input(format!("{}: expected the description of the data: {error}; {advice}", path.display()))
+    };
+    match std::fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| wrong(&error)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(wrong(&error)),
+    }
+}
+
 /// What `data.json` says that must not change while a run goes on: numbers of images, and classes.
 ///
 /// # Errors
@@ -209,7 +226,7 @@ pub fn check_unchanged(before: &Value, now: &Value) -> anyhow::Result<()> {
 fn open(data: &Data, split: Split, need: Need) -> anyhow::Result<Arc<dyn Dataset>> {
     if data.path.as_os_str().is_empty() {
         return Err(Problem::usage(
-            "--data is missing: give a folder of images, a CIFAR-10 archive, a tar of images, or `synthetic:`",
+            "--data is missing: give a folder or a tar of images, CIFAR, downsampled ImageNet, WebDataset shards, or `synthetic:`",
         ));
     }
     Ok(selfie_data::open(&data.path, split, need, &PhiloxDraws::seeded)?)

@@ -115,3 +115,133 @@ fn two_writers() {
     // A killed process leaves no lock behind.
     works(&pretrain(3));
 }
+
+#[test]
+fn configurations_that_no_machine_could_run() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (file, out) = (folder.path().join("hostile.toml"), folder.path().join("run"));
+    let million = format!("[{}]", "1, ".repeat(1_000_000));
+    let long = "x".repeat(1_000_000);
+    for (section, line, key) in [
+        ("train", "steps = 9223372036854775807", "train.steps"),
+        ("train", "steps = -1", "train.steps"),
+        ("train", "lr = nan", "train.lr"),
+        ("train", "lr = -inf", "train.lr"),
+        ("train", "lr = 1e400", "lr = 1e400"),
+        ("train", "batch = 0", "train.batch"),
+        ("train", "batch = 4611686018427387904", "train.batch"),
+        ("train", "minutes = 1e300", "train.minutes"),
+        ("train", "momentum = nan", "train.momentum"),
+        ("train", "seed = -5", "train.seed"),
+        ("model", "stem_width = 0", "model.stem_width"),
+        ("model", "ffn = 1152921504606846976", "model.ffn"),
+        ("model", "pool_blocks = 1001", "model.pool_blocks"),
+        ("model", "depths = [1, 2, 3]", "model.depths"),
+        ("model", &format!("depths = {million}"), "model.depths"),
+        ("model", &format!("preset = \"{long}\""), "model.preset"),
+        ("model", &format!("{long} = 1"), "model.xxx"),
+        ("data", "image_size = 1000000000", "data.image_size"),
+        ("data", "mean = [nan, 0.5, 0.5]", "data.mean"),
+        ("data", "workers = 1000000000", "data.workers"),
+        ("run", "threads = 1000000000", "run.threads"),
+    ] {
+        write(&file, format!("[{section}]\n{line}\n").as_bytes());
+        let line = format!("pretrain --data synthetic: --out {} -c {}", text(&out), text(&file));
+        let ran = ran(&mut selfie(&line));
+        assert_eq!(ran.code, Some(2), "{key}: {}", &ran.err[..ran.err.len().min(500)]);
+        assert!(ran.err.contains(key) && ran.err.len() < 1_000, "{key}: {} bytes", ran.err.len());
+        assert!(!out.exists(), "{key}");
+    }
+    let deep = format!("a = {}{}", "[".repeat(100_000), "]".repeat(100_000));
+    for (bytes, code) in [(deep.as_bytes(), 2), (b"\xff\xfe[train]", 3), (b"[train", 2), (b"train = 1", 2)] {
+        write(&file, bytes);
+        fails(&format!("config show -c {}", text(&file)), code, &["hostile.toml"]);
+    }
+}
+
+/// A run of three steps, in a folder of its own.
+fn small_run(folder: &std::path::Path, more: &str) -> String {
+    let out = folder.join("run");
+    let line = format!(
+        "pretrain --data synthetic:train=16,test=8 --out {} --preset tiny --batch 8 --steps 3 --save-every 1 {more}",
+        text(&out)
+    );
+    works(&line);
+    line
+}
+
+#[test]
+fn damaged_run_folders() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let line = small_run(folder.path(), "");
+    let run = folder.path().join("run");
+    let longer = line.replace("--steps 3", "--steps 4");
+    for (name, damage, code, word) in [
+        ("status.json", &b"{"[..], 3, "status.json"),
+        ("status.json", b"{\"command\": 5}", 3, "status.json"),
+        ("status.json", b"\xff", 3, "status.json"),
+        ("data.json", b"{", 3, "data.json"),
+        ("data.json", b"[]", 3, "the data changed"),
+        ("data.json", b"{\"train\": {\"images\": 99}}", 3, "train.images was 99, now it is 16"),
+        ("config.toml", b"\xff", 3, "config.toml"),
+        ("config.toml", b"[train", 2, "config.toml"),
+        ("config.toml", b"[train]\nlr = nan", 2, "train.lr"),
+    ] {
+        let file = run.join(name);
+        let sound = fs::read(&file).expect("the run wrote it");
+        write(&file, damage);
+        fails(&longer, code, &[word]);
+        assert_eq!(fs::read(&file).expect("still there"), damage, "{name} is left as it was");
+        write(&file, &sound);
+    }
+
+    // A damaged line of metrics costs no other, and a damaged checkpoint one step.
+    let metrics = run.join("metrics.jsonl");
+    let sound = fs::read(&metrics).expect("the run wrote it");
+    write(&metrics, &[b"\xff\xfe\n{\"step\": 1e99}\n", &sound[..]].concat());
+    write(&run.join("state/step-00000003/weights.safetensors"), b"nothing");
+    works(&longer).says(&["passed over", "step-00000003"]);
+    let lines = fs::read_to_string(&metrics).expect("text again");
+    assert!(lines.lines().all(|line| line.starts_with("{\"step\":")) && lines.contains("\"step\":1,"), "{lines}");
+
+    // Another's state.
+    let other = tempfile::tempdir().expect("a temporary folder");
+    small_run(other.path(), "--set model.stem_width=4 --set model.heads=2");
+    fs::remove_dir_all(run.join("state")).expect("there");
+    fs::rename(other.path().join("run/state"), run.join("state")).expect("moved");
+    fails(&longer.replace("--steps 4", "--steps 9"), 2, &["model.stem_width = 8 where the run has 4"]);
+    // And one that leads elsewhere.
+    let manifest = run.join("state/step-00000003/manifest.json");
+    let sound = fs::read_to_string(&manifest).expect("there");
+    write(&manifest, sound.replace("velocity.safetensors", "../../../../../etc/passwd").as_bytes());
+    fails(&format!("inspect {}", text(&run.join("state/step-00000003"))), 3, &["manifest.json", "../../etc/passwd"]);
+
+    let names: Vec<_> =
+        fs::read_dir(folder.path()).expect("there").map(|entry| entry.expect("readable").file_name()).collect();
+    assert_eq!(names, ["run"], "nothing is written beside the run");
+}
+
+#[test]
+fn descriptions_of_weights_that_lie() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let out = folder.path().join("run");
+    let data = "synthetic:train=16,test=8,classes=2";
+    works(&format!("finetune --init scratch --data {data} --out {} --preset tiny --batch 8 --steps 1", text(&out)));
+    let (card, evaluate) = (out.join("weights/config.json"), format!("evaluate {} --data {data}", text(&out)));
+    let sound = fs::read_to_string(&card).expect("the run wrote it");
+    works(&evaluate);
+    let nested = "[".repeat(100_000);
+    for (lie, word) in [
+        ("[]", "no classes"),
+        ("{", "config.json"),
+        (&nested, "config.json"),
+        ("{\"label_names\": [1, 2]}", "no classes"),
+        ("{\"label_names\": [\"a\"]}", "expected the 1 classes"),
+        (&sound.replace("3,\n      32,", "3,\n      1152921504606846976,"), "input_size of 1152921504606846976"),
+        (&sound.replace("3,\n      32,", "3,\n      -32,"), "input_size of -32"),
+        (&sound.replace("3,\n      32,", "3,\n      0,"), "input_size of 0"),
+    ] {
+        write(&card, lie.as_bytes());
+        fails(&evaluate, 3, &[word]);
+    }
+}

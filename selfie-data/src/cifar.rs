@@ -1,71 +1,113 @@
-//! CIFAR-10 and CIFAR-100, binary edition: <https://www.cs.toronto.edu/~kriz/cifar.html>.
-//! A record is the label byte(s) and 3,072 pixel bytes, planes R, G, B of 32 x 32, row-major.
+//! CIFAR-10 and CIFAR-100, binary and Python editions: <https://www.cs.toronto.edu/~kriz/cifar.html>.
+//!
+//! Binary: a record is the label byte(s) and 3,072 pixel bytes, planes R, G, B of 32 x 32,
+//! row-major; the number of records is the published one. Python: pickled dicts of `data`, the same
+//! planes, and labels; their numbers decide how many records there are.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
 
-use crate::dataset::{Dataset, Geometry, Split};
+use crate::bounded::Bounded;
+use crate::dataset::Split;
 use crate::error::{Error, Result, reading};
-use crate::picture::Image;
+use crate::pickle::Pickle;
+use crate::records::{Batch, Layout, Records};
+use crate::tar_index;
 
 const SIDE: usize = 32;
 const IMAGE_BYTES: usize = SIDE * SIDE * 3;
 
+/// More than any member of the Python editions has (155 MB): what an archive may unpack into memory.
+const MAX_MEMBER_BYTES: u64 = 512 << 20;
+
+/// What an archive may unpack to: the editions have up to 187 MB. A file of 10 MB can hold 10 GB of zeros.
+const MAX_UNPACKED_BYTES: u64 = 256 << 20;
+
 /// One edition of the data.
 struct Edition {
     name: &'static str,
-    /// Label bytes before the pixels; the last one is the label (CIFAR-100: coarse, fine).
-    label_bytes: usize,
-    classes: usize,
+    /// The folder that the archive unpacks to.
+    folder: &'static str,
     train: &'static [&'static str],
     test: &'static [&'static str],
-    train_records: usize,
-    test_records: usize,
-    /// The file of class names, one a line.
+    /// The file of class names.
     names: &'static str,
+    /// Files any of which shows that a folder holds this edition.
+    marks: &'static [&'static str],
+    layout: Layout,
+    format: Format,
 }
 
-const EDITIONS: [Edition; 2] = [
+enum Format {
+    /// Label bytes before the pixels, of which the last one is the label (CIFAR-100: coarse, fine),
+    /// and records per member.
+    Binary { label_bytes: usize, train_records: usize, test_records: usize },
+    /// Pickles; the key of the class names.
+    Python { names: &'static str },
+}
+
+const fn layout(labels: &'static str, classes: usize) -> Layout {
+    Layout { labels, first_label: 0, classes, sides: &[SIDE] }
+}
+
+const EDITIONS: [Edition; 4] = [
     Edition {
         name: "CIFAR-10",
-        label_bytes: 1,
-        classes: 10,
+        folder: "cifar-10-batches-bin",
         train: &["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"],
         test: &["test_batch.bin"],
-        train_records: 10_000,
-        test_records: 10_000,
         names: "batches.meta.txt",
+        marks: &["data_batch_1.bin", "data_batch_2.bin", "test_batch.bin"],
+        layout: layout("labels", 10),
+        format: Format::Binary { label_bytes: 1, train_records: 10_000, test_records: 10_000 },
     },
     Edition {
         name: "CIFAR-100",
-        label_bytes: 2,
-        classes: 100,
+        folder: "cifar-100-binary",
         train: &["train.bin"],
         test: &["test.bin"],
-        train_records: 50_000,
-        test_records: 10_000,
         names: "fine_label_names.txt",
+        marks: &["train.bin", "test.bin"],
+        layout: layout("fine_labels", 100),
+        format: Format::Binary { label_bytes: 2, train_records: 50_000, test_records: 10_000 },
+    },
+    Edition {
+        name: "CIFAR-10 (Python edition)",
+        folder: "cifar-10-batches-py",
+        train: &["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"],
+        test: &["test_batch"],
+        names: "batches.meta",
+        marks: &["data_batch_1", "data_batch_2", "test_batch"],
+        layout: layout("labels", 10),
+        format: Format::Python { names: "label_names" },
+    },
+    Edition {
+        name: "CIFAR-100 (Python edition)",
+        folder: "cifar-100-python",
+        train: &["train"],
+        test: &["test"],
+        names: "meta",
+        // Files called train and test may be anything.
+        marks: &["meta"],
+        layout: layout("fine_labels", 100),
+        format: Format::Python { names: "fine_label_names" },
     },
 ];
 
 impl Edition {
-    fn members(&self, split: Split) -> (&'static [&'static str], usize) {
+    fn members(&self, split: Split) -> &'static [&'static str] {
         match split {
-            Split::Train => (self.train, self.train_records),
-            Split::Test => (self.test, self.test_records),
+            Split::Train => self.train,
+            Split::Test => self.test,
         }
     }
 
     fn has(&self, name: &str) -> bool {
         self.train.contains(&name) || self.test.contains(&name) || self.names == name
-    }
-
-    fn record_bytes(&self) -> usize {
-        self.label_bytes + IMAGE_BYTES
     }
 }
 
@@ -92,116 +134,109 @@ impl Container {
 }
 
 /// The folder that holds the batches: `path`, or the one the archive unpacks to inside it.
-pub(crate) fn in_folder(path: &Path) -> Result<Option<PathBuf>> {
-    let candidates = ["", "cifar-10-batches-bin", "cifar-100-binary"].map(|inside| path.join(inside));
-    let holds = |folder: &&PathBuf| {
-        EDITIONS.iter().any(|edition| edition.train.iter().chain(edition.test).any(|name| folder.join(name).is_file()))
-    };
-    if let Some(found) = candidates.iter().find(holds) {
-        return Ok(Some(found.clone()));
-    }
-    let python = [path.join("data_batch_1"), path.join("cifar-10-batches-py"), path.join("cifar-100-python")];
-    match python.iter().find(|path| path.exists()) {
-        Some(found) => Err(python_edition(path, &found.display().to_string())),
-        None => Ok(None),
-    }
+pub(crate) fn in_folder(path: &Path) -> Option<PathBuf> {
+    let holds = |folder: &PathBuf| edition_in(&EDITIONS, |name| folder.join(name).is_file()).is_some();
+    let inside = EDITIONS.iter().map(|edition| path.join(edition.folder));
+    std::iter::once(path.to_path_buf()).chain(inside).find(holds)
 }
 
-fn python_edition(path: &Path, found: &str) -> Error {
-    Error::malformed(
-        path,
-        "the binary edition of CIFAR",
-        format!("the Python edition ({found})"),
-        "take cifar-10-binary.tar.gz from the page of the dataset: only the binary edition is read",
-    )
+/// Whether a plain tar is one of CIFAR, not of images.
+pub(crate) fn is_in_tar(members: &[tar_index::Member]) -> bool {
+    edition_in(&EDITIONS, |mark| members.iter().any(|member| member.is_shallow_file(mark))).is_some()
 }
 
-/// A split of CIFAR, whole in memory.
-pub(crate) struct Cifar {
-    name: &'static str,
-    split: Split,
-    origin: PathBuf,
-    members: &'static [&'static str],
-    records: usize,
-    classes: Vec<String>,
-    labels: Vec<u8>,
-    /// [n, 32, 32, 3]
-    pixels: Vec<u8>,
+fn edition_in(editions: &'static [Edition], is_file: impl Fn(&str) -> bool) -> Option<&'static Edition> {
+    editions.iter().find(|edition| edition.marks.iter().any(|mark| is_file(mark)))
 }
 
-impl Cifar {
-    /// From the folder that holds the batches.
-    pub(crate) fn from_folder(folder: &Path, split: Split) -> Result<Self> {
-        Self::from_folder_of(&EDITIONS, folder, split)
-    }
+/// From the folder that holds the batches.
+pub(crate) fn from_folder(folder: &Path, split: Split) -> Result<Records> {
+    from_folder_of(&EDITIONS, folder, split)
+}
 
-    fn from_folder_of(editions: &'static [Edition], folder: &Path, split: Split) -> Result<Self> {
-        let there =
-            |edition: &&Edition| edition.train.iter().chain(edition.test).any(|name| folder.join(name).exists());
-        let edition = editions.iter().find(there).unwrap_or(&editions[0]);
-        let mut parts = Parts::new(edition, split, folder);
-        for &name in parts.members {
-            let path = folder.join(name);
-            let file = match File::open(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                other => other.map_err(reading(&path))?,
-            };
-            let bytes = file.metadata().map_err(reading(&path))?.len();
-            parts.member(name, bytes, &mut BufReader::with_capacity(1 << 18, file))?;
-        }
-        let names = folder.join(edition.names);
-        if names.is_file() {
-            parts.names(&mut File::open(&names).map_err(reading(&names))?)?;
-        }
-        parts.finish()
-    }
-
-    /// From the archive, read to its end: a damaged one shows by its checksum at the latest.
-    pub(crate) fn from_tar_gz(path: &Path, split: Split) -> Result<Self> {
-        Self::from_tar_gz_of(&EDITIONS, path, split)
-    }
-
-    fn from_tar_gz_of(editions: &'static [Edition], path: &Path, split: Split) -> Result<Self> {
-        let file = File::open(path).map_err(reading(path))?;
-        let file_bytes = file.metadata().map_err(reading(path))?.len();
-        let damaged = |error: io::Error| {
-            Error::malformed(
-                path,
-                "a complete gzip tar archive",
-                format!("{file_bytes} bytes that break off or are damaged ({error})"),
-                "download it again and compare its checksum",
-            )
+fn from_folder_of(editions: &'static [Edition], folder: &Path, split: Split) -> Result<Records> {
+    let edition = edition_in(editions, |name| folder.join(name).exists()).unwrap_or(&editions[0]);
+    let mut parts = Parts::new(edition, split, folder);
+    for name in parts.members.iter().copied().chain([edition.names]) {
+        let path = folder.join(name);
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other.map_err(reading(&path))?,
         };
-        let mut archive = tar::Archive::new(GzDecoder::new(BufReader::with_capacity(1 << 18, file)));
-        let mut parts: Option<Parts> = None;
-        let mut seen = Vec::new();
-        for entry in archive.entries().map_err(damaged)? {
-            let mut entry = entry.map_err(damaged)?;
-            let member = entry.path().map_err(damaged)?.into_owned();
-            let Some(name) = member.file_name().and_then(|name| name.to_str()) else { continue };
-            if entry.header().entry_type().is_file() && seen.len() < 8 {
-                seen.push(name.to_string());
-            }
-            let Some(edition) = editions.iter().find(|edition| edition.has(name)) else { continue };
-            let parts = parts.get_or_insert_with(|| Parts::new(edition, split, path));
-            let bytes = entry.size();
-            if name == parts.edition.names {
-                parts.names(&mut entry)?;
-            } else if parts.members.contains(&name) {
-                parts.member(name, bytes, &mut entry)?;
-            }
+        let bytes = file.metadata().map_err(reading(&path))?.len();
+        parts.take(name, bytes, &mut BufReader::with_capacity(1 << 18, file))?;
+    }
+    parts.finish()
+}
+
+/// From a plain tar.
+pub(crate) fn from_tar(path: &Path, file: &File, members: &[tar_index::Member], split: Split) -> Result<Records> {
+    let edition = edition_in(&EDITIONS, |mark| members.iter().any(|member| member.is_shallow_file(mark)));
+    let mut parts = Parts::new(edition.unwrap_or(&EDITIONS[0]), split, path);
+    for member in members {
+        let Some(name) = member.path.file_name().and_then(|name| name.to_str()) else { continue };
+        if member.is_shallow_file(name) {
+            parts.take(name, member.bytes, &mut BufReader::with_capacity(1 << 18, member.reader(file)))?;
         }
-        io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(damaged)?;
-        match parts {
-            Some(parts) => parts.finish(),
-            None if seen.iter().any(|name| name == "data_batch_1") => Err(python_edition(path, "data_batch_1")),
-            None => Err(Error::malformed(
-                path,
-                "CIFAR-10 or CIFAR-100, binary edition (data_batch_1.bin, train.bin, ...)",
-                format!("files named {}", if seen.is_empty() { "nothing".into() } else { seen.join(", ") }),
-                "images are read from a folder or a plain .tar: unpack this archive",
-            )),
+    }
+    parts.finish()
+}
+
+/// From the archive, read to its end: a damaged one shows by its checksum at the latest.
+pub(crate) fn from_tar_gz(path: &Path, split: Split) -> Result<Records> {
+    from_tar_gz_of(&EDITIONS, path, split)
+}
+
+fn from_tar_gz_of(editions: &'static [Edition], path: &Path, split: Split) -> Result<Records> {
+    let file = File::open(path).map_err(reading(path))?;
+    let bytes = file.metadata().map_err(reading(path))?.len();
+    from_gzip(editions, split, path, bytes, BufReader::with_capacity(1 << 18, file))
+}
+
+/// From the contents of the archive `path`, of `file_bytes` bytes.
+fn from_gzip(
+    editions: &'static [Edition],
+    split: Split,
+    path: &Path,
+    file_bytes: u64,
+    contents: impl BufRead,
+) -> Result<Records> {
+    let damaged = |error: io::Error| {
+        Error::malformed(
+            path,
+            "a complete gzip tar archive",
+            format!("{file_bytes} bytes that break off or are damaged ({error})"),
+            "download it again and compare its checksum",
+        )
+    };
+    let contents = Bounded::new(GzDecoder::new(contents), MAX_UNPACKED_BYTES, "unpacked data");
+    let mut archive = tar::Archive::new(contents);
+    let mut parts: Option<Parts> = None;
+    let mut seen = Vec::new();
+    // Raw, as long names and other extensions, which no edition has, would be kept in memory whatever their length.
+    for entry in archive.entries().map_err(damaged)?.raw(true) {
+        let mut entry = entry.map_err(damaged)?;
+        let member = entry.path().map_err(damaged)?.into_owned();
+        let Some(name) = member.file_name().and_then(|name| name.to_str()) else { continue };
+        if !entry.header().entry_type().is_file() {
+            continue;
         }
+        if seen.len() < 8 {
+            seen.push(name.to_string());
+        }
+        let Some(edition) = editions.iter().find(|edition| edition.has(name)) else { continue };
+        let bytes = entry.size();
+        parts.get_or_insert_with(|| Parts::new(edition, split, path)).take(name, bytes, &mut entry)?;
+    }
+    io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(damaged)?;
+    match parts {
+        Some(parts) => parts.finish(),
+        None => Err(Error::malformed(
+            path,
+            "CIFAR-10 or CIFAR-100 (data_batch_1.bin, data_batch_1, train.bin, ...)",
+            format!("files named {}", if seen.is_empty() { "nothing".into() } else { seen.join(", ") }),
+            "images are read from a folder or a plain .tar: unpack this archive",
+        )),
     }
 }
 
@@ -211,95 +246,129 @@ struct Parts {
     split: Split,
     origin: PathBuf,
     members: &'static [&'static str],
-    records: usize,
-    seen: BTreeSet<usize>,
+    /// By place in `members`.
+    batches: BTreeMap<usize, Batch>,
     classes: Vec<String>,
-    labels: Vec<u8>,
-    pixels: Vec<u8>,
 }
 
 impl Parts {
     fn new(edition: &'static Edition, split: Split, origin: &Path) -> Self {
-        let (members, records) = edition.members(split);
-        Self {
-            edition,
-            split,
-            origin: origin.into(),
-            members,
-            records,
-            seen: BTreeSet::new(),
-            classes: Vec::new(),
-            labels: vec![0; members.len() * records],
-            pixels: vec![0; members.len() * records * IMAGE_BYTES],
-        }
+        let (members, origin) = (edition.members(split), origin.into());
+        Self { edition, split, origin, members, batches: BTreeMap::new(), classes: Vec::new() }
     }
 
     fn malformed(&self, expected: String, found: String) -> Error {
         Error::malformed(&self.origin, expected, found, "the data are truncated or damaged: download them again")
     }
 
-    fn member(&mut self, name: &str, bytes: u64, from: &mut impl Read) -> Result<()> {
-        let record_bytes = self.edition.record_bytes();
-        let expected = (self.records * record_bytes) as u64;
+    /// Reads a member, if it belongs to the split.
+    fn take(&mut self, name: &str, bytes: u64, from: &mut impl Read) -> Result<()> {
+        if name == self.edition.names {
+            return self.names(bytes, from);
+        }
+        let Some(part) = self.members.iter().position(|member| *member == name) else { return Ok(()) };
+        let batch = match self.edition.format {
+            Format::Binary { label_bytes, train_records, test_records } => {
+                let records = match self.split {
+                    Split::Train => train_records,
+                    Split::Test => test_records,
+                };
+                self.binary(name, bytes, from, label_bytes, records)?
+            }
+            Format::Python { .. } => {
+                let pickle = self.whole(name, bytes, MAX_MEMBER_BYTES, from)?;
+                Batch::from_pickle(&self.origin, name, &pickle, &self.edition.layout)?
+            }
+        };
+        match self.batches.insert(part, batch) {
+            Some(_) => Err(self.malformed(format!("{name} once"), "it twice".into())),
+            None => Ok(()),
+        }
+    }
+
+    fn binary(
+        &self,
+        name: &str,
+        bytes: u64,
+        from: &mut impl Read,
+        label_bytes: usize,
+        records: usize,
+    ) -> Result<Batch> {
+        let record_bytes = label_bytes + IMAGE_BYTES;
+        let expected = (records * record_bytes) as u64;
         if bytes != expected {
             return Err(self.malformed(
-                format!("{expected} bytes in {name} ({} records of {record_bytes})", self.records),
+                format!("{expected} bytes in {name} ({records} records of {record_bytes})"),
                 format!("{bytes} bytes"),
             ));
         }
-        let part = self.members.iter().position(|member| *member == name).expect("callers pass members only");
-        if !self.seen.insert(part) {
-            return Err(self.malformed(format!("{name} once"), "it twice".into()));
-        }
+        let mut batch = Batch::new(name, SIDE);
+        batch.reserve(records);
         let mut record = vec![0; record_bytes];
-        for at in 0..self.records {
+        for at in 0..records {
             from.read_exact(&mut record).map_err(|error| {
                 self.malformed(
-                    format!("{} records in {name}", self.records),
+                    format!("{records} records in {name}"),
                     format!("{at}, then the data break off ({error})"),
                 )
             })?;
-            let (labels, planes) = record.split_at(self.edition.label_bytes);
-            let label = labels[labels.len() - 1];
-            if usize::from(label) >= self.edition.classes {
-                return Err(self.malformed(
-                    format!(
-                        "a label below {} in record {at} of {name}, byte {}",
-                        self.edition.classes,
-                        at * record_bytes
-                    ),
-                    label.to_string(),
-                ));
-            }
-            let index = part * self.records + at;
-            self.labels[index] = label;
-            let (red, rest) = planes.split_at(SIDE * SIDE);
-            let (green, blue) = rest.split_at(SIDE * SIDE);
-            let (pixels, _) = self.pixels[index * IMAGE_BYTES..][..IMAGE_BYTES].as_chunks_mut::<3>();
-            for (pixel, ((&r, &g), &b)) in pixels.iter_mut().zip(red.iter().zip(green).zip(blue)) {
-                *pixel = [r, g, b];
-            }
+            let (labels, planes) = record.split_at(label_bytes);
+            let label = labels[label_bytes - 1];
+            let class = self.edition.layout.class(label.into()).ok_or_else(|| {
+                let range = self.edition.layout.label_range();
+                let byte = at * record_bytes + label_bytes - 1;
+                self.malformed(format!("{range} in record {at} of {name}, byte {byte}"), label.to_string())
+            })?;
+            batch.push(class, planes);
         }
-        Ok(())
+        Ok(batch)
     }
 
-    fn names(&mut self, from: &mut impl Read) -> Result<()> {
-        let mut text = String::new();
+    /// All of a member, which may have up to `limit` bytes.
+    fn whole(&self, name: &str, bytes: u64, limit: u64, from: &mut impl Read) -> Result<Vec<u8>> {
+        if bytes > limit {
+            return Err(self.malformed(format!("at most {limit} bytes in {name}"), format!("{bytes} bytes")));
+        }
+        // Grows with what comes, not with what is claimed.
+        let mut whole = Vec::new();
+        let read = from.take(bytes).read_to_end(&mut whole);
+        match read {
+            Ok(read) if read as u64 == bytes => Ok(whole),
+            Ok(read) => Err(self.malformed(format!("{bytes} bytes in {name}"), format!("{read} bytes"))),
+            Err(error) => Err(self.malformed(format!("{bytes} bytes in {name}"), error.to_string())),
+        }
+    }
+
+    fn names(&mut self, bytes: u64, from: &mut impl Read) -> Result<()> {
+        let file = self.edition.names;
         // The file has a few hundred bytes; anything larger is not it.
-        from.take(1 << 16)
-            .read_to_string(&mut text)
-            .map_err(|error| self.malformed(format!("class names in {}", self.edition.names), error.to_string()))?;
-        self.classes = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect();
+        let bytes = self.whole(file, bytes, 1 << 16, from)?;
+        let malformed = |found: String| self.malformed(format!("class names in {file}"), found);
+        self.classes = match self.edition.format {
+            Format::Binary { .. } => {
+                let text = String::from_utf8(bytes).map_err(|error| malformed(error.to_string()))?;
+                text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect()
+            }
+            Format::Python { names } => {
+                let pickle = Pickle::read(&bytes).map_err(malformed)?;
+                let list = pickle.get(names).and_then(|list| pickle.items(&list));
+                let text = |name| pickle.bytes(name).and_then(|name| std::str::from_utf8(name).ok()).map(String::from);
+                let found = list.and_then(|list| list.iter().map(text).collect());
+                found.ok_or_else(|| malformed(format!("no list of names `{names}` in {}", pickle.keys())))?
+            }
+        };
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Cifar> {
-        let missing: Vec<_> =
-            (0..self.members.len()).filter(|part| !self.seen.contains(part)).map(|part| self.members[part]).collect();
+    fn finish(mut self) -> Result<Records> {
+        let missing: Vec<_> = (0..self.members.len())
+            .filter(|part| !self.batches.contains_key(part))
+            .map(|part| self.members[part])
+            .collect();
         if !missing.is_empty() {
             return Err(self.malformed(self.members.join(", "), format!("no {}", missing.join(", no "))));
         }
-        let classes = self.edition.classes;
+        let classes = self.edition.layout.classes;
         match self.classes.len() {
             0 => self.classes = (0..classes).map(|class| class.to_string()).collect(),
             found if found == classes => {}
@@ -307,87 +376,37 @@ impl Parts {
                 return Err(self.malformed(format!("{classes} names in {}", self.edition.names), found.to_string()));
             }
         }
-        Ok(Cifar {
-            name: self.edition.name,
-            split: self.split,
-            origin: self.origin,
-            members: self.members,
-            records: self.records,
-            classes: self.classes,
-            labels: self.labels,
-            pixels: self.pixels,
-        })
+        let batches = self.batches.into_values().collect();
+        Ok(Records::new(self.edition.name.into(), self.split, self.origin, self.classes, batches))
     }
 }
 
-impl Cifar {
-    fn pixels(&self, index: usize) -> &[u8] {
-        &self.pixels[index * IMAGE_BYTES..][..IMAGE_BYTES]
-    }
-}
+/// An edition small enough for tests.
+#[cfg(any(test, fuzzing))]
+static TINY: [Edition; 1] = [Edition {
+    name: "tiny",
+    folder: "tiny",
+    train: &["data_batch_1.bin", "data_batch_2.bin"],
+    test: &["test_batch.bin"],
+    names: "batches.meta.txt",
+    marks: &["data_batch_1.bin", "data_batch_2.bin"],
+    layout: layout("labels", 3),
+    format: Format::Binary { label_bytes: 2, train_records: 4, test_records: 2 },
+}];
 
-impl Dataset for Cifar {
-    fn len(&self) -> usize {
-        self.labels.len()
-    }
-
-    fn describe(&self) -> String {
-        let split = match self.split {
-            Split::Train => "training",
-            Split::Test => "test",
-        };
-        format!(
-            "{}, {} {split} images, 32 x 32, {} classes ({})",
-            self.name,
-            self.len(),
-            self.classes.len(),
-            self.origin.display()
-        )
-    }
-
-    fn classes(&self) -> &[String] {
-        &self.classes
-    }
-
-    fn label(&self, index: usize) -> Option<u32> {
-        Some(u32::from(self.labels[index]))
-    }
-
-    fn geometry(&self) -> Geometry {
-        Geometry::Fixed { height: SIDE, width: SIDE }
-    }
-
-    fn key(&self, index: usize) -> String {
-        format!("{}:{}", self.members[index / self.records], index % self.records)
-    }
-
-    fn read(&self, index: usize) -> Result<Image> {
-        Ok(Image { height: SIDE, width: SIDE, pixels: self.pixels(index).to_vec() })
-    }
-
-    fn read_into(&self, index: usize, pixels: &mut [u8]) -> Result<()> {
-        pixels.copy_from_slice(self.pixels(index));
-        Ok(())
-    }
+/// The contents of an archive of the tiny edition.
+#[cfg(fuzzing)]
+pub(crate) fn from_tiny(contents: &[u8], split: Split) -> Result<Records> {
+    from_gzip(&TINY, split, Path::new("tiny.tar.gz"), contents.len() as u64, contents)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataset::Dataset;
     use flate2::Compression;
     use flate2::write::GzEncoder;
 
-    /// An edition small enough for tests.
-    static TINY: [Edition; 1] = [Edition {
-        name: "tiny",
-        label_bytes: 2,
-        classes: 3,
-        train: &["data_batch_1.bin", "data_batch_2.bin"],
-        test: &["test_batch.bin"],
-        train_records: 4,
-        test_records: 2,
-        names: "batches.meta.txt",
-    }];
     const RECORD: usize = 2 + IMAGE_BYTES;
 
     fn value(member: usize, record: usize, at: usize) -> u8 {
@@ -423,22 +442,22 @@ mod tests {
         tar.into_inner().and_then(GzEncoder::finish).expect("in memory")
     }
 
-    fn from_archive(bytes: &[u8], split: Split) -> Result<Cifar> {
+    fn from_archive(bytes: &[u8], split: Split) -> Result<Records> {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("a.tar.gz");
         std::fs::write(&path, bytes).expect("written");
-        Cifar::from_tar_gz_of(&TINY, &path, split)
+        from_tar_gz_of(&TINY, &path, split)
     }
 
-    fn from_folder(members: &[(&str, Vec<u8>)], split: Split) -> Result<Cifar> {
+    fn from_folder(members: &[(&str, Vec<u8>)], split: Split) -> Result<Records> {
         let folder = tempfile::tempdir().expect("a temporary folder");
         for (name, bytes) in members {
             std::fs::write(folder.path().join(name), bytes).expect("written");
         }
-        Cifar::from_folder_of(&TINY, folder.path(), split)
+        from_folder_of(&TINY, folder.path(), split)
     }
 
-    fn check(data: &Cifar, first_member: usize, per_member: usize, len: usize) {
+    fn check(data: &Records, first_member: usize, per_member: usize, len: usize) {
         assert_eq!(data.len(), len);
         assert_eq!(data.classes(), ["cat", "dog", "ship"]);
         for index in 0..len {
@@ -504,7 +523,7 @@ mod tests {
             (change("data_batch_1.bin", &|bytes| bytes.push(0)), &["12296 bytes in data_batch_1.bin", "12297"]),
             (
                 change("data_batch_1.bin", &|bytes| bytes[2 * RECORD + 1] = 3),
-                &["label below 3 in record 2 of data_batch_1.bin, byte 6148", "found 3"],
+                &["a label from 0 to 2 in record 2 of data_batch_1.bin, byte 6149", "found 3"],
             ),
             (change("batches.meta.txt", &|bytes| bytes.truncate(7)), &["3 names in batches.meta.txt", "found 2"]),
             (members().into_iter().filter(|(name, _)| *name != "data_batch_1.bin").collect(), &["no data_batch_1.bin"]),
@@ -521,10 +540,46 @@ mod tests {
     }
 
     #[test]
+    fn bombs_are_refused() {
+        let refused = |name: &str, kind: tar::EntryType, bytes: u64| {
+            let mut header = tar::Header::new_gnu();
+            header.set_path(name).expect("a short name");
+            header.set_entry_type(kind);
+            header.set_size(bytes);
+            header.set_cksum();
+            let mut tar = header.as_bytes().chain(io::repeat(0).take(MAX_UNPACKED_BYTES + (1 << 20)));
+            let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+            io::copy(&mut tar, &mut gzip).expect("in memory");
+            from_archive(&gzip.finish().expect("in memory"), Split::Train).err().expect("a bomb").to_string()
+        };
+        use tar::EntryType;
+        for (name, kind) in
+            [("zeros", EntryType::Regular), ("long", EntryType::GNULongName), ("pax", EntryType::XHeader)]
+        {
+            let message = refused(name, kind, MAX_UNPACKED_BYTES + 5);
+            assert!(message.contains("unpacked data of more than 268435456 bytes"), "{message}");
+        }
+        // The archive is over at the first block of zeros, but not the file.
+        assert!(refused("end", EntryType::Regular, 0).contains("unpacked data"));
+        let message = refused("data_batch_1.bin", EntryType::Regular, 1 << 60);
+        assert!(message.contains("12296 bytes in data_batch_1.bin"), "{message}");
+        assert!(refused("size", EntryType::Regular, u64::MAX).contains("size overflow"));
+    }
+
+    #[test]
+    fn links_are_no_members() {
+        let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        tar.append_link(&mut header, "data_batch_1.bin", "/etc/passwd").expect("in memory");
+        let bytes = tar.into_inner().and_then(GzEncoder::finish).expect("in memory");
+        let message = from_archive(&bytes, Split::Train).err().expect("no batches").to_string();
+        assert!(message.contains("files named nothing"), "{message}");
+    }
+
+    #[test]
     fn other_archives_are_told_apart() {
-        let python = archive(&[("data_batch_1", vec![0; 10])]);
-        let message = from_archive(&python, Split::Train).err().expect("must be refused").to_string();
-        assert!(message.contains("Python edition"), "{message}");
         let other = archive(&[("readme.md", vec![0; 10])]);
         let message = from_archive(&other, Split::Train).err().expect("must be refused").to_string();
         assert!(message.contains("readme.md"), "{message}");

@@ -1,5 +1,6 @@
 //! What a dataset is, and how one is found at a path.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use crate::audit::Misnamed;
 use crate::draws::Seeded;
 use crate::error::{Error, Result, reading};
 use crate::picture::Image;
-use crate::{cifar, folder, synthetic};
+use crate::{cifar, downsampled, folder, shards, synthetic, tar_index};
 
 /// Which part of the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,10 +95,16 @@ pub trait Dataset: Send + Sync {
 /// Opens the data at `path`. The kind is recognised by content:
 /// - `synthetic:` or `synthetic:train=5000,test=1000,size=32,classes=10,seed=0`: the seeded
 ///   procedural world, whose source of randomness comes from `seeded`;
-/// - CIFAR-10 and CIFAR-100, binary edition: the tar.gz, a tar, or the unpacked folder;
+/// - CIFAR-10 and CIFAR-100, binary and Python editions: the tar.gz, a tar, or the unpacked folder;
+/// - ImageNet of 8, 16, 32 or 64 pixels (Chrabaszcz et al. 2017): the folder of
+///   `train_data_batch_1`, ... and `val_data`, pickles or .npz, whole in memory (32 x 32: 3.9 GB);
 /// - a folder of images, or a plain tar of one: torchvision's `ImageFolder` rules, with `train/`
 ///   and `val/` (or `test/`) if they are there. Without `train/`, all of it is `Train` and there
-///   is no `Test`, except that a folder that is itself called `val` or `test` is its own test.
+///   is no `Test`, except that a folder that is itself called `val` or `test` is its own test. A
+///   `val/` without class folders, as ImageNet's, is labelled by a file inside it or beside it:
+///   `val.txt` (`file class`), `LOC_val_solution.csv` or `imagenet_2012_validation_synset_labels.txt`;
+/// - WebDataset: a tar with `.cls` members, a folder of nothing but tars, or a pattern such as
+///   `shards/train-{000000..000146}.tar`. Shards with `val` (or `test`) in their names are `Test`.
 ///
 /// # Errors
 /// [`Error::Usage`] for a wrong `synthetic:` option, [`Error::Read`] and [`Error::Malformed`] for
@@ -106,19 +113,41 @@ pub fn open(path: &Path, split: Split, need: Need, seeded: Seeded<'_>) -> Result
     if let Some(options) = path.to_str().and_then(|text| text.strip_prefix("synthetic:")) {
         return Ok(Arc::new(synthetic::Synthetic::new(options.parse()?, split, seeded)));
     }
-    let about = std::fs::metadata(path).map_err(|error| missing(path, error))?;
+    let about = match (std::fs::metadata(path), path.to_str()) {
+        (Ok(about), _) => about,
+        (Err(error), pattern) => match pattern.map(shards::expand).transpose()?.flatten() {
+            Some(shards) => return Ok(Arc::new(shards::Shards::open(path, shards, split, need)?)),
+            None => return Err(missing(path, error)),
+        },
+    };
     if about.is_dir() {
-        return match cifar::in_folder(path)? {
-            Some(found) => Ok(Arc::new(cifar::Cifar::from_folder(&found, split)?)),
-            None => Ok(Arc::new(folder::Files::from_folder(path, split, need)?)),
-        };
+        if let Some(found) = cifar::in_folder(path) {
+            return Ok(Arc::new(cifar::from_folder(&found, split)?));
+        }
+        if let Some(found) = downsampled::in_folder(path)? {
+            return Ok(Arc::new(found.open(split)?));
+        }
+        if let Some(shards) = shards::in_folder(path)? {
+            return Ok(Arc::new(shards::Shards::open(path, shards, split, need)?));
+        }
+        return Ok(Arc::new(folder::Files::from_folder(path, split, need)?));
     }
     match cifar::Container::of(path)? {
-        Some(cifar::Container::TarGz) => Ok(Arc::new(cifar::Cifar::from_tar_gz(path, split)?)),
-        Some(cifar::Container::Tar) => Ok(Arc::new(folder::Files::from_tar(path, split, need)?)),
+        Some(cifar::Container::TarGz) => Ok(Arc::new(cifar::from_tar_gz(path, split)?)),
+        Some(cifar::Container::Tar) => {
+            let file = File::open(path).map_err(reading(path))?;
+            let members = tar_index::index(path, &file)?;
+            if cifar::is_in_tar(&members) {
+                return Ok(Arc::new(cifar::from_tar(path, &file, &members, split)?));
+            }
+            if shards::is_shard(&members) {
+                return Ok(Arc::new(shards::Shards::open(path, vec![path.into()], split, need)?));
+            }
+            Ok(Arc::new(folder::Files::from_tar(path, file, members, split, need)?))
+        }
         None => Err(Error::malformed(
             path,
-            "a folder of images, a CIFAR binary archive (tar.gz) or a tar of images",
+            "a folder of images, a CIFAR archive (tar.gz) or a tar of images",
             format!("a file of {} bytes that is neither", about.len()),
             "give the folder that holds the images",
         )),

@@ -2,21 +2,25 @@
 //!
 //! Classes are the sorted names of the first-level folders; files count by their extension and are
 //! recognised by content. Where no labels are needed, any folder will do, at any depth. The order
-//! is that of the path's bytes. Hidden files and folders are skipped; symbolic links are followed,
+//! is that of the path's bytes. A validation folder without class folders is labelled by a file:
+//! [`crate::val_labels`]. Hidden files and folders are skipped; symbolic links are followed,
 //! but not in circles.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use crate::audit::Misnamed;
 use crate::dataset::{Dataset, Geometry, Need, Split};
 use crate::error::{Error, Result, reading};
-use crate::picture::Image;
+use crate::picture::{Image, check_size};
+use crate::tar_index::{Member, read_exact_at};
+use crate::val_labels::Flat;
 
-const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp"];
+/// Files that count as images.
+pub(crate) const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp"];
 
 /// Where the bytes of images are.
 enum Store {
@@ -61,43 +65,25 @@ impl Files {
         let base = root.join(part);
         let mut above = vec![base.canonicalize().map_err(reading(&base))?];
         walk(root, Path::new(part), &mut above, &mut listing)?;
-        for entry in fs::read_dir(&base).map_err(reading(&base))? {
-            let entry = entry.map_err(reading(&base))?;
-            if !is_hidden(&entry.file_name()) && entry.path().is_dir() {
-                listing.folders.insert(entry.file_name().to_string_lossy().into_owned());
-            }
-        }
-        Self::new(root, Store::Folder, part, listing, need)
+        listing.folders = folders(&base)?;
+        let beside = Beside {
+            classes: &|| match root.join("train") {
+                train if train.is_dir() => Ok(folders(&train)?.into_iter().collect()),
+                _ => Ok(Vec::new()),
+            },
+            read: &|inside| {
+                let path = root.join(inside);
+                if path.is_file() { fs::read(&path).map(Some).map_err(reading(&path)) } else { Ok(None) }
+            },
+        };
+        Self::new(root, Store::Folder, part, listing, need, &beside)
     }
 
-    pub(crate) fn from_tar(path: &Path, split: Split, need: Need) -> Result<Self> {
-        let file = File::open(path).map_err(reading(path))?;
-        let file_bytes = file.metadata().map_err(reading(path))?.len();
-        let damaged = |found: String| {
-            Error::malformed(path, "a complete tar archive", found, "copy or download it again, and compare its size")
-        };
-        let mut archive = tar::Archive::new(&file);
-        let mut members = Vec::new();
-        let mut end = 0;
-        for entry in archive.entries_with_seek().map_err(|error| damaged(error.to_string()))? {
-            let entry = entry
-                .map_err(|error| damaged(format!("{file_bytes} bytes that break off or are damaged ({error})")))?;
-            let name = entry.path().map_err(|error| damaged(error.to_string()))?;
-            let name: PathBuf = name.components().filter(|part| matches!(part, Component::Normal(_))).collect();
-            let kind = entry.header().entry_type();
-            let (offset, bytes) = (entry.raw_file_position(), entry.size());
-            if kind.is_file() && offset.checked_add(bytes).is_none_or(|end| end > file_bytes) {
-                return Err(damaged(format!("{file_bytes} bytes, which end inside {}", name.display())));
-            }
-            end = end.max(offset + if kind.is_file() { bytes } else { 0 });
-            if kind.is_file() || kind.is_dir() {
-                members.push((Entry { path: name, label: None, offset, bytes }, kind.is_dir()));
-            }
-        }
-        // The end is a block of zeros; without it, members may be missing.
-        if file_bytes < end.next_multiple_of(512) + 512 {
-            return Err(damaged(format!("{file_bytes} bytes without the end of an archive")));
-        }
+    /// From the indexed members of a plain tar.
+    pub(crate) fn from_tar(path: &Path, file: File, index: Vec<Member>, split: Split, need: Need) -> Result<Self> {
+        let member =
+            |Member { path, is_folder, offset, bytes }| (Entry { path, label: None, offset, bytes }, is_folder);
+        let members: Vec<_> = index.into_iter().map(member).collect();
         // Archives usually hold one folder; the names inside it are what counts.
         let top = |path: &Path| path.components().next().map(|part| PathBuf::from(part.as_os_str()));
         let tops: BTreeSet<_> = members.iter().filter_map(|(entry, _)| top(&entry.path)).collect();
@@ -112,26 +98,50 @@ impl Files {
         };
         let inside = |name: &str| members.iter().any(|(entry, _)| entry.path.starts_with(base.join(name)));
         let part = choose_part(path, path.file_stem(), inside, split)?;
+        let texts: BTreeMap<PathBuf, (u64, u64)> = members
+            .iter()
+            .filter(|(entry, is_folder)| !is_folder && has_label_extension(&entry.path))
+            .filter_map(|(entry, _)| Some((entry.path.strip_prefix(&base).ok()?.into(), (entry.offset, entry.bytes))))
+            .collect();
+        let mut train = BTreeSet::new();
         let mut listing = Listing::default();
         for (mut entry, is_folder) in members {
             let Ok(path) = entry.path.strip_prefix(&base) else { continue };
+            if let Ok(inner) = path.strip_prefix("train") {
+                train.extend(first_folder(inner, is_folder));
+            }
             let Ok(inner) = path.strip_prefix(part) else { continue };
             if inner.components().any(|part| is_hidden(part.as_os_str())) {
                 continue;
             }
-            let depth = inner.components().count();
-            if let Some(first) = inner.components().next().filter(|_| is_folder || depth > 1) {
-                listing.folders.insert(first.as_os_str().to_string_lossy().into_owned());
-            }
+            listing.folders.extend(first_folder(inner, is_folder));
             if !is_folder {
                 entry.path = path.to_path_buf();
                 listing.add(entry);
             }
         }
-        Self::new(path, Store::Tar(file), part, listing, need)
+        let beside = Beside {
+            classes: &|| Ok(train.iter().cloned().collect()),
+            read: &|inside| {
+                let Some((offset, len)) = texts.get(inside) else { return Ok(None) };
+                let mut bytes = vec![0; *len as usize];
+                read_exact_at(&file, &mut bytes, *offset).map_err(reading(path))?;
+                Ok(Some(bytes))
+            },
+        };
+        let mut files = Self::new(path, Store::Folder, part, listing, need, &beside)?;
+        files.store = Store::Tar(file);
+        Ok(files)
     }
 
-    fn new(root: &Path, store: Store, part: &'static str, listing: Listing, need: Need) -> Result<Self> {
+    fn new(
+        root: &Path,
+        store: Store,
+        part: &'static str,
+        listing: Listing,
+        need: Need,
+        beside: &Beside<'_>,
+    ) -> Result<Self> {
         let base = if part.is_empty() { root.to_path_buf() } else { root.join(part) };
         let found = listing.found();
         let Listing { folders, mut images, .. } = listing;
@@ -152,8 +162,11 @@ impl Files {
             }
         }
         images.sort_by(|a, b| a.path.as_os_str().as_encoded_bytes().cmp(b.path.as_os_str().as_encoded_bytes()));
-        let classes = match need {
-            Need::Labels => {
+        let is_flat = need == Need::Labels && !part.is_empty() && at_root == images.len() && at_root > 0;
+        let flat = if is_flat { label_flat(root, part, &mut images, beside)? } else { None };
+        let classes = match (need, flat) {
+            (_, Some(classes)) => classes,
+            (Need::Labels, None) => {
                 // Images beside the class folders have no class: torchvision leaves them out.
                 images.retain(|entry| entry.label.is_some());
                 let empty = counts.iter().position(|count| *count == 0);
@@ -167,11 +180,11 @@ impl Files {
                 }
                 classes
             }
-            Need::Images if at_root > 0 => {
+            (Need::Images, None) if at_root > 0 => {
                 images.iter_mut().for_each(|entry| entry.label = None);
                 Vec::new()
             }
-            Need::Images => classes,
+            (Need::Images, None) => classes,
         };
         if images.is_empty() {
             let expected = match need {
@@ -182,7 +195,7 @@ impl Files {
                 &base,
                 format!("{expected}, with the extensions {}", EXTENSIONS.join(" ")),
                 format!("0 images; {found}"),
-                "give the folder that holds the images",
+                if is_flat { Flat::advice() } else { "give the folder that holds the images".into() },
             ));
         }
         if u32::try_from(images.len()).is_err() {
@@ -198,8 +211,18 @@ impl Files {
 
     fn bytes(&self, entry: &Entry) -> io::Result<Vec<u8>> {
         match &self.store {
-            Store::Folder => fs::read(self.root.join(&entry.path)),
+            Store::Folder => {
+                let path = self.root.join(&entry.path);
+                let about = fs::metadata(&path)?;
+                // A pipe would be waited for, and a device never ends.
+                if !about.is_file() {
+                    return Err(io::Error::other("not a regular file"));
+                }
+                check_size(about.len())?;
+                fs::read(path)
+            }
             Store::Tar(file) => {
+                check_size(entry.bytes)?;
                 let mut bytes = vec![0; entry.bytes as usize];
                 read_exact_at(file, &mut bytes, entry.offset)?;
                 Ok(bytes)
@@ -224,23 +247,48 @@ impl Files {
     }
 }
 
-#[cfg(unix)]
-fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+/// The data around the chosen part, in case that labels have to come from there.
+struct Beside<'a> {
+    /// Sorted names of the class folders of train/.
+    classes: &'a dyn Fn() -> Result<Vec<String>>,
+    /// The bytes of a file, by its path inside the root, if it is there.
+    read: &'a dyn Fn(&Path) -> Result<Option<Vec<u8>>>,
 }
 
-#[cfg(windows)]
-fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, bytes, offset)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            read => {
-                bytes = &mut bytes[read..];
-                offset += read as u64;
-            }
+/// Labels images that lie in no class folder by a file beside them; their classes, if there is one.
+fn label_flat(root: &Path, part: &str, images: &mut [Entry], beside: &Beside<'_>) -> Result<Option<Vec<String>>> {
+    let classes = (beside.classes)()?;
+    let name = |entry: &Entry| entry.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let names: Vec<String> = images.iter().map(name).collect();
+    let flat = Flat { root, part, classes: &classes, images: &names, read: beside.read };
+    let Some(labels) = flat.labels()? else { return Ok(None) };
+    for (entry, label) in images.iter_mut().zip(labels) {
+        entry.label = Some(label);
+    }
+    Ok(Some(classes))
+}
+
+/// Whether a file could hold labels.
+fn has_label_extension(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "txt" || ending == "csv")
+}
+
+/// Name of the first folder on the way to a file, or of a folder itself.
+fn first_folder(inner: &Path, is_folder: bool) -> Option<String> {
+    let first = inner.components().next().filter(|_| is_folder || inner.components().count() > 1)?;
+    Some(first.as_os_str().to_string_lossy().into_owned()).filter(|name| !name.starts_with('.'))
+}
+
+/// Names of the folders in a folder, but hidden ones.
+fn folders(folder: &Path) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(folder).map_err(reading(folder))? {
+        let entry = entry.map_err(reading(folder))?;
+        if !is_hidden(&entry.file_name()) && entry.path().is_dir() {
+            names.insert(entry.file_name().to_string_lossy().into_owned());
         }
     }
-    Ok(())
+    Ok(names)
 }
 
 impl Listing {
@@ -382,6 +430,7 @@ impl Dataset for Files {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tar_index;
     use tempfile::TempDir;
 
     /// An image of one pixel.
@@ -412,6 +461,12 @@ mod tests {
         out
     }
 
+    fn from_tar(path: &Path, split: Split, need: Need) -> Result<Files> {
+        let file = File::open(path).map_err(reading(path))?;
+        let members = tar_index::index(path, &file)?;
+        Files::from_tar(path, file, members, split, need)
+    }
+
     fn keys(data: &Files) -> Vec<String> {
         (0..data.len()).map(|index| data.key(index)).collect()
     }
@@ -426,7 +481,7 @@ mod tests {
         let folder = Files::from_folder(root.path(), split, need);
         for top in ["", "pictures"] {
             let out = tar_of(&root, top);
-            match (&folder, Files::from_tar(&out.path().join("data.tar"), split, need)) {
+            match (&folder, from_tar(&out.path().join("data.tar"), split, need)) {
                 (Ok(folder), Ok(tar)) => {
                     assert_eq!(
                         (keys(folder), labels(folder), &folder.classes),
@@ -561,6 +616,70 @@ mod tests {
         assert!(data.read(1).is_err());
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_file_or_too_large_is_a_bad_image() {
+        let root = tree(&["a/1.jpg"]);
+        std::os::unix::fs::symlink("/dev/zero", root.path().join("a/2.jpg")).expect("linked");
+        let sparse = File::create(root.path().join("a/3.jpg")).expect("made");
+        sparse.set_len((512 << 20) + 1).expect("a hole");
+        let data = Files::from_folder(root.path(), Split::Train, Need::Labels).expect("a good folder");
+        for (index, reason) in [(1, "not a regular file"), (2, "536870913 bytes, more than the 512 MiB")] {
+            let message = data.read(index).expect_err("no image").to_string();
+            assert!(message.contains(reason), "{message}");
+        }
+    }
+
+    /// A tar of one member, whose header says what `change` makes it say.
+    fn forged(data: &[u8], change: impl Fn(&mut tar::Header)) -> Result<Files> {
+        let mut header = tar::Header::new_gnu();
+        header.set_path("a/1.jpg").expect("a short name");
+        header.set_size(data.len() as u64);
+        change(&mut header);
+        header.set_cksum();
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("data.tar");
+        fs::write(&path, [header.as_bytes(), data, &[0; 2048][data.len() % 512..]].concat()).expect("written");
+        from_tar(&path, Split::Train, Need::Images)
+    }
+
+    #[test]
+    fn headers_that_lie_are_refused() {
+        use tar::EntryType;
+        assert_eq!(keys(&forged(&pixel(1), |_| ()).expect("sound")), ["1.jpg"]);
+        for bytes in [4096, 1 << 31, 1 << 60, u64::MAX - 512, u64::MAX] {
+            for kind in [EntryType::Regular, EntryType::GNULongName, EntryType::XHeader, EntryType::GNUSparse] {
+                let lie = |header: &mut tar::Header| {
+                    header.set_entry_type(kind);
+                    header.set_size(bytes);
+                };
+                let error = forged(&pixel(1), lie).err().unwrap_or_else(|| panic!("{kind:?} of {bytes} bytes"));
+                assert!(matches!(error, Error::Malformed { .. }), "{error:?}");
+            }
+        }
+        // All there, but nothing that a name can be.
+        let long = vec![b'a'; 3 << 20];
+        let message = forged(&long, |header| header.set_entry_type(EntryType::GNULongName)).err().expect("too long");
+        assert!(message.to_string().contains("headers of one member of more than 1048576 bytes"), "{message}");
+    }
+
+    #[test]
+    fn names_do_not_lead_out_of_a_tar() {
+        for name in ["../../etc/passwd.jpg", "/etc/passwd.jpg", "a/../../etc/passwd.jpg"] {
+            let raw = |header: &mut tar::Header| {
+                header.as_gnu_mut().expect("made so").name[..name.len() + 1]
+                    .copy_from_slice(&[name.as_bytes(), &[0]].concat());
+            };
+            let data = forged(&pixel(1), raw).expect("a name like any other");
+            assert!(!data.key(0).contains(".."), "{}", data.key(0));
+            assert!(data.read(0).is_ok(), "the bytes are those of the archive");
+        }
+        for kind in [tar::EntryType::Symlink, tar::EntryType::Link, tar::EntryType::Char] {
+            let message = forged(&pixel(1), |header| header.set_entry_type(kind)).err().expect("no image").to_string();
+            assert!(message.contains("0 images"), "{message}");
+        }
+    }
+
     #[test]
     fn every_truncation_of_a_tar_is_refused() {
         let root = tree(&["a/1.jpg", "a/2.jpg", "b/3.jpg"]);
@@ -569,7 +688,7 @@ mod tests {
         let whole = fs::read(&path).expect("read");
         for cut in (0..=whole.len()).step_by(32) {
             fs::write(&path, &whole[..cut]).expect("written");
-            match Files::from_tar(&path, Split::Train, Need::Labels) {
+            match from_tar(&path, Split::Train, Need::Labels) {
                 Err(error) => assert!(matches!(error, Error::Malformed { .. }), "{error:?}"),
                 // One of the two blocks of zeros at the end is enough.
                 Ok(data) => assert!(cut >= whole.len() - 512 && data.len() == 3, "{cut} of {}", whole.len()),

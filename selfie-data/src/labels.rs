@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::dataset::Dataset;
@@ -37,8 +37,8 @@ pub enum LabelBudget {
         /// Seed of the choice.
         seed: u64,
     },
-    /// The images named in a file, one a line: a key, or the last part of one; what follows a tab
-    /// is ignored. Both `labels.txt` and the lists of SimCLR are such files.
+    /// The images named in a file, one a line: a key, or the last part of one if no other image
+    /// has it; what follows a tab is ignored. Both `labels.txt` and the lists of SimCLR are such files.
     Named(PathBuf),
 }
 
@@ -115,7 +115,7 @@ impl LabelBudget {
                     chosen.extend(draw(members, *count, &*draws, class));
                 }
             }
-            LabelBudget::Named(path) => chosen = named(dataset, path)?,
+            LabelBudget::Named(path) => chosen = named(dataset, path, std::fs::read(path).map_err(reading(path))?)?,
         }
         chosen.sort_unstable();
         Ok(chosen)
@@ -200,28 +200,39 @@ fn by_class(dataset: &dyn Dataset, indices: impl Iterator<Item = usize>) -> Resu
     Ok(classes)
 }
 
-fn named(dataset: &dyn Dataset, path: &PathBuf) -> Result<Vec<usize>> {
-    let text = std::fs::read_to_string(path).map_err(reading(path))?;
-    let last = |key: &str| key.rsplit('/').next().unwrap_or(key).to_string();
+/// The images that `list`, the contents of `path`, names.
+pub(crate) fn named(dataset: &dyn Dataset, path: &Path, list: Vec<u8>) -> Result<Vec<usize>> {
+    let text = String::from_utf8(list).map_err(|error| {
+        Error::malformed(path, "text (UTF-8) with a name of an image on each line", error.to_string(), "give a list")
+    })?;
     let keys: Vec<String> = (0..dataset.len()).map(|index| dataset.key(index)).collect();
-    let mut places: HashMap<String, usize> = HashMap::new();
-    // Whole keys after last parts: where both could be meant, the key is.
-    for (index, key) in keys.iter().enumerate().rev() {
-        places.insert(last(key), index);
+    // Where a whole key and the last part of another could be meant, the key is.
+    let wholes: HashMap<&str, usize> = keys.iter().map(String::as_str).zip(0..).collect();
+    let mut lasts: HashMap<&str, (usize, Option<usize>)> = HashMap::new();
+    for (index, key) in keys.iter().enumerate() {
+        let last = key.rsplit('/').next().unwrap_or(key);
+        lasts.entry(last).and_modify(|(_, second)| *second = second.or(Some(index))).or_insert((index, None));
     }
-    places.extend(keys.into_iter().zip(0..));
     let mut chosen = Vec::new();
-    for (line, name) in (1..).zip(text.lines()) {
+    for (line, name) in (1..).zip(text.trim_start_matches('\u{feff}').lines()) {
         let name = name.split('\t').next().unwrap_or(name).trim();
         if name.is_empty() {
             continue;
         }
-        match places.get(name) {
-            Some(&index) => chosen.push(index),
-            None => {
+        match (wholes.get(name), lasts.get(name)) {
+            (Some(&index), _) | (None, Some(&(index, None))) => chosen.push(index),
+            (None, Some(&(first, Some(second)))) => {
                 return Err(Error::malformed(
                     path,
-                    format!("names of images of {}, such as {}", dataset.describe(), dataset.key(0)),
+                    "names that only one image has",
+                    format!("`{name}` on line {line}, which is {} and {}", keys[first], keys[second]),
+                    "give whole names, as the data have them",
+                ));
+            }
+            (None, None) => {
+                return Err(Error::malformed(
+                    path,
+                    format!("names of images of {}, such as {}", dataset.describe(), keys[0]),
                     format!("`{name}` on line {line}, which is none of them"),
                     "give the names as the data have them",
                 ));
@@ -291,6 +302,30 @@ mod tests {
             for ((kept, given), size) in kept.into_iter().zip(given).zip(sizes) {
                 prop_assert!(kept >= 1);
                 prop_assert!(kept == 1 || (given as f64 - size as f64 * fraction).abs() <= 0.5);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_budget_or_wrong(text in "(all|[0-9]{0,25}[.%@-]?[0-9]{0,25}[%@]?-?[0-9]{0,25}|\\PC{0,20})") {
+            match text.parse::<LabelBudget>() {
+                Ok(LabelBudget::Named(path)) => prop_assert_eq!(path, PathBuf::from(text)),
+                Ok(budget) => {
+                    prop_assert_eq!(budget.to_string().parse::<LabelBudget>().expect("prints what it reads"), budget.clone());
+                    if let Err(error) = budget.select(&Plain::of_classes(&[3, 5]), &seeded) {
+                        prop_assert!(matches!(error, Error::Usage { .. }), "{error}");
+                    }
+                }
+                Err(error) => prop_assert!(matches!(error, Error::Usage { .. }), "{error}"),
+            }
+        }
+
+        #[test]
+        fn any_list_is_of_images_or_wrong(list in "((folder/)?[0-9]{1,2}\\.png[\t\n\r]|\\PC{0,3}){0,8}") {
+            match named(&Plain::new(100), Path::new("list.txt"), list.into_bytes()) {
+                Ok(chosen) => prop_assert!(sorted_and_unique(&chosen) && !chosen.is_empty()),
+                Err(error) => prop_assert!(error.to_string().starts_with("list.txt: expected"), "{error}"),
             }
         }
     }

@@ -15,18 +15,29 @@
 
 mod audit;
 mod augment;
+mod bounded;
 mod cifar;
 mod dataset;
+mod downsampled;
 mod draws;
 mod error;
 mod folder;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod labels;
 mod loader;
+mod npz;
+mod pickle;
 mod picture;
+mod records;
+mod shards;
 mod stream;
 mod synthetic;
-#[cfg(test)]
+mod tar_index;
+#[cfg(any(test, fuzzing))]
 mod testing;
+mod val_labels;
 
 pub use audit::{Audit, AuditConfig, DEFAULT_MIN_SIDE, Leak, Misnamed, PartAudit, Sizes, Spread, Tiny, audit};
 pub use augment::{Augment, CROP_PADDING, Draw};

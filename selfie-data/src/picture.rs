@@ -1,6 +1,6 @@
 //! A decoded image, and decoding.
 
-use std::io::Cursor;
+use std::io::{self, Cursor};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::metadata::Orientation;
@@ -23,9 +23,18 @@ pub struct Image {
 /// decompression bomb.
 const MAX_BYTES: u64 = 512 << 20;
 
+/// Refuses a file of more bytes than an image may have decoded.
+pub(crate) fn check_size(bytes: u64) -> io::Result<()> {
+    match bytes {
+        0..=MAX_BYTES => Ok(()),
+        _ => Err(io::Error::other(format!("{bytes} bytes, more than the {} MiB of any image", MAX_BYTES >> 20))),
+    }
+}
+
 impl Image {
     /// Decodes a file's bytes as a viewer shows them: the format by content, EXIF orientation
-    /// applied, grey, palette and 16-bit images to RGB, alpha dropped.
+    /// applied, grey, palette, CMYK and 16-bit images to RGB, alpha dropped, the first frame of an
+    /// animation. `tests/pictures.rs` compares with Pillow.
     ///
     /// # Errors
     /// A sentence. A decoder that panics is an error like any other: one file must not end a run.
@@ -41,6 +50,10 @@ fn decode(bytes: &[u8]) -> Result<Image, String> {
     }
     let format =
         image::guess_format(bytes).map_err(|_| format!("no known image format, begins with {}", start(bytes)))?;
+    if !format.reading_enabled() {
+        let name = format!("{format:?}").to_uppercase();
+        return Err(format!("a {name}, which is not read: convert it to PNG or JPEG"));
+    }
     if format == ImageFormat::Jpeg && !jpeg_has_end(bytes) {
         return Err(format!("a truncated JPEG: {} bytes without an end marker", bytes.len()));
     }

@@ -16,6 +16,8 @@ use crate::error::{Error, Result, reading, writing};
 use crate::network::Network;
 use crate::parameters::Table;
 use crate::tensor_file::{TensorFile, serialize};
+use crate::train_config::MAX_STEPS;
+use crate::trainer::MAX_SKIPPED_IN_A_ROW;
 use crate::transfer::{download, upload};
 use selfie_kernels::{Backend, Element, Wide};
 use serde::{Deserialize, Serialize};
@@ -96,6 +98,9 @@ const VELOCITY: &str = "velocity.safetensors";
 const FILES: [&str; 3] = [STATE, WEIGHTS, VELOCITY];
 const LAST: &str = "last";
 const BEST: &str = "best";
+
+/// A training of thirty years.
+const MAX_SECONDS: f64 = 1e9;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -236,8 +241,7 @@ impl<W: Wide> Checkpoint<W> {
     /// [`Error::Read`], or [`Error::Malformed`] with the file that is missing or damaged.
     pub fn read(folder: &Path) -> Result<Self> {
         let [state, weights, velocity] = read_files(folder)?;
-        let path = folder.join(STATE);
-        let State { progress, config } = parse(&path, &state)?;
+        let State { progress, config } = State::parse(&folder.join(STATE), &state)?;
         Ok(Self {
             progress,
             config,
@@ -313,15 +317,39 @@ fn write_files<W: Wide>(folder: &Path, snapshot: &Snapshot<'_, W>) -> Result<()>
     durable::flush_folder(folder)
 }
 
+impl Manifest {
+    /// From the contents of `path`. It lists the files of a checkpoint and no others, wherever they may lie.
+    fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let manifest: Self = parse(path, bytes)?;
+        let names: Vec<_> = manifest.files.iter().map(|file| file.name.as_str()).collect();
+        if manifest.format != FORMAT || names != FILES {
+            let found = format!("`{}` with {names:?}", manifest.format);
+            return Err(Error::malformed(path, format!("`{FORMAT}` with {FILES:?}"), found, ADVICE));
+        }
+        Ok(manifest)
+    }
+}
+
+impl State {
+    /// From the contents of `path`, with numbers that training can go on from.
+    fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let state: Self = parse(path, bytes)?;
+        let Progress { step, seconds, skipped, skipped_in_a_row, .. } = state.progress;
+        let possible = step <= MAX_STEPS && (0.0..=MAX_SECONDS).contains(&seconds);
+        if possible && skipped <= MAX_STEPS && skipped_in_a_row <= MAX_SKIPPED_IN_A_ROW {
+            return Ok(state);
+        }
+        let expected = format!(
+            "at most {MAX_STEPS} steps in 0 to {MAX_SECONDS} seconds, at most {MAX_SKIPPED_IN_A_ROW} skipped in a row"
+        );
+        Err(Error::malformed(path, expected, format!("{:?}", state.progress), ADVICE))
+    }
+}
+
 /// The files of a checkpoint, in the order of [`FILES`], each as the manifest says.
 fn read_files(folder: &Path) -> Result<[Vec<u8>; 3]> {
     let path = folder.join(MANIFEST);
-    let manifest: Manifest = parse(&path, &fs::read(&path).map_err(reading(&path))?)?;
-    let names: Vec<_> = manifest.files.iter().map(|file| file.name.as_str()).collect();
-    if manifest.format != FORMAT || names != FILES {
-        let found = format!("`{}` with {names:?}", manifest.format);
-        return Err(Error::malformed(&path, format!("`{FORMAT}` with {FILES:?}"), found, ADVICE));
-    }
+    let manifest = Manifest::parse(&path, &fs::read(&path).map_err(reading(&path))?)?;
     let mut contents = [const { Vec::new() }; 3];
     for (listed, contents) in manifest.files.iter().zip(&mut contents) {
         let path = folder.join(&listed.name);
@@ -358,6 +386,18 @@ fn remove(path: &Path) -> Result<()> {
         Ok(_) => fs::remove_file(path),
     };
     removed.map_err(writing(path))
+}
+
+#[cfg(fuzzing)]
+pub(crate) fn parse_manifest_and_state(bytes: &[u8]) {
+    let _ = Manifest::parse(Path::new(MANIFEST), bytes);
+    if let Ok(State { progress, config }) = State::parse(Path::new(STATE), bytes) {
+        let training = crate::TrainConfig::default();
+        let seconds = std::time::Duration::from_secs_f64(progress.seconds);
+        assert!(training.schedule(50_000).rate(progress.step, seconds) <= training.lr);
+        assert!(differences(&config, &config).is_empty());
+        differences(&config, &Value::Null);
+    }
 }
 
 #[cfg(test)]
@@ -497,6 +537,49 @@ mod tests {
             refuse(&path, "absence");
             fs::write(&path, &sound).expect("writable");
             Checkpoint::<f32>::read(&saved).expect("sound again");
+        }
+    }
+
+    #[test]
+    fn a_manifest_names_the_files_of_a_checkpoint_and_no_others() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let saved = save(&CheckpointStore::new(folder.path(), 2), 7);
+        let path = saved.join(MANIFEST);
+        let sound = fs::read_to_string(&path).expect("written");
+        for (from, to) in [
+            (WEIGHTS, "../../../../etc/passwd"),
+            (WEIGHTS, "/etc/passwd"),
+            (WEIGHTS, STATE),
+            (FORMAT, "selfie checkpoint 2"),
+        ] {
+            fs::write(&path, sound.replacen(from, to, 1)).expect("writable");
+            let error = Checkpoint::<f32>::read(&saved).expect_err(to);
+            assert_eq!(error.kind(), ErrorKind::Input);
+            assert!(error.to_string().contains("manifest.json: expected `selfie checkpoint 1` with"), "{error}");
+        }
+    }
+
+    #[test]
+    fn impossible_progress_is_damage() {
+        let refused = |progress: Value| {
+            let state = json!({ "progress": progress, "config": {} });
+            let bytes = serde_json::to_vec(&state).expect("plain values");
+            State::parse(Path::new(STATE), &bytes).err().map(|error| error.to_string())
+        };
+        let progress = |step: u64, seconds: f64, in_a_row: u32| {
+            refused(json!({ "step": step, "seconds": seconds, "skipped": 3, "skipped_in_a_row": in_a_row, "seed": 0 }))
+        };
+        assert_eq!(progress(1 << 40, 1e9, 2), None);
+        for impossible in [
+            progress(u64::MAX, 1.0, 0),
+            progress(1, -1.0, 0),
+            progress(1, 1e300, 0),
+            progress(1, f64::NAN, 0),
+            progress(1, 1.0, u32::MAX),
+            refused(json!({ "step": -1, "seconds": 0.0, "skipped": 0, "skipped_in_a_row": 0, "seed": 0 })),
+            refused(json!([])),
+        ] {
+            assert!(impossible.expect("refused").starts_with("state.json: expected"));
         }
     }
 

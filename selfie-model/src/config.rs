@@ -222,14 +222,13 @@ impl ModelConfig {
     /// # Errors
     /// [`Error::Usage`] names the key.
     pub fn check(&self) -> Result<()> {
-        let positive = || "at least 1".into();
         require((1..=1 << 14).contains(&self.image_size), "image_size", self.image_size, || "1 to 16384".into())?;
         require((1..=1 << 12).contains(&self.stem_width), "stem_width", self.stem_width, || "1 to 4096".into())?;
         require(self.depths.iter().all(|d| (1..=1000).contains(d)), "depths", self.depths, || {
             "1 to 1000 blocks in each stage".into()
         })?;
-        require(self.heads > 0, "heads", self.heads, positive)?;
-        require(self.ffn > 0, "ffn", self.ffn, positive)?;
+        require(self.heads > 0, "heads", self.heads, || "at least 1".into())?;
+        require((1..=1 << 20).contains(&self.ffn), "ffn", self.ffn, || "1 to 1048576".into())?;
         require(self.bn_eps > 0.0 && self.bn_eps.is_finite(), "bn_eps", self.bn_eps, || "a positive number".into())?;
         require((0.0..=1.0).contains(&self.bn_momentum), "bn_momentum", self.bn_momentum, || "0 to 1".into())?;
         require(self.mean.iter().all(|m| m.is_finite()), "mean", self.mean, || "three numbers".into())?;
@@ -254,7 +253,7 @@ impl ModelConfig {
         require(width.is_multiple_of(self.heads), "heads", self.heads, || {
             format!("a divisor of the pooling width {width} (16 * stem_width)")
         })?;
-        require(self.pool_blocks > 0, "pool_blocks", self.pool_blocks, || "at least 1".into())?;
+        require((1..=1000).contains(&self.pool_blocks), "pool_blocks", self.pool_blocks, || "1 to 1000".into())?;
         require((0.0..1.0).contains(&self.dropout), "dropout", self.dropout, || "0 up to, not including, 1".into())?;
         let (n, hidden) = (self.patches(), self.hidden_patches());
         require(n < MAX_TOKENS, "patch_size", patch, || {
@@ -300,7 +299,7 @@ mod tests {
     #[test]
     fn impossible_configurations_name_the_key() {
         type Change = fn(&mut ModelConfig);
-        let cases: [(&str, Change); 15] = [
+        let cases: [(&str, Change); 17] = [
             ("image_size", |c| c.image_size = 0),
             ("patch_size", |c| c.image_size = 36),
             ("patch_size", |c| c.patch_size = Some(0)),
@@ -309,7 +308,9 @@ mod tests {
             ("depths", |c| c.depths[2] = 0),
             ("heads", |c| c.heads = 3),
             ("ffn", |c| c.ffn = 0),
+            ("ffn", |c| c.ffn = usize::MAX),
             ("pool_blocks", |c| c.pool_blocks = 0),
+            ("pool_blocks", |c| c.pool_blocks = usize::MAX),
             ("dropout", |c| c.dropout = 1.0),
             ("hidden_fraction", |c| c.hidden_fraction = 0.02),
             ("hidden_fraction", |c| c.hidden_fraction = 1.0),

@@ -10,6 +10,9 @@ mod draws;
 pub mod durable;
 mod error;
 mod evaluation;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod init;
 mod input;
 mod layers;

@@ -20,9 +20,9 @@ impl MemoryPlan {
         &self.rows
     }
 
-    /// Sum of all rows.
+    /// Sum of all rows, or the largest number if it is more.
     pub fn total_bytes(&self) -> usize {
-        self.rows.iter().map(|(_, bytes)| bytes).sum()
+        self.rows.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
     }
 
     /// The rows summed by the first component of their names, in order of first appearance.
@@ -31,7 +31,7 @@ impl MemoryPlan {
         for (name, bytes) in &self.rows {
             let group = name.split('.').next().unwrap_or(name);
             match groups.iter_mut().find(|(known, _)| *known == group) {
-                Some((_, sum)) => *sum += bytes,
+                Some((_, sum)) => *sum = sum.saturating_add(*bytes),
                 None => groups.push((group, *bytes)),
             }
         }
@@ -74,7 +74,7 @@ impl<M: Memory> Ledger<M> {
     /// `len` zeroed elements.
     pub(crate) fn alloc<S: Scalar>(&mut self, name: &str, len: usize) -> Result<M::Buffer<S>> {
         if len > 0 {
-            self.plan.rows.push((format!("{}.{name}", self.scope), len * size_of::<S>()));
+            self.plan.rows.push((format!("{}.{name}", self.scope), len.saturating_mul(size_of::<S>())));
         }
         self.device.alloc(len)
     }

@@ -1,5 +1,6 @@
 //! What the trainer needs of a network: load a batch, forward, backward, update.
 
+use crate::train_config::MAX_BATCH;
 use crate::{Error, ModelConfig, Parameters, Statistics};
 use selfie_kernels::{Backend, Element, Result};
 use std::sync::Arc;
@@ -51,8 +52,8 @@ impl Build<'_> {
     /// Itself, if the configuration and the batch are possible.
     pub(crate) fn checked(&self) -> crate::Result<Self> {
         self.config.check()?;
-        if self.batch == 0 {
-            return Err(Error::usage("train.batch", self.batch, "at least 1"));
+        if !(1..=MAX_BATCH).contains(&self.batch) {
+            return Err(Error::usage("train.batch", self.batch, format!("1 to {MAX_BATCH}")));
         }
         Ok(*self)
     }

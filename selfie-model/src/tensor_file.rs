@@ -292,6 +292,58 @@ mod tests {
         }
     }
 
+    /// A file of this header, and of as many zeros.
+    fn forged(header: &str, zeros: usize) -> Result<TensorFile<f32>> {
+        let len = (header.len() as u64).to_le_bytes();
+        let bytes = [&len[..], header.as_bytes(), &vec![0; zeros]].concat();
+        TensorFile::parse(Path::new("x.safetensors"), &bytes)
+    }
+
+    fn header(dtype: &str, shape: &str, offsets: &str) -> String {
+        format!(r#""a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}"#)
+    }
+
+    #[test]
+    fn headers_that_lie_are_refused() {
+        let one = |dtype, shape, offsets| forged(&format!("{{{}}}", header(dtype, shape, offsets)), 8);
+        assert!(one("F32", "[2]", "[0,8]").is_ok());
+        for (dtype, shape, offsets) in [
+            ("F32", "[2]", "[0,4]"),
+            ("F32", "[2]", "[4,12]"),
+            ("F32", "[2]", "[8,0]"),
+            ("F32", "[1152921504606846976]", "[0,4611686018427387904]"),
+            ("F32", "[4294967296,4294967296]", "[0,8]"),
+            ("F32", "[18446744073709551615,2]", "[0,8]"),
+            ("F32", "[-2]", "[0,8]"),
+            ("F33", "[2]", "[0,8]"),
+            ("I64", "[1]", "[0,8]"),
+            ("BOOL", "[8]", "[0,8]"),
+        ] {
+            let error = one(dtype, shape, offsets).expect_err(shape);
+            assert_eq!(error.kind(), crate::ErrorKind::Input, "{dtype} {shape} {offsets}: {error}");
+        }
+        // Two of one name, two in one place, a header of 2^60 bytes.
+        let (whole, half) = (header("F32", "[2]", "[0,8]"), header("F32", "[1]", "[0,4]"));
+        assert!(forged(&format!("{{{half},{}}}", half.replace("[0,4]", "[4,8]")), 8).is_err());
+        assert!(forged(&format!("{{{whole},{}}}", whole.replace("\"a\"", "\"b\"")), 8).is_err());
+        let long = [&(1u64 << 60).to_le_bytes()[..], b"{}"].concat();
+        assert!(TensorFile::<f32>::parse(Path::new("x.safetensors"), &long).is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_change_of_a_file_is_read_or_refused(at: proptest::sample::Index, byte: u8, cut: proptest::sample::Index) {
+            let mut bytes = serialize(&[(&table(), &[0.5f32; 15][..])], |_| true);
+            let (at, cut) = (at.index(bytes.len()), cut.index(bytes.len() + 1));
+            bytes[at] = byte;
+            for bytes in [&bytes[..], &bytes[..cut]] {
+                if let Err(error) = TensorFile::<f32>::parse(Path::new("x.safetensors"), bytes) {
+                    proptest::prop_assert_eq!(error.kind(), crate::ErrorKind::Input);
+                }
+            }
+        }
+    }
+
     #[test]
     fn dtypes_are_those_of_the_elements() {
         assert_eq!((<f32 as selfie_kernels::Element>::NAME, <f64 as selfie_kernels::Element>::NAME), ("F32", "F64"));

@@ -8,6 +8,13 @@ use std::time::Duration;
 /// Steps of training when neither steps nor epochs nor minutes are given: the paper's.
 pub const DEFAULT_STEPS: u64 = 120_000;
 
+/// More than any training has; products with a batch stay far below 2^64.
+pub(crate) const MAX_STEPS: u64 = 1 << 40;
+/// Images of a step, at most.
+pub(crate) const MAX_BATCH: usize = 1 << 20;
+/// Two decades.
+const MAX_MINUTES: f64 = 1e7;
+
 /// How to train. The defaults are the paper's for CIFAR-10, with a middling learning rate (it tunes it in 0.01 to 0.4).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -86,16 +93,19 @@ impl TrainConfig {
             true => Ok(()),
             false => Err(Error::usage(key, value, "a number above 0")),
         };
-        let at_least_one = |key, value: u64| match value {
-            0 => Err(Error::usage(key, value, "1 or more")),
-            _ => Ok(()),
+        let from_one = |key, value: u64, most: u64| match (1..=most).contains(&value) {
+            true => Ok(()),
+            false => Err(Error::usage(key, value, format!("1 to {most}"))),
         };
-        at_least_one("train.steps", self.steps.unwrap_or(1))?;
+        from_one("train.steps", self.steps.unwrap_or(1), MAX_STEPS)?;
         positive("train.epochs", self.epochs.unwrap_or(1.0))?;
         positive("train.minutes", self.minutes.unwrap_or(1.0))?;
-        at_least_one("train.batch", self.batch as u64)?;
-        at_least_one("train.accumulate", self.accumulate as u64)?;
-        at_least_one("train.log_every", self.log_every)?;
+        if let Some(minutes) = self.minutes.filter(|&minutes| minutes > MAX_MINUTES) {
+            return Err(Error::usage("train.minutes", minutes, format!("at most {MAX_MINUTES}")));
+        }
+        from_one("train.batch", self.batch as u64, MAX_BATCH as u64)?;
+        from_one("train.accumulate", self.accumulate as u64, MAX_BATCH as u64)?;
+        from_one("train.log_every", self.log_every, u64::MAX)?;
         positive("train.lr", self.lr)?;
         if !(0.0..1.0).contains(&self.momentum) {
             return Err(Error::usage("train.momentum", self.momentum, "0 or more, and less than 1"));
@@ -168,6 +178,9 @@ mod tests {
         assert!(wrong(TrainConfig { weight_decay: -1.0, ..config() }).contains("train.weight_decay"));
         assert!(wrong(TrainConfig { steps: Some(1), minutes: Some(1.0), ..config() }).contains("only one"));
         assert!(wrong(TrainConfig { minutes: Some(0.0), ..config() }).contains("train.minutes"));
+        assert!(wrong(TrainConfig { minutes: Some(1e300), ..config() }).contains("train.minutes"));
+        assert!(wrong(TrainConfig { steps: Some(1 << 63), ..config() }).contains("train.steps"));
+        assert!(wrong(TrainConfig { batch: usize::MAX, ..config() }).contains("train.batch"));
         let accumulate = wrong(TrainConfig { batch: 100, accumulate: 3, ..config() });
         assert!(accumulate.contains("a divisor of train.batch = 100"), "{accumulate}");
     }

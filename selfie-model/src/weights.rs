@@ -247,7 +247,7 @@ fn stage(name: &str) -> Option<usize> {
 
 /// Number of stages that names speak of.
 fn stages<'a>(names: impl Iterator<Item = &'a str>) -> usize {
-    names.filter_map(stage).max().map_or(0, |last| last + 1)
+    names.filter_map(stage).max().map_or(0, |last| last.saturating_add(1))
 }
 
 /// The parts of the network that names speak of: `stem, stages.0-2, norm`.
@@ -269,6 +269,13 @@ fn parts(names: &[String]) -> String {
         }
     }
     if found.is_empty() { "nothing".into() } else { found.join(", ") }
+}
+
+/// What the names in a file say of its network.
+#[cfg(fuzzing)]
+pub(crate) fn describe(file: &TensorFile<f32>) -> String {
+    let names: Vec<String> = file.shapes().map(|(name, _)| name.into()).collect();
+    format!("{} in {} stages", parts(&names), stages(names.iter().map(String::as_str)))
 }
 
 /// What others need to know to load the weights.

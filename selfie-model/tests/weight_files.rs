@@ -244,6 +244,34 @@ fn other_files_are_refused() {
     refused(classifier(&model(), 3, 1), &text, &["model.pth: expected a safetensors file"]);
 }
 
+/// A file that names a stage beyond all numbers, and numbers that are none.
+#[test]
+fn lying_names_are_only_unused_and_nan_is_a_number() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("weights.safetensors");
+    let last = format!("stages.{}.blocks.0.conv1.weight", usize::MAX);
+    let nan = f32::NAN.to_le_bytes().repeat(8 * 3 * 9);
+    let given = classifier(&model(), 3, 1);
+    let parts = [
+        (&given.parameters().table, &given.parameters().master),
+        (&given.statistics().table, &given.statistics().running),
+    ];
+    let mut tensors = vec![(last.clone(), vec![2], vec![0; 8])];
+    for (entry, flat) in parts.iter().flat_map(|(table, flat)| table.entries().iter().map(move |entry| (entry, flat))) {
+        let bytes = flat[entry.range.clone()].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let bytes = if entry.name == "stem.conv.weight" { nan.clone() } else { bytes };
+        tensors.push((entry.name.clone(), entry.shape.clone(), bytes));
+    }
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        (name, TensorView::new(Dtype::F32, shape.clone(), bytes).expect("as many bytes as the shape says"))
+    });
+    std::fs::write(&path, safetensors::serialize(views, None).expect("unique names")).expect("a writable folder");
+    let mut network = classifier(&model(), 3, 2);
+    let report = initialize(&mut network, &path, PatchNorm::Reuse).expect("stages 0 to 3 are there");
+    assert!(report.unused.contains(&last), "{report:?}");
+    assert!(tensor(&network, "stem.conv.weight").iter().all(|value| value.is_nan()));
+}
+
 #[test]
 fn a_run_and_a_folder_mean_their_weights() {
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -129,9 +129,7 @@ impl Beginning {
         for change in self.resolved.check_continues(&newest.checkpoint.config)? {
             self.reporter.warn(change);
         }
-        if let Ok(text) = std::fs::read_to_string(self.folder.file("data.json"))
-            && let Ok(before) = serde_json::from_str(&text)
-        {
+        if let Some(before) = data::read_json(&self.folder.file("data.json"))? {
             data::check_unchanged(&before, &self.parts.as_json())?;
         }
         Ok(Some(newest.checkpoint))

@@ -4,10 +4,8 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
 
-use selfie_kernels::{Backend, Element};
-use selfie_model::{
-    Build, Classification, Classifier, Images, ModelConfig, Purpose, classify, find_weights, load_weights,
-};
+use selfie_kernels::{Backend, Cpu, Element};
+use selfie_model::{Build, Classification, Classifier, Images, Purpose, classify, find_weights, load_weights};
 use serde_json::{Value, json};
 
 use crate::args::Evaluate;
@@ -16,9 +14,13 @@ use crate::data;
 use crate::device::{self, Precision};
 use crate::exit::{Exit, Problem};
 use crate::progress::{Reporter, Voice};
+use crate::training::check_memory;
 
 /// Confusion matrices of more classes are not printed whole.
 const MATRIX_UP_TO: usize = 20;
+
+/// The largest that `data.image_size` takes.
+const MAX_IMAGE_SIZE: u64 = 4096;
 
 /// Runs the command.
 ///
@@ -26,7 +28,7 @@ const MATRIX_UP_TO: usize = 20;
 /// Usage, input, and what the system refuses.
 pub fn run(arguments: &Evaluate) -> anyhow::Result<Exit> {
     let run = &arguments.run;
-    let classes = classes_of(run)?;
+    let Weights { classes, image_size } = Weights::of_run(run)?;
     let typed = &arguments.flags.request;
     let request = Request {
         files: typed.files.clone(),
@@ -51,8 +53,7 @@ pub fn run(arguments: &Evaluate) -> anyhow::Result<Exit> {
         )));
     }
     // The run's own geometry, whatever the data would suggest.
-    let image_size = weights_config(run)?.pointer("/pretrained_cfg/input_size/1").and_then(Value::as_u64);
-    let model = settings.network(image_size.unwrap_or(settings.data.image_size as u64) as usize)?;
+    let model = settings.network(image_size.unwrap_or(settings.data.image_size))?;
     let reporter = Reporter::new(Voice::Full);
     if let Some(note) = note {
         reporter.warn(note);
@@ -62,10 +63,16 @@ pub fn run(arguments: &Evaluate) -> anyhow::Result<Exit> {
         chosen.notes.iter().for_each(|note| reporter.say(note));
     }
     let batch = settings.train.batch.min(images.items.len());
-    let device = chosen.device;
-    let found = match chosen.precision {
-        Precision::F32 => measure::<_, f32>(device, &model, batch, classes.len(), run, &images)?,
-        Precision::Bf16 => measure::<_, half::bf16>(device, &model, batch, classes.len(), run, &images)?,
+    let build = Build { config: &model, batch, purpose: Purpose::Evaluate, seed: 0 };
+    let (device, precision) = (chosen.device, chosen.precision);
+    let plan = match precision {
+        Precision::F32 => Classifier::<Cpu, f32>::memory_plan(build, classes.len())?,
+        Precision::Bf16 => Classifier::<Cpu, half::bf16>::memory_plan(build, classes.len())?,
+    };
+    check_memory(&plan, &settings, &reporter)?;
+    let found = match precision {
+        Precision::F32 => measure::<_, f32>(device, build, classes.len(), run, &images)?,
+        Precision::Bf16 => measure::<_, half::bf16>(device, build, classes.len(), run, &images)?,
     };
     for file in &found.skipped {
         reporter.warn(format!("skipped {}: {}", file.key, file.reason));
@@ -77,50 +84,70 @@ pub fn run(arguments: &Evaluate) -> anyhow::Result<Exit> {
 
 fn measure<B: Backend<T>, T: Element>(
     device: B,
-    config: &ModelConfig,
-    batch: usize,
+    build: Build<'_>,
     classes: usize,
     run: &Path,
     images: &Images,
 ) -> anyhow::Result<Classification> {
-    let build = Build { config, batch, purpose: Purpose::Evaluate, seed: 0 };
     let mut network = Classifier::<B, T>::new(device, build, classes)?;
     load_weights(&mut network, run)?;
     Ok(classify(&mut network, images, |_, _| ())?)
 }
 
-/// Names of the classes that a run's weights tell apart.
-fn classes_of(run: &Path) -> anyhow::Result<Vec<String>> {
-    if !run.join("config.toml").is_file() {
-        return Err(Problem::input(format!(
-            "{}: expected the folder of a finetuned run, with config.toml and weights/, found none; \
-             `selfie finetune` makes one",
-            run.display()
-        )));
+/// What `config.json` beside the weights says of a classifier.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    /// Names of the classes.
+    pub(crate) classes: Vec<String>,
+    /// Side of the images.
+    pub(crate) image_size: Option<usize>,
+}
+
+impl Weights {
+    /// Those of a finetuned run.
+    fn of_run(run: &Path) -> anyhow::Result<Self> {
+        if !run.join("config.toml").is_file() {
+            return Err(Problem::input(format!(
+                "{}: expected the folder of a finetuned run, with config.toml and weights/, found none; \
+                 `selfie finetune` makes one",
+                run.display()
+            )));
+        }
+        let path = find_weights(run)?.with_file_name("config.json");
+        let text = std::fs::read(&path).map_err(|error| wrong(&path, error))?;
+        let weights = Self::parse(&path, &text)?;
+        if weights.classes.is_empty() {
+            return Err(Problem::input(format!(
+                "{} has no classes: it is a pretraining run; finetune from it first: \
+                 selfie finetune --init {} --data PATH --out runs/fine",
+                run.display(),
+                run.display()
+            )));
+        }
+        Ok(weights)
     }
-    let config = weights_config(run)?;
-    let names: Option<Vec<String>> = config["label_names"]
-        .as_array()
-        .map(|names| names.iter().filter_map(|name| Some(name.as_str()?.to_string())).collect());
-    match names {
-        Some(names) if !names.is_empty() => Ok(names),
-        _ => Err(Problem::input(format!(
-            "{} has no classes: it is a pretraining run; finetune from it first: \
-             selfie finetune --init {} --data PATH --out runs/fine",
-            run.display(),
-            run.display()
-        ))),
+
+    /// From the contents of `path`.
+    pub(crate) fn parse(path: &Path, text: &[u8]) -> anyhow::Result<Self> {
+        let config: Value = serde_json::from_slice(text).map_err(|error| wrong(path, error))?;
+        let names = config["label_names"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let classes = names.iter().filter_map(|name| Some(name.as_str()?.to_string())).collect();
+        let image_size = match config.pointer("/pretrained_cfg/input_size/1") {
+            None => None,
+            Some(size) => {
+                let possible = size.as_u64().filter(|size| (1..=MAX_IMAGE_SIZE).contains(size));
+                let size = possible.ok_or_else(|| {
+                    wrong(path, format!("input_size of {size}, which is not 1 to {MAX_IMAGE_SIZE} pixels"))
+                })?;
+                Some(size as usize)
+            }
+        };
+        Ok(Self { classes, image_size })
     }
 }
 
-/// `config.json` beside the weights.
-fn weights_config(run: &Path) -> anyhow::Result<Value> {
-    let path = find_weights(run)?.with_file_name("config.json");
-    let wrong = |error: &dyn std::fmt::Display| {
-        Problem::input(format!("{}: expected the description of the weights: {error}", path.display()))
-    };
-    let text = std::fs::read_to_string(&path).map_err(|error| wrong(&error))?;
-    serde_json::from_str(&text).map_err(|error| wrong(&error))
+fn wrong(path: &Path, found: impl std::fmt::Display) -> anyhow::Error {
+    Problem::input(format!("{}: expected the description of the weights: {found}", path.display()))
 }
 
 fn few(names: &[String]) -> String {

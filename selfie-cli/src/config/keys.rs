@@ -88,6 +88,8 @@ impl Key {
 
     /// The name nearest to a mistyped one.
     pub fn nearest(name: &str) -> &'static str {
+        // A name of a megabyte is like none, and comparing it would take minutes.
+        let name = name.char_indices().nth(100).map_or(name, |(end, _)| &name[..end]);
         let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_string();
         let likeness = |key: &Key| {
             let whole = strsim::jaro_winkler(key.name, name);
@@ -112,8 +114,10 @@ pub const KEYS: &[Key] = &[
         value_name: "PATH",
         kind: Kind::Text,
         default: "",
-        help: "Where the images are: a folder of images, a tar of one, CIFAR-10 or CIFAR-100 (binary edition, archive or \
-               folder), or `synthetic:` for a made-up world. The kind is recognised by content.",
+        help: "Where the images are: a folder of images, a tar of one, CIFAR-10 or CIFAR-100 (binary or Python edition, \
+               archive or folder), downsampled ImageNet (train_data_batch_1 and so on), WebDataset shards (a folder of \
+               tars, or `shards/train-{000..146}.tar`), or `synthetic:` for a made-up world. The kind is recognised by \
+               content.",
         used_by: Task::ALL,
         on_resume: Fixed,
     },

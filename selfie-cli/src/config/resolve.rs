@@ -310,12 +310,23 @@ fn parse(key: &'static Key, text: &str, origin: &Origin) -> anyhow::Result<Value
 }
 
 fn out_of_range(key: &Key, given: impl fmt::Display, origin: impl fmt::Display) -> anyhow::Error {
+    let given = shortened(&given.to_string());
     Problem::usage(format!("{} = {given} ({origin}): expected {}", key.name, key.kind.expected()))
+}
+
+/// The beginning of what was given, for messages: a list of a million depths is none that one reads.
+fn shortened(given: &str) -> String {
+    const MOST: usize = 100;
+    match given.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}... ({} bytes)", &given[..end], given.len()),
+        None => given.into(),
+    }
 }
 
 fn known(name: &str, origin: &str) -> anyhow::Result<&'static Key> {
     Key::find(name).ok_or_else(|| {
         let nearest = Key::nearest(name);
+        let name = shortened(name);
         Problem::usage(format!(
             "{origin}: there is no key `{name}`; did you mean `{nearest}`? (`selfie config init` lists all)"
         ))
@@ -327,12 +338,16 @@ fn read_file(path: &Path) -> anyhow::Result<Vec<(&'static Key, Value)>> {
     let place = path.display();
     let text = std::fs::read_to_string(path)
         .map_err(|error| Problem::input(format!("cannot read the configuration file {place}: {error}")))?;
-    let table: toml::Table =
-        text.parse().map_err(|error| Problem::usage(format!("{place} is not valid TOML: {error}")))?;
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+        // It quotes the line, which is of any length.
+        let whole = error.to_string();
+        let said = if whole.len() > 500 { shortened(error.message()) } else { whole };
+        Problem::usage(format!("{place} is not valid TOML: {said}"))
+    })?;
     let mut values = Vec::new();
     for (section, content) in &table {
         let toml::Value::Table(content) = content else {
-            let inside = Key::nearest(section);
+            let (inside, section) = (Key::nearest(section), shortened(section));
             return Err(Problem::usage(format!(
                 "{place}: `{section}` stands outside of a section; did you mean `{inside}`, under its [section]?"
             )));
@@ -350,5 +365,60 @@ impl Key {
     /// Whether the key belongs to the network that weights fit: taken over from the run they come from.
     pub fn describes_network(&self) -> bool {
         self.name.starts_with("model.") || ["data.image_size", "data.mean", "data.std"].contains(&self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::render::as_toml;
+    use super::*;
+    use crate::exit::Exit;
+    use proptest::prelude::*;
+
+    fn read(bytes: &[u8]) -> anyhow::Result<Resolved> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("file.toml");
+        std::fs::write(&path, bytes).expect("written");
+        Resolved::new(Task::Pretrain, &Request { files: vec![path], ..Request::default() })
+    }
+
+    fn is_said(result: &anyhow::Result<Resolved>) -> bool {
+        result.as_ref().err().is_none_or(|error| {
+            [Exit::Usage, Exit::Input].contains(&Exit::of(error)) && error.to_string().contains("file.toml")
+        })
+    }
+
+    fn valid() -> Vec<u8> {
+        as_toml(&Resolved::new(Task::Pretrain, &Request::default()).expect("defaults")).into_bytes()
+    }
+
+    proptest! {
+        #[test]
+        fn any_change_of_a_file_is_read_or_said(at: prop::sample::Index, byte: u8, cut: prop::sample::Index) {
+            let mut bytes = valid();
+            let (at, cut) = (at.index(bytes.len()), cut.index(bytes.len() + 1));
+            bytes[at] = byte;
+            prop_assert!(is_said(&read(&bytes)));
+            prop_assert!(is_said(&read(&bytes[..cut])));
+        }
+
+        #[test]
+        fn any_number_is_in_range_or_said(
+            key in prop::sample::select(KEYS.iter().collect::<Vec<_>>()),
+            number in prop_oneof![any::<f64>().prop_map(|x| format!("{x:?}")), any::<i64>().prop_map(|x| x.to_string())],
+        ) {
+            let (section, name) = key.split();
+            let result = read(format!("[{section}]\n{name} = {number}\n").as_bytes());
+            prop_assert!(is_said(&result));
+            let training = result.ok().map(|resolved| resolved.settings().training());
+            prop_assert!(training.is_none_or(|training| training.check().is_ok() || key.name == "train.accumulate"));
+        }
+    }
+
+    #[test]
+    fn long_values_are_shortened() {
+        assert_eq!(shortened("short"), "short");
+        let long = "é".repeat(150);
+        assert_eq!(shortened(&long), format!("{}... (300 bytes)", "é".repeat(100)));
     }
 }

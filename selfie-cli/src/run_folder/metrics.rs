@@ -1,7 +1,7 @@
 //! `metrics.jsonl` and `metrics.csv`: a line for every logged step and every evaluation.
 
 use std::fs;
-use std::io;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use selfie_model::durable::{Appender, write_file};
@@ -67,7 +67,7 @@ const COLUMNS: [&str; 13] = [
 ];
 
 impl Line {
-    fn csv(&self) -> String {
+    pub(crate) fn csv(&self) -> String {
         let real = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
         [
             self.step.to_string(),
@@ -97,24 +97,23 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the files of a run that stands at `step`: lines after it, and what is no line, are taken away.
+    /// Opens the files of a run that stands at `step`: lines after it, and torn or damaged ones, are taken away.
     ///
     /// # Errors
     /// What the system refuses.
     pub fn open(folder: &Path, step: u64) -> anyhow::Result<Self> {
         let (json, csv) = (folder.join("metrics.jsonl"), folder.join("metrics.csv"));
-        let bytes = match fs::read(&json) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            read => read.map_err(|error| Problem::input(format!("cannot read {}: {error}", json.display())))?,
+        let lines = match fs::read(&json) {
+            Ok(text) => kept(&text, step),
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(Problem::input(format!("cannot read {}: {error}", json.display()))),
         };
-        let lines = bytes.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice::<Line>(line).ok());
-        let lines: Vec<_> = lines.filter(|line| line.step <= step).collect();
         let mut rows = vec![COLUMNS.join(",")];
         rows.extend(lines.iter().map(Line::csv));
         write_file(&csv, (rows.join("\n") + "\n").as_bytes())?;
-        let kept =
+        let text =
             lines.iter().map(|line| Ok(serde_json::to_string(line)? + "\n")).collect::<anyhow::Result<String>>()?;
-        write_file(&json, kept.as_bytes())?;
+        write_file(&json, text.as_bytes())?;
         Ok(Self { json: Appender::open(json)?, csv: Appender::open(csv)?, lines })
     }
 
@@ -150,9 +149,30 @@ impl Metrics {
     }
 }
 
+/// The lines of `metrics.jsonl` up to `step`. A damaged line costs no other.
+pub(crate) fn kept(text: &[u8], step: u64) -> Vec<Line> {
+    let lines = text.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice::<Line>(line).ok());
+    lines.filter(|line| line.step <= step).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_lines_or_left_out(bytes: Vec<u8>, step: u64, at: prop::sample::Index, byte: u8) {
+            let whole = Line { step, loss: Some(0.5), ..Line::default() };
+            let text = serde_json::to_string(&whole).expect("plain numbers");
+            let lines = kept(&[text.as_bytes(), b"\n", &bytes].concat(), u64::MAX);
+            prop_assert_eq!(lines.first(), Some(&whole));
+            let mut changed = text.into_bytes();
+            let at = at.index(changed.len());
+            changed[at] = byte;
+            prop_assert!(kept(&changed, step).iter().all(|line| line.step <= step));
+        }
+    }
 
     #[test]
     fn a_resumed_run_has_neither_gaps_nor_repeats() {
@@ -175,5 +195,27 @@ mod tests {
         assert_eq!(rows.len(), 4);
         assert!(rows.iter().all(|row| row.split(',').count() == COLUMNS.len()), "{csv}");
         assert_eq!(rows[2], "20,0,0.05,,,,,,,,0,,");
+    }
+
+    #[test]
+    fn a_damaged_line_costs_no_other() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut metrics = Metrics::open(folder.path(), 0).expect("new files");
+        for step in [1, 2, 3] {
+            metrics.push(Line { step, loss: Some(0.5), ..Line::default() }).expect("written");
+        }
+        let path = folder.path().join("metrics.jsonl");
+        let mut bytes = fs::read(&path).expect("there");
+        let second = bytes.iter().position(|&byte| byte == b'\n').expect("three lines") + 1;
+        for damage in [&b"\xff\xfe"[..], b"{}", b"[]", b"\"\"", b"{\"step\":-1", b"{\"step\":1e400"] {
+            bytes[second..second + damage.len()].copy_from_slice(damage);
+            fs::write(&path, &bytes).expect("written");
+            let steps: Vec<_> =
+                Metrics::open(folder.path(), 9).expect("there").lines.iter().map(|line| line.step).collect();
+            assert_eq!(steps, [1, 3], "{}", String::from_utf8_lossy(damage));
+        }
+        fs::remove_file(&path).expect("there");
+        fs::create_dir(&path).expect("a folder in its place");
+        assert!(Metrics::open(folder.path(), 9).is_err());
     }
 }

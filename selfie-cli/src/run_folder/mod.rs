@@ -15,6 +15,8 @@ use crate::config::{Resolved, Task, as_toml};
 use crate::exit::Problem;
 pub use environment::{cpu_name, environment, memory_bytes, peak_bytes};
 pub use lock::Lock;
+#[cfg(fuzzing)]
+pub(crate) use metrics::kept;
 pub use metrics::{Line, Metrics};
 pub use status::{State, Status};
 

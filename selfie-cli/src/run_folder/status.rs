@@ -78,8 +78,32 @@ impl Status {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Problem::input(format!("cannot read {}: {error}", path.display()))),
         };
-        let status = serde_json::from_str(&text)
-            .map_err(|error| Problem::input(format!("{}: expected the status of a run: {error}", path.display())))?;
-        Ok(Some(status))
+        Self::parse(&path, &text).map(Some)
+    }
+
+    /// From the contents of `path`.
+    pub(crate) fn parse(path: &Path, text: &str) -> anyhow::Result<Self> {
+        serde_json::from_str(text)
+            .map_err(|error| Problem::input(format!("{}: expected the status of a run: {error}", path.display())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Exit;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_change_of_a_status_is_read_or_refused(at: prop::sample::Index, character: char) {
+            let status = Status::new("pretrain", State::Running, 3, Some(5));
+            let mut text: Vec<char> = serde_json::to_string(&status).expect("plain values").chars().collect();
+            let at = at.index(text.len());
+            text[at] = character;
+            if let Err(error) = Status::parse(Path::new("status.json"), &text.into_iter().collect::<String>()) {
+                prop_assert_eq!(Exit::of(&error), Exit::Input);
+            }
+        }
     }
 }

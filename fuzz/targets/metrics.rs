@@ -1,0 +1,4 @@
+//! `metrics.jsonl` of a run that is resumed.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| selfie_cli::fuzzing::metrics(bytes));

@@ -1,0 +1,53 @@
+//! The binary `selfie`, as a library whose one item is [`main`]: so that the fuzzers in `fuzz/` reach its parsers.
+#![forbid(unsafe_code)]
+#![allow(unreachable_pub, reason = "only `main` is exported: here `pub` says what a module offers to the others")]
+
+mod args;
+mod commands;
+mod config;
+mod data;
+mod device;
+mod exit;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
+mod log;
+mod panic;
+mod progress;
+mod puzzle;
+mod run_folder;
+mod signals;
+mod training;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+use exit::Exit;
+
+/// Runs the command that was typed.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log::start();
+    panic::guarded(|| {
+        run(&cli.command).unwrap_or_else(|error| {
+            exit::report(&error);
+            Exit::of(&error)
+        })
+    })
+    .into()
+}
+
+fn run(command: &Command) -> anyhow::Result<Exit> {
+    match command {
+        Command::Demo(arguments) => commands::demo::run(arguments),
+        Command::Pretrain(arguments) => commands::pretrain::run(arguments),
+        Command::Finetune(arguments) => commands::finetune::run(arguments),
+        Command::Evaluate(arguments) => commands::evaluate::run(arguments),
+        Command::Inspect(arguments) => commands::inspect::run(arguments),
+        Command::Replay(arguments) => commands::replay::run(arguments),
+        Command::Data(command) => commands::data::run(command),
+        Command::Config(config) => commands::config::run(config),
+    }
+}

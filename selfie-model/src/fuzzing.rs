@@ -1,0 +1,26 @@
+//! Doors for the targets in `fuzz/`: what a parser of this crate makes of any bytes.
+
+use std::path::Path;
+
+use crate::checkpoint::parse_manifest_and_state;
+use crate::parameters::{Layout, Table};
+use crate::tensor_file::TensorFile;
+use crate::weights::describe;
+
+/// A weight file, read for a network of a convolution and a norm.
+pub fn safetensors(bytes: &[u8]) {
+    let mut table = Table::default();
+    table.push("stem.conv.weight", &[2, 3, 1, 2], Layout::Filter);
+    table.push("norm.weight", &[2], Layout::Plain);
+    let Ok(file) = TensorFile::<f32>::parse(Path::new("weights.safetensors"), bytes) else { return };
+    let mut flat = vec![0.0; table.len()];
+    let placed = file.place_all(&table, &mut flat);
+    assert!(placed.is_ok() == table.entries().iter().all(|entry| file.shape(&entry.name) == Some(&entry.shape)));
+    let _ = file.expect_only(&[&table], |_| true);
+    describe(&file);
+}
+
+/// `manifest.json` or `state.json` of a checkpoint.
+pub fn checkpoint(bytes: &[u8]) {
+    parse_manifest_and_state(bytes);
+}

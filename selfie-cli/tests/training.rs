@@ -99,6 +99,63 @@ fn a_signal_saves_and_the_same_command_goes_on() {
     assert_same(&reference, &out);
 }
 
+/// The first signal asks for a save; who asks again does not wait for it.
+#[cfg(unix)]
+#[test]
+fn a_second_signal_ends_at_once() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let out = folder.path().join("run");
+    // A step takes seconds.
+    let line = format!("pretrain --data synthetic:train=4000,test=8 --out {} --preset small --batch 2000", text(&out));
+    let mut child = start(&line);
+    let signal = || {
+        let killed = std::process::Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status();
+        assert!(killed.expect("kill runs").success());
+    };
+    let began = Instant::now();
+    while !out.join("status.json").exists() {
+        assert!(began.elapsed() < Duration::from_secs(60), "it never began");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    signal();
+    std::thread::sleep(Duration::from_millis(200));
+    signal();
+    let asked = Instant::now();
+    assert_eq!(child.wait().expect("it ended").code(), Some(130));
+    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    assert!(!out.join("state").exists(), "nothing was saved: the first step was not at its end");
+}
+
+/// A disk that goes away is not so many bad images: the run stops, and once it is back, goes on to the same bytes.
+#[test]
+fn data_that_go_away_and_come_back() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (data, away) = (folder.path().join("data"), folder.path().join("away"));
+    write_images(&data, 24);
+    let line = |out: &str| {
+        format!(
+            "pretrain --data {} --out {} --preset tiny --batch 8 --steps {STEPS} --log-every 1 --eval-every 0 \
+             --save-every 1 --image-size 32 --holdout 0 --max-bad 0.5",
+            text(&data),
+            text(&folder.path().join(out))
+        )
+    };
+    works(&line("whole"));
+    let out = folder.path().join("out");
+    let child = selfie(&line("out")).stderr(Stdio::piped()).spawn().expect("it starts");
+    wait_for_step(&out, 3);
+    fs::rename(&data, &away).expect("they go away");
+    let ended = child.wait_with_output().expect("it ended");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(3), "{said}");
+    assert!(said.contains("cannot read") && said.contains(text(&data)), "{said}");
+    assert!(!out.join("skipped.txt").exists(), "none of them is bad");
+    assert!(last_step(&out) < STEPS, "it was too fast");
+    fs::rename(&away, &data).expect("they come back");
+    works(&line("out"));
+    assert_same(&folder.path().join("whole"), &out);
+}
+
 fn status(out: &Path) -> Value {
     serde_json::from_slice(&fs::read(out.join("status.json")).expect("a status")).expect("JSON")
 }
@@ -165,6 +222,12 @@ fn from_pretraining_to_test_accuracy() {
     let seen = works(&format!("inspect {at_fine}/weights/model.safetensors --json")).json();
     assert_eq!(seen["config"]["num_classes"], 4);
     assert!(works(&format!("inspect {at_pre}/state/step-00000008")).out.contains("is a checkpoint"));
+
+    // A checkpoint starts a finetuning as well.
+    let (other, init) = (folder.path().join("from-checkpoint"), format!("{at_pre}/state/step-00000008"));
+    let finetune = format!("finetune --data {DATA} --out {} --init {init} --preset tiny --labels 5", text(&other));
+    works(&(finetune + " --steps 1")).says(&["stages.0-2 from", "weights.safetensors", "not used: norm, pool"]);
+    assert!(works(&format!("inspect {at_pre}")).out.contains("best:        step-00000008"));
 
     // Weights of another network.
     let other = folder.path().join("other");

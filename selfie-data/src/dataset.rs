@@ -77,6 +77,15 @@ pub trait Dataset: Send + Sync {
         None
     }
 
+    /// Whether the data as a whole can still be read: asked when an image cannot, as a disk that went away is not a
+    /// matter of bad images.
+    ///
+    /// # Errors
+    /// [`Error::Read`] when they cannot.
+    fn check_there(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Copies image `index` to `pixels`, [height, width, 3], when the geometry is fixed: the fast
     /// path of datasets in memory.
     fn read_into(&self, index: usize, pixels: &mut [u8]) -> Result<()> {

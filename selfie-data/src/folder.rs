@@ -420,6 +420,10 @@ impl Dataset for Files {
         Image::decode(&bytes).map_err(bad)
     }
 
+    fn check_there(&self) -> Result<()> {
+        fs::metadata(&self.root).map(|_| ()).map_err(reading(&self.root))
+    }
+
     fn misnamed(&self, index: usize) -> Option<Misnamed> {
         let entry = &self.entries[index];
         // A file that cannot be opened has no content; `read` says why.

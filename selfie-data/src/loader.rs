@@ -94,8 +94,8 @@ impl TrainLoader {
     /// The next batch; waits for it.
     ///
     /// # Errors
-    /// [`Error::TooManyBad`], or [`Error::Worker`] when a thread panicked; after an error the
-    /// loader gives nothing more.
+    /// [`Error::TooManyBad`], [`Error::Read`] when the data went away, or [`Error::Worker`] when a
+    /// thread panicked; after an error the loader gives nothing more.
     pub fn next_batch(&mut self) -> Result<Batch> {
         self.0.next_batch()?.ok_or_else(|| Error::Worker { message: "it was stopped by an earlier error".into() })
     }
@@ -174,6 +174,8 @@ struct Job {
 struct Made {
     batch: Batch,
     bad: Vec<BadFile>,
+    /// Why there will be no more: the data went away.
+    gone: Option<Error>,
 }
 
 impl Job {
@@ -213,7 +215,7 @@ impl Job {
         batch.labels.clear();
         batch.indices.clear();
         batch.draws.clear();
-        let mut bad = Vec::new();
+        let (mut bad, mut gone) = (Vec::new(), None);
         for place in 0..n as u64 {
             if self.stopped.load(Ordering::Relaxed) {
                 break;
@@ -221,7 +223,14 @@ impl Job {
             let sample = step * n as u64 + place;
             let slot = batch.labels.len();
             let pixels = &mut batch.images[slot * image_bytes..][..image_bytes];
-            let Some((index, draw)) = self.place(sample, pixels, resizer, &mut bad) else { continue };
+            let placed = match self.place(sample, pixels, resizer, &mut bad) {
+                Ok(placed) => placed,
+                Err(error) => {
+                    gone = Some(error);
+                    break;
+                }
+            };
+            let Some((index, draw)) = placed else { continue };
             batch.labels.push(self.dataset.label(index).unwrap_or(UNLABELLED));
             batch.indices.push(index as u64);
             batch.draws.push(draw);
@@ -231,17 +240,17 @@ impl Job {
         batch.labels.resize(n, UNLABELLED);
         batch.indices.resize(n, u64::MAX);
         batch.draws.resize(n, Draw::default());
-        Made { batch, bad }
+        Made { batch, bad, gone }
     }
 
-    /// Writes the image of sample number `sample`, or of the one that stands in for it.
+    /// Writes the image of sample number `sample`, or of the one that stands in for it. An error when the data are gone.
     fn place(
         &self,
         sample: u64,
         pixels: &mut [u8],
         resizer: &mut Resizer,
         bad: &mut Vec<BadFile>,
-    ) -> Option<(usize, Draw)> {
+    ) -> Result<Option<(usize, Draw)>> {
         let tries = match &self.order {
             Order::Endless(stream) => stream.epoch_len(),
             Order::Once(_) => 1,
@@ -249,22 +258,26 @@ impl Job {
         for ahead in 0..tries {
             let index = match &self.order {
                 Order::Endless(stream) => stream.neighbour(sample, ahead),
-                Order::Once(items) => *items.get(sample as usize)?,
+                Order::Once(items) => match items.get(sample as usize) {
+                    Some(&index) => index,
+                    None => return Ok(None),
+                },
             };
             match self.framing.write(&*self.dataset, index, &*self.draws, sample, resizer, pixels) {
-                Ok(draw) => return Some((index, draw)),
+                Ok(draw) => return Ok(Some((index, draw))),
                 Err(error) => {
+                    self.dataset.check_there()?;
                     if !bad.iter().any(|known| known.index == index) {
                         bad.push(BadFile::new(&*self.dataset, index, error));
                     }
                     // The consumer will refuse the batch: no need to look further.
                     if bad.len() > self.allowed {
-                        return None;
+                        return Ok(None);
                     }
                 }
             }
         }
-        None
+        Ok(None)
     }
 }
 
@@ -317,7 +330,7 @@ impl Pipeline {
         if self.next >= self.job.end() || self.job.stopped.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let Made { batch, bad } = if self.job.config.workers == 0 {
+        let Made { batch, bad, gone } = if self.job.config.workers == 0 {
             self.job.make(self.next, self.spare.pop().unwrap_or_default(), &mut self.resizer)
         } else {
             let worker = self.worker_of(self.next);
@@ -326,6 +339,10 @@ impl Pipeline {
                 Err(_) => return Err(self.fail(worker)),
             }
         };
+        if let Some(error) = gone {
+            self.job.stopped.store(true, Ordering::Relaxed);
+            return Err(error);
+        }
         for file in bad {
             if self.bad_indices.insert(file.index) {
                 self.bad.push(file);
@@ -593,6 +610,20 @@ mod tests {
         ] {
             let made = EvalLoader::new(Arc::new(Plain::new(3)), vec![0], config);
             assert!(matches!(made.err(), Some(Error::Usage { .. })), "{config:?}");
+        }
+    }
+
+    /// Not a matter of so many bad images: nothing is skipped in their place.
+    #[test]
+    fn data_that_went_away_end_the_loader() {
+        for workers in [0, 2] {
+            let mut loader = train(Plain { bad: vec![3], gone: true, ..Plain::new(40) }, workers, 0);
+            let error = (0..20).find_map(|_| loader.next_batch().err()).expect("image 3 comes in two epochs");
+            assert!(matches!(error, Error::Read { .. }), "{workers}: {error}");
+            assert!(loader.bad_files().is_empty() && loader.next_batch().is_err());
+            let data = Arc::new(Plain { bad: vec![1], gone: true, ..Plain::new(4) });
+            let mut loader = EvalLoader::new(data, (0..4).collect(), config(workers)).expect("a good configuration");
+            assert!(loader.next_batch().is_err());
         }
     }
 }

@@ -349,6 +349,10 @@ impl Dataset for Shards {
         format!("{shard}/{}", sample.name)
     }
 
+    fn check_there(&self) -> Result<()> {
+        self.shards.iter().try_for_each(|shard| std::fs::metadata(shard).map(|_| ()).map_err(reading(shard)))
+    }
+
     fn read(&self, index: usize) -> Result<Image> {
         let sample = &self.samples[index];
         let bad = |reason: String| Error::BadImage { key: self.key(index), reason };

@@ -36,6 +36,8 @@ pub(crate) struct Plain {
     pub(crate) size: usize,
     /// Images that cannot be read.
     pub(crate) bad: Vec<usize>,
+    /// Whether the data went away after they were opened.
+    pub(crate) gone: bool,
     /// An image whose reading panics.
     pub(crate) panics_at: Option<usize>,
 }
@@ -44,7 +46,14 @@ impl Plain {
     /// `len` images of 2 x 2 pixels, in two classes by turns.
     pub(crate) fn new(len: usize) -> Self {
         let labels = (0..len).map(|index| Some(index as u32 % 2)).collect();
-        Self { labels, classes: vec!["even".into(), "odd".into()], size: 2, bad: Vec::new(), panics_at: None }
+        Self {
+            labels,
+            classes: vec!["even".into(), "odd".into()],
+            size: 2,
+            bad: Vec::new(),
+            gone: false,
+            panics_at: None,
+        }
     }
 
     /// Classes of the given sizes, one after the other.
@@ -56,6 +65,11 @@ impl Plain {
 }
 
 impl Dataset for Plain {
+    fn check_there(&self) -> Result<()> {
+        let source = std::io::ErrorKind::NotFound.into();
+        if self.gone { Err(Error::Read { path: "data".into(), source }) } else { Ok(()) }
+    }
+
     fn len(&self) -> usize {
         self.labels.len()
     }

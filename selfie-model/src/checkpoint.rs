@@ -93,7 +93,7 @@ pub(crate) struct Snapshot<'a, W> {
 const FORMAT: &str = "selfie checkpoint 1";
 const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state.json";
-const WEIGHTS: &str = "weights.safetensors";
+const WEIGHTS: &str = crate::weights::CHECKPOINT_FILE;
 const VELOCITY: &str = "velocity.safetensors";
 const FILES: [&str; 3] = [STATE, WEIGHTS, VELOCITY];
 const LAST: &str = "last";

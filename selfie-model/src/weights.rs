@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 pub const MODEL_FILE: &str = "model.safetensors";
 /// File of the attention pooling.
 pub const POOL_FILE: &str = "pool.safetensors";
+/// File of all parameters in a checkpoint's folder.
+pub(crate) const CHECKPOINT_FILE: &str = "weights.safetensors";
 const POOL: &str = "pool.";
 const HEAD: &str = "head.fc.weight";
 
@@ -153,7 +155,8 @@ where
     })
 }
 
-/// The weight file that a path means: itself, or `weights/model.safetensors` or `model.safetensors` in it.
+/// The weight file that a path means: itself, or `weights/model.safetensors`, `model.safetensors` or a checkpoint's
+/// `weights.safetensors` in it.
 ///
 /// # Errors
 /// [`Error::Read`] when there is nothing; [`Error::Malformed`] for a folder that holds neither.
@@ -162,13 +165,13 @@ pub fn find_weights(source: &Path) -> Result<PathBuf> {
     if !about.is_dir() {
         return Ok(source.into());
     }
-    let candidates = [source.join("weights").join(MODEL_FILE), source.join(MODEL_FILE)];
+    let candidates = [source.join("weights").join(MODEL_FILE), source.join(MODEL_FILE), source.join(CHECKPOINT_FILE)];
     candidates.into_iter().find(|file| file.is_file()).ok_or_else(|| {
         Error::malformed(
             source,
-            format!("weights/{MODEL_FILE} or {MODEL_FILE}"),
-            "neither",
-            "give a run that has saved its weights, or a weight file",
+            format!("weights/{MODEL_FILE}, {MODEL_FILE}, or {CHECKPOINT_FILE} of a checkpoint"),
+            "none of them",
+            "give a run that has saved its weights, a checkpoint's folder, or a weight file",
         )
     })
 }
@@ -221,6 +224,7 @@ where
             match source(entry) {
                 Some(name) => {
                     weights.file_of(&name).place(&name, entry, flat)?;
+                    refuse_not_finite(weights.file_of(&name).path(), &name, &flat[entry.range.clone()])?;
                     loaded.push(entry.name.clone());
                     used.push(name);
                 }
@@ -238,6 +242,17 @@ where
         fresh,
         unused: names.filter(|name| !used.contains(name)).collect(),
     })
+}
+
+/// Numbers that are not finite would only show as steps that are not.
+fn refuse_not_finite<W: Wide>(path: &Path, name: &str, values: &[W]) -> Result<()> {
+    let bad = values.iter().filter(|&&value| !Wide::to_f64(value).is_finite()).count();
+    if bad == 0 {
+        return Ok(());
+    }
+    let found = format!("{bad} of {} that are not", values.len());
+    let advice = "its training diverged, or the file is damaged: give an earlier one";
+    Err(Error::malformed(path, format!("finite numbers in `{name}`"), found, advice))
 }
 
 /// The stage in a name such as `stages.2.blocks.0.conv1.weight`.

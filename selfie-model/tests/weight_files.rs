@@ -10,6 +10,9 @@ use selfie_model::{
 use serde_json::{Value, json};
 use std::path::Path;
 
+/// A value that no initialisation has.
+const MARK: f32 = 12_345.0;
+
 fn model() -> ModelConfig {
     ModelConfig::preset(Preset::Tiny, 32)
 }
@@ -250,7 +253,7 @@ fn lying_names_are_only_unused_and_nan_is_a_number() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("weights.safetensors");
     let last = format!("stages.{}.blocks.0.conv1.weight", usize::MAX);
-    let nan = f32::NAN.to_le_bytes().repeat(8 * 3 * 9);
+    let nan = MARK.to_le_bytes().repeat(8 * 3 * 9);
     let given = classifier(&model(), 3, 1);
     let parts = [
         (&given.parameters().table, &given.parameters().master),
@@ -269,7 +272,7 @@ fn lying_names_are_only_unused_and_nan_is_a_number() {
     let mut network = classifier(&model(), 3, 2);
     let report = initialize(&mut network, &path, PatchNorm::Reuse).expect("stages 0 to 3 are there");
     assert!(report.unused.contains(&last), "{report:?}");
-    assert!(tensor(&network, "stem.conv.weight").iter().all(|value| value.is_nan()));
+    assert!(tensor(&network, "stem.conv.weight").iter().all(|&value| value == MARK));
 }
 
 #[test]
@@ -319,4 +322,23 @@ fn the_small_stem_is_not_called_timms() {
     for line in ["not a timm model", "model.stem.conv = ", "model.stem.pool = torch.nn.Identity()", "stem_chs=8"] {
         assert!(readme.contains(line), "{line} in {readme}");
     }
+}
+
+#[test]
+fn weights_that_are_not_finite_are_refused() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut network = classifier(&model(), 3, 1);
+    let place = network.parameters().table.get("stem.conv.weight").expect("a stem").range.start;
+    network.parameters_mut().master[place + 1] = f32::INFINITY;
+    write(&network, &model(), folder.path());
+    let mut other = classifier(&model(), 3, 2);
+    let before = other.parameters().master.clone();
+    for error in [
+        load_weights(&mut other, folder.path()).expect_err("infinite"),
+        initialize(&mut other, folder.path(), PatchNorm::Fresh).expect_err("infinite"),
+    ] {
+        let text = error.to_string();
+        assert!(text.contains("stem.conv.weight") && text.contains("1 of 216"), "{text}");
+    }
+    assert_eq!(other.parameters().master, before);
 }

@@ -29,6 +29,8 @@ struct Findings {
     status: Option<Status>,
     /// Of a run: its checkpoints.
     checkpoints: Vec<String>,
+    /// The one of them that did best on held-out images.
+    best: Option<String>,
     /// Of a checkpoint.
     progress: Option<Value>,
 }
@@ -80,6 +82,7 @@ fn look(path: &Path) -> anyhow::Result<Findings> {
         loading: None,
         status: None,
         checkpoints: Vec::new(),
+        best: None,
         progress: None,
     };
     if path.is_file() {
@@ -102,6 +105,9 @@ fn look(path: &Path) -> anyhow::Result<Findings> {
             findings.checkpoints = names.filter_map(|name| name.file_name().into_string().ok()).collect();
             findings.checkpoints.retain(|name| name.starts_with("step-"));
             findings.checkpoints.sort();
+            let best = std::fs::read_to_string(path.join("state/best")).ok();
+            findings.best =
+                best.map(|best| best.trim_end().to_string()).filter(|best| findings.checkpoints.contains(best));
             path.join("weights")
         };
         for name in [MODEL_FILE, POOL_FILE] {
@@ -161,6 +167,7 @@ impl Findings {
             "status": self.status,
             "progress": self.progress,
             "checkpoints": self.checkpoints,
+            "best": self.best,
             "config": self.config,
             "not_pretrained": self.not_pretrained(),
             "files": files,
@@ -194,6 +201,10 @@ impl Findings {
         if self.kind == "a run folder" {
             let list = if self.checkpoints.is_empty() { "none".into() } else { self.checkpoints.join(", ") };
             writeln!(text, "  checkpoints: {list}").expect(INFALLIBLE);
+            if let Some(best) = &self.best {
+                writeln!(text, "  best:        {best} (selfie finetune --init {}/state/{best})", path.display())
+                    .expect(INFALLIBLE);
+            }
             if self.files.is_empty() {
                 writeln!(text, "  no weights yet").expect(INFALLIBLE);
             }

@@ -127,7 +127,7 @@ fn configurations_that_no_machine_could_run() {
         ("train", "steps = -1", "train.steps"),
         ("train", "lr = nan", "train.lr"),
         ("train", "lr = -inf", "train.lr"),
-        ("train", "lr = 1e400", "train.lr"),
+        ("train", "lr = 1e400", "lr = 1e400"),
         ("train", "batch = 0", "train.batch"),
         ("train", "batch = 4611686018427387904", "train.batch"),
         ("train", "minutes = 1e300", "train.minutes"),
@@ -155,7 +155,7 @@ fn configurations_that_no_machine_could_run() {
     let deep = format!("a = {}{}", "[".repeat(100_000), "]".repeat(100_000));
     for (bytes, code) in [(deep.as_bytes(), 2), (b"\xff\xfe[train]", 3), (b"[train", 2), (b"train = 1", 2)] {
         write(&file, bytes);
-        fails(&format!("config show pretrain -c {}", text(&file)), code, &["hostile.toml"]);
+        fails(&format!("config show -c {}", text(&file)), code, &["hostile.toml"]);
     }
 }
 

@@ -314,10 +314,10 @@ mod tests {
                 Ok(budget) => {
                     prop_assert_eq!(budget.to_string().parse::<LabelBudget>().expect("prints what it reads"), budget.clone());
                     if let Err(error) = budget.select(&Plain::of_classes(&[3, 5]), &seeded) {
-                        prop_assert!(matches!(error, Error::Usage { .. }));
+                        prop_assert!(matches!(error, Error::Usage { .. }), "{error}");
                     }
                 }
-                Err(error) => prop_assert!(matches!(error, Error::Usage { .. })),
+                Err(error) => prop_assert!(matches!(error, Error::Usage { .. }), "{error}"),
             }
         }
 

@@ -293,7 +293,7 @@ mod tests {
         fn any_text_is_options_or_wrong(text in "((train|test|size|classes|seed|\\PC{1,3})=?[0-9]{0,22},?){0,4}") {
             match text.parse::<Options>() {
                 Ok(options) => prop_assert!(options.train.min(options.test) >= 1 && options.size <= 1024),
-                Err(error) => prop_assert!(matches!(error, Error::Usage { .. })),
+                Err(error) => prop_assert!(matches!(error, Error::Usage { .. }), "{error}"),
             }
         }
     }

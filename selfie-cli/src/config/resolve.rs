@@ -404,7 +404,7 @@ mod tests {
 
         #[test]
         fn any_number_is_in_range_or_said(
-            key in prop::sample::select(KEYS),
+            key in prop::sample::select(KEYS.iter().collect::<Vec<_>>()),
             number in prop_oneof![any::<f64>().prop_map(|x| format!("{x:?}")), any::<i64>().prop_map(|x| x.to_string())],
         ) {
             let (section, name) = key.split();

@@ -530,12 +530,12 @@ mod tests {
         ];
         for (members, parts) in cases {
             for load in [from_folder(&members, Split::Train), from_archive(&archive(&members), Split::Train)] {
-                let message = load.err().expect("must be refused").to_string();
+                let message = load.expect_err("must be refused").to_string();
                 assert!(parts.iter().all(|part| message.contains(part)), "{message}");
             }
         }
         let twice = [members(), members()].concat();
-        let message = from_archive(&archive(&twice), Split::Train).err().expect("must be refused").to_string();
+        let message = from_archive(&archive(&twice), Split::Train).expect_err("must be refused").to_string();
         assert!(message.contains("twice"), "{message}");
     }
 
@@ -581,7 +581,7 @@ mod tests {
     #[test]
     fn other_archives_are_told_apart() {
         let other = archive(&[("readme.md", vec![0; 10])]);
-        let message = from_archive(&other, Split::Train).err().expect("must be refused").to_string();
+        let message = from_archive(&other, Split::Train).expect_err("must be refused").to_string();
         assert!(message.contains("readme.md"), "{message}");
     }
 }

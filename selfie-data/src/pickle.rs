@@ -828,7 +828,7 @@ mod tests {
     #[test]
     fn bombs_cost_no_more_than_their_size() {
         // Lists of lists that each hold the one before ten times: 10^2000 values if copied.
-        let bomb = [b"]".repeat(1).as_slice(), &b"q\0](h\0h\0h\0h\0h\0h\0h\0h\0h\0h\0e".repeat(2_000), b"."].concat();
+        let bomb = [b"]".as_slice(), &b"q\0](h\0h\0h\0h\0h\0h\0h\0h\0h\0h\0e".repeat(2_000), b"."].concat();
         look(&Pickle::read(&bomb).expect("well formed"));
         // A list that holds itself, and 60,000 lists inside each other.
         look(&Pickle::read(b"]q\0h\0a.").expect("well formed"));

@@ -48,7 +48,7 @@ impl Flat<'_> {
     pub(crate) fn labels(&self) -> Result<Option<Vec<u32>>> {
         for name in LISTS.into_iter().chain([KAGGLE, TENSORFLOW]) {
             if let Some((path, text)) = self.find(name)? {
-                return self.from_text(name, &path, &text).map(Some);
+                return self.read_labels(name, &path, &text).map(Some);
             }
         }
         match self.find(DEVKIT)? {
@@ -82,9 +82,10 @@ impl Flat<'_> {
         Ok(None)
     }
 
-    fn from_text(&self, name: &str, path: &Path, text: &str) -> Result<Vec<u32>> {
+    fn read_labels(&self, name: &str, path: &Path, text: &str) -> Result<Vec<u32>> {
         let lines = (1..).zip(text.lines()).map(|(number, line)| (number, line.trim()));
-        let lines = lines.filter(|(number, line)| !line.is_empty() && !(name == KAGGLE && *number == 1));
+        let is_head = |number: usize| name == KAGGLE && number == 1;
+        let lines = lines.filter(|(number, line)| !line.is_empty() && !is_head(*number));
         let parsed: std::result::Result<Vec<Line<'_>>, usize> =
             lines.map(|(number, text)| line(name, number, text).ok_or(number)).collect();
         let lines = parsed.map_err(|number| {

@@ -550,7 +550,7 @@ mod tests {
             let mut tar = header.as_bytes().chain(io::repeat(0).take(MAX_UNPACKED_BYTES + (1 << 20)));
             let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
             io::copy(&mut tar, &mut gzip).expect("in memory");
-            from_archive(&gzip.finish().expect("in memory"), Split::Train).err().expect("a bomb").to_string()
+            from_archive(&gzip.finish().expect("in memory"), Split::Train).expect_err("a bomb").to_string()
         };
         use tar::EntryType;
         for (name, kind) in
@@ -574,7 +574,7 @@ mod tests {
         header.set_size(0);
         tar.append_link(&mut header, "data_batch_1.bin", "/etc/passwd").expect("in memory");
         let bytes = tar.into_inner().and_then(GzEncoder::finish).expect("in memory");
-        let message = from_archive(&bytes, Split::Train).err().expect("no batches").to_string();
+        let message = from_archive(&bytes, Split::Train).expect_err("no batches").to_string();
         assert!(message.contains("files named nothing"), "{message}");
     }
 

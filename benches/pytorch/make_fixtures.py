@@ -31,7 +31,9 @@ PARITY = {
     "pretrain_32": f"--task pretrain --image-size 32 --batch 32 {REDUCED}",
     "pretrain_32_scaled": f"--task pretrain --image-size 32 --batch 32 {REDUCED}"
     " --no-encoder-positions --logit-scale 0.125",
+    "pretrain_32_places": f"--task pretrain --image-size 32 --batch 32 {REDUCED} --query places",
     "pretrain_224": f"--task pretrain --image-size 224 --batch 4 {REDUCED}",
+    "pretrain_224_places": f"--task pretrain --image-size 224 --batch 4 {REDUCED} --query places",
     "finetune_32": "--task finetune --image-size 32 --batch 32 --depths 2,1,2,1 --width 8",
     "finetune_224": f"--task finetune --image-size 224 --batch 4 {REDUCED}",
     "pretrain_32_deep": f"--task pretrain --image-size 32 --batch 8 {DEEP_PRETRAIN}",

@@ -200,11 +200,15 @@ class AttentionPool(nn.Module):
             return self.pos
         return (self.row[:, None] + self.col[None, :]).reshape(-1, self.row.shape[1])
 
-    def forward(self, h: Tensor) -> Tensor:
-        x = torch.cat([self.u0.to(h.dtype).expand(h.shape[0], 1, -1), h], 1)
+    def forward(self, h: Tensor, places: Tensor | None = None) -> Tensor:
+        """Summary of the visible patches h [B, n, dim], [B, 1, dim]; or one for each of `places`,
+        the position embeddings [B, m, dim] of what is asked for, [B, m, dim]."""
+        u0 = self.u0.to(h.dtype).expand(h.shape[0], 1, -1)
+        asking = u0 if places is None else u0 + places
+        x = torch.cat([asking, h], 1)
         for block in self.blocks:
             x = block(x)
-        return x[:, 0]
+        return x[:, : asking.shape[1]]
 
 
 class Selfie(nn.Module):
@@ -221,6 +225,7 @@ class Selfie(nn.Module):
         ffn: int = 640,
         encoder_positions: bool = True,
         logit_scale: float = 1.0,
+        query: str = "summary",
     ):
         super().__init__()
         self.patch = patch
@@ -228,6 +233,7 @@ class Selfie(nn.Module):
         self.hidden_patches = round(self.grid * self.grid * 0.25)
         self.encoder_positions = encoder_positions
         self.logit_scale = logit_scale
+        self.query = query
         self.backbone = Backbone(3, image_size <= 64, None, depths, width)
         self.pool = AttentionPool(self.grid, self.backbone.dim, heads, ffn, drop=drop)
 
@@ -250,8 +256,8 @@ class Selfie(nn.Module):
             return h.gather(1, index[..., None].expand(-1, -1, h.shape[2]))
 
         pos = self.pool.positions()
-        u = self.pool(take(seen) + pos[seen] if self.encoder_positions else take(seen))
-        query = u[:, None] + pos[masked]
+        visible = take(seen) + pos[seen] if self.encoder_positions else take(seen)
+        query = self.pool(visible, pos[masked] if self.query == "places" else None) + pos[masked]
         key = take(masked)
         wide = torch.float64 if h.dtype == torch.float64 else torch.float32
         with torch.autocast(x.device.type, enabled=False):  # the logits are computed in f32
@@ -277,6 +283,7 @@ def build(args: argparse.Namespace, drop: float = 0.1) -> nn.Module:
         ffn=10 * args.width,  # 640 at the full width
         encoder_positions=not args.no_encoder_positions,
         logit_scale=args.logit_scale,
+        query=args.query,
     )
 
 
@@ -547,6 +554,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--width", type=int, default=64)
         command.add_argument("--logit-scale", type=float, default=1.0)
         command.add_argument("--no-encoder-positions", action="store_true")
+        command.add_argument("--query", choices=["summary", "places"], default="summary")
 
     timing = commands.add_parser("bench", help="time whole steps on random data")
     network_options(timing, ["pretrain", "finetune", "infer"])

@@ -19,6 +19,7 @@ use crate::config::{KEYS, Key, Kind, Request, Task, by_preset};
     max_term_width = 110,
     after_help = "Start here:
   selfie demo                                                  no data needed, two minutes
+  selfie data check --data photos/                             is anything wrong with the images?
   selfie pretrain --data photos/ --out runs/pre                any folder of images
   selfie finetune --data photos/ --init runs/pre --labels 5% --out runs/fine
   selfie evaluate runs/fine --data photos/
@@ -60,6 +61,15 @@ pub enum Command {
   selfie inspect runs/pre
   selfie inspect runs/pre/weights/model.safetensors --json")]
     Inspect(Inspect),
+    /// Take a step again whose loss or gradient was not finite
+    #[command(after_help = "A run writes not-finite-STEP.safetensors for such a step, with its images and parameters.
+Examples:
+  selfie replay runs/pre                                       the last one of a run
+  selfie replay runs/pre/not-finite-00001200.safetensors --precision f32")]
+    Replay(Replay),
+    /// Look at images before training on them
+    #[command(subcommand, arg_required_else_help = true)]
+    Data(Data),
     /// Show or write the configuration
     #[command(subcommand, arg_required_else_help = true)]
     Config(Config),
@@ -117,6 +127,80 @@ pub struct Inspect {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+/// Flags of `replay`.
+#[derive(Clone, Debug, Args)]
+pub struct Replay {
+    /// A not-finite-*.safetensors file, or a run folder
+    pub path: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Where to compute
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = ["auto", "cpu", "cuda"])]
+    pub device: String,
+    /// Type of the activations: the run's own shows what it met, f32 whether that is the cause
+    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = ["auto", "f32", "bf16"])]
+    pub precision: String,
+    /// Threads that compute; 0 takes one per core
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+}
+
+/// Commands of `data`.
+#[derive(Debug, Subcommand)]
+pub enum Data {
+    /// What is wrong with the images: unreadable, leaking into the test part, duplicate, constant, tiny, misnamed
+    #[command(after_help = DATA_CHECK_HELP)]
+    Check(DataCheck),
+}
+
+const DATA_CHECK_HELP: &str = "\
+Reads every image of both parts once and writes nothing. What training does with each finding:
+  unreadable            skipped and listed in skipped.txt; above --max-bad (1%) an error
+  in train and test     used as it is: test accuracy flatters
+  duplicate             used as it is: seen more often; if classes differ, labels contradict
+  constant              used as it is: all patches are alike, so the puzzle has no answer
+  tiny                  used, enlarged where the network takes larger images
+  misnamed              used as it is: the content decides, not the extension
+Duplicates are exact: the same size and the same pixels after decoding, whatever the file format.
+
+Keys of --json (all findings, not only the first ten; images by their path in the data):
+  path, seconds, min_side, class_mismatch: text or null,
+  leaks: [{train: [..], test: [..], classes: [..]}],
+  train and test (null if there is none), each with
+    description, images, unlabelled, allowed_bad (unreadable ones that --max-bad 1% allows),
+    unreadable: [{key, reason}], misnamed: [{key, extension, content}],
+    duplicates: [{keys: [..], classes: [..]}], constant: [..], tiny: [{key, height, width}],
+    classes: {name: images},
+    sizes: {short_side, long_side, aspect}, each {min, median, max}, or null
+
+Exit code 0 whenever the data could be opened; with --strict 3 if one is unreadable or leaks.
+
+Examples:
+  selfie data check --data photos/
+  selfie data check --data cifar-10-binary.tar.gz --json > audit.json
+  selfie data check --data photos/ --strict && selfie pretrain --data photos/ --out runs/pre";
+
+/// Flags of `data check`.
+#[derive(Debug, Args)]
+pub struct DataCheck {
+    /// A folder of images, a CIFAR archive or folder, a tar of images, or `synthetic:`
+    #[arg(long, value_name = "PATH")]
+    pub data: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Exit with 3 if an image is unreadable, or in both the training and the test part
+    #[arg(long)]
+    pub strict: bool,
+    /// Report images with a side of fewer pixels
+    #[arg(long, value_name = "PIXELS", default_value_t = selfie_data::DEFAULT_MIN_SIDE)]
+    pub min_side: usize,
+    /// Threads that read; 0 takes one per core
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
 }
 
 /// Commands of `config`.

@@ -133,6 +133,31 @@ pub fn for_evaluation(data: &Data) -> anyhow::Result<(Images, Option<String>)> {
     Ok((images(data, dataset, items), note))
 }
 
+/// All images at a path.
+pub struct Whole {
+    /// To train on.
+    pub train: Arc<dyn Dataset>,
+    /// The test part, if there is one beside them.
+    pub test: Option<Arc<dyn Dataset>>,
+}
+
+/// The images that `data check` looks at.
+///
+/// # Errors
+/// Those of the data.
+pub fn for_audit(path: &Path) -> anyhow::Result<Whole> {
+    let open = |split| selfie_data::open(path, split, Need::Images, &PhiloxDraws::seeded);
+    let train = open(Split::Train)?;
+    let test = match open(Split::Test) {
+        Ok(test) => test,
+        Err(Error::NoTestPart { .. }) => return Ok(Whole { train, test: None }),
+        Err(error) => return Err(error.into()),
+    };
+    // A folder that is itself called `val` is its own test part. Equal names are the same files.
+    let same = train.len() == test.len() && (0..train.len()).all(|index| train.key(index) == test.key(index));
+    Ok(Whole { train, test: (!same).then_some(test) })
+}
+
 impl Parts {
     /// `data.json`: enough to see later whether the data are the same.
     pub fn as_json(&self) -> Value {

@@ -46,6 +46,8 @@ fn run(command: &Command) -> anyhow::Result<Exit> {
         Command::Finetune(arguments) => commands::finetune::run(arguments),
         Command::Evaluate(arguments) => commands::evaluate::run(arguments),
         Command::Inspect(arguments) => commands::inspect::run(arguments),
+        Command::Replay(arguments) => commands::replay::run(arguments),
+        Command::Data(command) => commands::data::run(command),
         Command::Config(config) => commands::config::run(config),
     }
 }

@@ -5,8 +5,6 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::Context;
-
 static FILE: Mutex<Option<File>> = Mutex::new(None);
 
 /// Writes to the present file, if there is one.
@@ -28,6 +26,8 @@ impl Write for ToFile {
 /// Starts logging; nothing is kept until [`to`] names a file.
 pub fn start() {
     let subscriber = tracing_subscriber::fmt().with_writer(|| ToFile).with_ansi(false).with_target(false);
+    // A log that cannot be written ends no run: whatever else cannot be written says why.
+    let subscriber = subscriber.log_internal_errors(false);
     // It fails only where there is a subscriber already, which then logs.
     let _ = subscriber.try_init();
 }
@@ -37,11 +37,8 @@ pub fn start() {
 /// # Errors
 /// A file that cannot be opened.
 pub fn to(path: &Path) -> anyhow::Result<()> {
-    let file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .with_context(|| format!("cannot write {}", path.display()))?;
+    let refused = |source| selfie_model::Error::Write { path: path.to_path_buf(), source };
+    let file = OpenOptions::new().create(true).append(true).open(path).map_err(refused)?;
     *FILE.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
     Ok(())
 }

@@ -12,6 +12,9 @@ const PARTS: u64 = 1_000;
 /// Plain lines are at least this far apart.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
 
+/// The bar's numbers change at most this often: they are to be read.
+const REDRAW_EVERY: Duration = Duration::from_millis(200);
+
 /// To whom a reporter speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Voice {
@@ -87,10 +90,7 @@ impl Reporter {
 
     /// Begins a training that stands at `fraction`; `chance` is the accuracy of guessing.
     pub fn begin(&mut self, name: &str, fraction: f64, chance: f64) {
-        let bar = if self.terminal { ProgressBar::new(PARTS) } else { ProgressBar::hidden() };
-        let style = ProgressStyle::with_template("{prefix} [{bar:12}] {percent:>3}%  {wide_msg}");
-        bar.set_style(style.expect("a constant template").progress_chars("=> "));
-        bar.set_prefix(name.to_string());
+        let bar = bar(name, self.terminal);
         bar.set_position((fraction * PARTS as f64) as u64);
         self.training = Some(Training {
             bar,
@@ -113,7 +113,7 @@ impl Reporter {
         recent.loss += step.loss;
         recent.accuracy += step.accuracy;
         let due = |since: Duration| training.last_line.is_none_or(|last| last.elapsed() >= since);
-        if !due(if terminal { Duration::from_millis(200) } else { PLAIN_EVERY }) && fraction < 1.0 {
+        if !due(if terminal { REDRAW_EVERY } else { PLAIN_EVERY }) && fraction < 1.0 {
             return;
         }
         training.last_line = Some(Instant::now());
@@ -156,6 +156,57 @@ impl Training {
     }
 }
 
+/// One pass over images: a bar on a terminal, plain lines elsewhere if it takes long.
+#[derive(Debug)]
+pub struct Pass {
+    bar: ProgressBar,
+    terminal: bool,
+    began: Instant,
+    last_line: Instant,
+}
+
+impl Pass {
+    /// Begins a pass, to be told of where `reporter` speaks.
+    pub fn begin(reporter: &Reporter, name: &str) -> Self {
+        let now = Instant::now();
+        Self { bar: bar(name, reporter.terminal), terminal: reporter.terminal, began: now, last_line: now }
+    }
+
+    /// The pass stands at `done` of `total` images.
+    pub fn at(&mut self, done: usize, total: usize) {
+        let every = if self.terminal { REDRAW_EVERY } else { PLAIN_EVERY };
+        if self.last_line.elapsed() < every || done == 0 {
+            return;
+        }
+        self.last_line = Instant::now();
+        let elapsed = self.began.elapsed().as_secs_f64();
+        let left = duration(elapsed * (total - done) as f64 / done as f64);
+        let rate = done as f64 / elapsed;
+        let message = format!("{left} left  {} of {} images  {rate:.0} images/s", grouped(done), grouped(total));
+        if self.terminal {
+            self.bar.set_position((PARTS as f64 * done as f64 / total as f64) as u64);
+            self.bar.set_message(message);
+        } else {
+            eprintln!("{message}");
+        }
+    }
+
+    /// The pass ended; gives the seconds it took.
+    pub fn end(self) -> f64 {
+        self.bar.finish_and_clear();
+        self.began.elapsed().as_secs_f64()
+    }
+}
+
+/// A bar of [`PARTS`] parts; hidden where there is no terminal.
+fn bar(name: &str, terminal: bool) -> ProgressBar {
+    let bar = if terminal { ProgressBar::new(PARTS) } else { ProgressBar::hidden() };
+    let style = ProgressStyle::with_template("{prefix} [{bar:12}] {percent:>3}%  {wide_msg}");
+    bar.set_style(style.expect("a constant template").progress_chars("=> "));
+    bar.set_prefix(name.to_string());
+    bar
+}
+
 /// Seconds as `1h02m`, `2m05s` or `7s`.
 pub fn duration(seconds: f64) -> String {
     let whole = seconds.round().max(0.0) as u64;
@@ -166,6 +217,19 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
+/// 1234567 as `1,234,567`.
+pub fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,5 +238,10 @@ mod tests {
     fn durations_read_well() {
         let texts = [0.4, 59.6, 125.0, 3720.0].map(duration);
         assert_eq!(texts, ["0s", "1m00s", "2m05s", "1h02m"]);
+    }
+
+    #[test]
+    fn numbers_are_grouped() {
+        assert_eq!([7, 1234, 25_549_352].map(grouped), ["7", "1,234", "25,549,352"]);
     }
 }

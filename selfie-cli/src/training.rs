@@ -15,11 +15,14 @@ use crate::config::{Resolved, Settings, Train};
 use crate::data::limited;
 use crate::exit::Problem;
 use crate::progress::Reporter;
-use crate::run_folder::{Line, Metrics, RunFolder, State, Status, memory_bytes, peak_bytes};
+use crate::run_folder::{Line, Metrics, NOT_FINITE, RunFolder, State, Status, memory_bytes, peak_bytes, step_files};
 use crate::signals::Signals;
 
 /// `status.json` is rewritten at least this often.
 const STATUS_EVERY: Duration = Duration::from_secs(10);
+
+/// Files of steps that were not finite that a run keeps.
+const MAX_STEP_FILES: usize = 5;
 
 /// What the loop needs beside the trainer.
 pub struct Job<'a> {
@@ -143,6 +146,7 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
             if self.evaluation_is_due() {
                 self.evaluate(self.settings.eval_images)?;
             }
+            self.keep_best()?;
             let metrics = self.step()?;
             self.reporter.step(&metrics, self.trainer.fraction());
             observe(self.trainer, &metrics, self.reporter)?;
@@ -151,7 +155,21 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
             }
         }
         self.save()?;
-        Ok(Ended::Finished(self.evaluate(usize::MAX)?))
+        let evaluation = self.evaluate(usize::MAX)?;
+        self.keep_best()?;
+        Ok(Ended::Finished(evaluation))
+    }
+
+    /// Saves and marks the checkpoint of this step if it is the best so far. Which one that is follows from the metrics,
+    /// so a run that is killed in between knows it as well.
+    fn keep_best(&self) -> anyhow::Result<()> {
+        let step = self.trainer.progress().step;
+        if self.metrics.best().is_some_and(|(best, _)| best == step) && self.store.best() != Some(step) {
+            self.metrics.flush()?;
+            self.trainer.save(&self.store, &self.config)?;
+            self.store.mark_best(step)?;
+        }
+        Ok(())
     }
 
     fn evaluation_is_due(&self) -> bool {
@@ -162,12 +180,7 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
     fn step(&mut self) -> anyhow::Result<StepMetrics> {
         let result = self.trainer.step();
         if let Ok(StepMetrics { finite: false, .. }) | Err(selfie_model::Error::Diverged { .. }) = &result {
-            let step = self.trainer.progress().step;
-            let name = format!("not-finite-{step:08}.safetensors");
-            self.trainer.write_batch(&self.job.folder.file(&name))?;
-            self.reporter.warn(format!(
-                "step {step}: loss or gradient is not finite; its update was not applied, its batch is in {name}"
-            ));
+            self.record_not_finite()?;
         }
         let metrics = result?;
         self.since_line.images += metrics.images as f64;
@@ -185,6 +198,22 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
             self.write_status(State::Running)?;
         }
         Ok(metrics)
+    }
+
+    /// Keeps a step that was not finite, unless there are enough of them: each holds all parameters.
+    fn record_not_finite(&self) -> anyhow::Result<()> {
+        let (folder, step) = (self.job.folder, self.trainer.progress().step);
+        let name = format!("{NOT_FINITE}{step:08}.safetensors");
+        let kept = if folder.file(&name).exists() || step_files(folder.root())?.len() < MAX_STEP_FILES {
+            let classes = (!self.job.classes.is_empty()).then_some(self.job.classes.len());
+            self.trainer.write_step(&folder.file(&name), self.job.model, classes)?;
+            format!("its images and parameters are in {name} (selfie replay {})", folder.root().display())
+        } else {
+            format!("it is not kept, as there are {MAX_STEP_FILES} such files already")
+        };
+        self.reporter
+            .warn(format!("step {step}: loss or gradient is not finite; its update was not applied, and {kept}"));
+        Ok(())
     }
 
     fn write_line(&mut self, metrics: &StepMetrics) -> anyhow::Result<()> {
@@ -239,6 +268,7 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
 
     /// Checkpoint and weights.
     fn save(&mut self) -> anyhow::Result<()> {
+        self.metrics.flush()?;
         self.trainer.save(&self.store, &self.config)?;
         let about = About { model: self.job.model, classes: self.job.classes };
         write_weights(self.trainer.network(), about, &self.job.folder.weights())?;

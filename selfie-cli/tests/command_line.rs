@@ -8,7 +8,7 @@ use support::{fails, ran, selfie, text, works, write};
 #[test]
 fn help_teaches() {
     let all = works("--help").out;
-    for command in ["demo", "pretrain", "finetune", "evaluate", "inspect", "config"] {
+    for command in ["demo", "pretrain", "finetune", "evaluate", "inspect", "data", "config"] {
         assert!(all.contains(command), "{all}");
     }
     for (command, flags) in [
@@ -19,6 +19,7 @@ fn help_teaches() {
         ),
         ("finetune", "--data --out --init --labels --reuse-patch-norm --validation --json"),
         ("evaluate", "--data --limit --json"),
+        ("data check", "--data --json --strict --min-side --threads --max-bad"),
     ] {
         let help = works(&format!("{command} --help")).out;
         for flag in flags.split_whitespace() {

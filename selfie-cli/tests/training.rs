@@ -8,6 +8,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use support::traces::{assert_same, traces};
 use support::{fails, selfie, text, works, write_images};
 
 const DATA: &str = "synthetic:train=60,test=20,classes=4";
@@ -43,43 +44,6 @@ fn last_step(out: &Path) -> u64 {
     steps.max().unwrap_or(0)
 }
 
-/// Everything that must not depend on the way: all weights and checkpoints, and the metrics without times.
-fn traces(out: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let state = format!("state/step-{STEPS:08}");
-    let files = ["weights/model.safetensors", "weights/pool.safetensors"].map(String::from).into_iter();
-    let files = files.chain(["weights.safetensors", "velocity.safetensors"].map(|name| format!("{state}/{name}")));
-    let read = |name: String| {
-        let bytes = fs::read(out.join(&name)).unwrap_or_else(|error| panic!("{name}: {error}"));
-        (name.into(), bytes)
-    };
-    let mut traces: Vec<(PathBuf, Vec<u8>)> = files.map(read).collect();
-    let metrics = fs::read_to_string(out.join("metrics.jsonl")).expect("metrics");
-    let lines = metrics.lines().map(|line| {
-        let mut line: Value = serde_json::from_str(line).expect("JSON lines");
-        let keys = line.as_object_mut().expect("an object");
-        for timed in ["seconds", "images_per_second", "data_wait", "memory_bytes"] {
-            keys.remove(timed);
-        }
-        line.to_string() + "\n"
-    });
-    traces.push(("metrics.jsonl".into(), lines.collect::<String>().into_bytes()));
-    traces
-}
-
-#[track_caller]
-fn assert_same(one: &Path, other: &Path) {
-    for ((name, one), (_, other)) in traces(one).iter().zip(traces(other)) {
-        assert!(*one == other, "{} differs:\n{}", name.display(), describe(one, &other));
-    }
-}
-
-fn describe(one: &[u8], other: &[u8]) -> String {
-    match (std::str::from_utf8(one), std::str::from_utf8(other)) {
-        (Ok(one), Ok(other)) => format!("{one}\n---\n{other}"),
-        _ => format!("{} and {} bytes", one.len(), other.len()),
-    }
-}
-
 /// The reference run: one thread, uninterrupted.
 fn reference(folder: &Path) -> PathBuf {
     let out = folder.join("reference");
@@ -111,7 +75,9 @@ fn the_same_bytes_on_two_threads_and_resumed_after_a_kill() {
     // Other values are other bytes: what was compared can differ.
     let other = folder.path().join("other");
     works(&(pretrain(&other, STEPS) + " --lr 0.099"));
-    assert!(traces(&reference).iter().zip(traces(&other)).all(|(one, other)| *one != other));
+    let differ = |(name, one): (&String, &Vec<u8>)| traces(&other).get(name) != Some(one);
+    let traces = traces(&reference);
+    assert!(traces.iter().filter(|(name, _)| name.ends_with(".safetensors")).all(differ));
 }
 
 #[cfg(unix)]
@@ -254,7 +220,16 @@ fn a_run_that_diverges_says_so_and_keeps_the_batches() {
     fails(&line, 4, &["diverged", "not finite", "train.lr"]);
     assert_eq!(status(&out)["state"], "diverged");
     let names = fs::read_dir(&out).expect("the run").filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    assert!(names.filter(|name| name.starts_with("not-finite-")).count() >= 3);
+    let files: Vec<_> = names.filter(|name| name.starts_with("not-finite-")).collect();
+    assert!((3..=5).contains(&files.len()), "{files:?}");
+    let seen = works(&format!("replay {}", text(&out))).out;
+    for word in ["not finite, as it was", "gradients that are not finite", "lower train.lr", "train:"] {
+        assert!(seen.contains(word), "no `{word}` in {seen}");
+    }
+    let seen = works(&format!("replay {} --json", text(&out.join(&files[0])))).json();
+    assert_eq!((seen["finite"].as_bool(), seen["images"].as_array().map(Vec::len)), (Some(false), Some(8)));
+    fails(&format!("replay {}", text(folder.path())), 3, &["not-finite", "found none"]);
+    fails(&format!("replay {}", text(&out.join("config.toml"))), 3, &["config.toml", "the file of a step"]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::audit::Misnamed;
 use crate::draws::Seeded;
 use crate::error::{Error, Result, reading};
 use crate::picture::Image;
@@ -69,6 +70,12 @@ pub trait Dataset: Send + Sync {
 
     /// Image `index`. Every error concerns this image alone: the loader skips it and goes on.
     fn read(&self, index: usize) -> Result<Image>;
+
+    /// What is wrong with the name of image `index`, where it is a file whose extension stands for
+    /// another format than its content has.
+    fn misnamed(&self, _index: usize) -> Option<Misnamed> {
+        None
+    }
 
     /// Copies image `index` to `pixels`, [height, width, 3], when the geometry is fixed: the fast
     /// path of datasets in memory.

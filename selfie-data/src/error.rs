@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::dataset::Dataset;
+
 /// Result with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -15,6 +17,17 @@ pub struct BadFile {
     pub key: String,
     /// Why it could not be read.
     pub reason: String,
+}
+
+impl BadFile {
+    /// Image `index` of `dataset`, that `error` kept from being read.
+    pub(crate) fn new(dataset: &dyn Dataset, index: usize, error: Error) -> Self {
+        let reason = match error {
+            Error::BadImage { reason, .. } => reason,
+            other => other.to_string(),
+        };
+        Self { index, key: dataset.key(index), reason }
+    }
 }
 
 impl fmt::Display for BadFile {
@@ -103,8 +116,8 @@ pub enum Error {
         /// The first bad one.
         first: BadFile,
     },
-    /// A thread of the loader stopped.
-    #[error("a loader thread stopped: {message}")]
+    /// A thread that reads images stopped.
+    #[error("a thread that reads images stopped: {message}")]
     Worker {
         /// Its panic message, if it had one.
         message: String,

@@ -9,9 +9,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use crate::audit::Misnamed;
 use crate::dataset::{Dataset, Geometry, Need, Split};
 use crate::error::{Error, Result, reading};
 use crate::picture::{Image, check_size};
@@ -228,6 +229,22 @@ impl Files {
             }
         }
     }
+
+    /// The first bytes, enough to tell the format.
+    fn start(&self, entry: &Entry) -> io::Result<Vec<u8>> {
+        match &self.store {
+            Store::Folder => {
+                let mut bytes = Vec::new();
+                File::open(self.root.join(&entry.path))?.take(Misnamed::START_BYTES).read_to_end(&mut bytes)?;
+                Ok(bytes)
+            }
+            Store::Tar(file) => {
+                let mut bytes = vec![0; entry.bytes.min(Misnamed::START_BYTES) as usize];
+                read_exact_at(file, &mut bytes, entry.offset)?;
+                Ok(bytes)
+            }
+        }
+    }
 }
 
 /// The data around the chosen part, in case that labels have to come from there.
@@ -402,6 +419,12 @@ impl Dataset for Files {
         let bytes = self.bytes(entry).map_err(|error| bad(error.to_string()))?;
         Image::decode(&bytes).map_err(bad)
     }
+
+    fn misnamed(&self, index: usize) -> Option<Misnamed> {
+        let entry = &self.entries[index];
+        // A file that cannot be opened has no content; `read` says why.
+        Misnamed::of(&entry.path, &self.start(entry).ok()?)
+    }
 }
 
 #[cfg(test)]
@@ -466,6 +489,7 @@ mod tests {
                     );
                     for index in 0..tar.len() {
                         assert_eq!(folder.read(index).expect("one pixel"), tar.read(index).expect("one pixel"));
+                        assert_eq!(folder.misnamed(index), tar.misnamed(index));
                     }
                 }
                 (Err(_), Err(_)) => {}
@@ -571,8 +595,11 @@ mod tests {
         assert_eq!(data.read(0).expect("one pixel"), Image { height: 1, width: 1, pixels: vec![0, 0, 0] });
         let error = data.read(1).expect_err("not an image");
         assert!(matches!(&error, Error::BadImage { key, .. } if key == "a/2.jpg"), "{error:?}");
+        let pnm = Misnamed { extension: "jpg".into(), content: "image/x-portable-anymap" };
+        assert_eq!((data.misnamed(0), data.misnamed(1)), (Some(pnm), None));
         fs::remove_file(root.path().join("a/1.jpg")).expect("removed");
         assert!(matches!(data.read(0), Err(Error::BadImage { .. })));
+        assert_eq!(data.misnamed(0), None);
     }
 
     #[cfg(unix)]

@@ -2,6 +2,7 @@
 //! loader.
 //!
 //! - [`open`] recognises what lies at a path and gives a [`Dataset`]: u8 RGB images, perhaps labels;
+//! - [`audit`] looks at every image before anyone trains on them;
 //! - [`LabelBudget`] chooses the few labelled images; [`split_validation`] takes a part off them;
 //! - [`EpochStream`] is the endless order of training: one seeded permutation per epoch;
 //! - [`TrainLoader`] cuts it into full batches on threads of its own, [`EvalLoader`] walks a split
@@ -12,6 +13,7 @@
 //! [`Draws`], so that one generator serves the data, the CPU and the GPU.
 #![forbid(unsafe_code)]
 
+mod audit;
 mod augment;
 mod bounded;
 mod cifar;
@@ -37,11 +39,12 @@ mod tar_index;
 mod testing;
 mod val_labels;
 
+pub use audit::{Audit, AuditConfig, DEFAULT_MIN_SIDE, Leak, Misnamed, PartAudit, Sizes, Spread, Tiny, audit};
 pub use augment::{Augment, CROP_PADDING, Draw};
 pub use dataset::{Dataset, Geometry, Need, Split, check_same_classes, open};
 pub use draws::{Draws, Purpose, Seeded};
 pub use error::{BadFile, Error, ErrorKind, Result};
 pub use labels::{LabelBudget, sample_indices, split_validation, write_labels};
-pub use loader::{Batch, DEFAULT_MAX_BAD, EvalLoader, LoaderConfig, TrainLoader, UNLABELLED};
+pub use loader::{Batch, DEFAULT_MAX_BAD, EvalLoader, LoaderConfig, TrainLoader, UNLABELLED, allowed_bad};
 pub use picture::Image;
 pub use stream::EpochStream;

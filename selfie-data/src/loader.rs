@@ -25,6 +25,11 @@ pub const UNLABELLED: u32 = u32::MAX;
 /// Fraction of bad images that is allowed unless asked otherwise.
 pub const DEFAULT_MAX_BAD: f64 = 0.01;
 
+/// How many of `images` may be bad where the fraction `max_bad` may: rounded up to whole images.
+pub fn allowed_bad(images: usize, max_bad: f64) -> usize {
+    (max_bad * images as f64).ceil() as usize
+}
+
 /// How a loader works.
 #[derive(Clone, Copy, Debug)]
 pub struct LoaderConfig {
@@ -36,7 +41,7 @@ pub struct LoaderConfig {
     pub workers: usize,
     /// Finished batches waiting, over all workers; at least one per worker.
     pub depth: usize,
-    /// Fraction of the dataset's images that may be bad (rounded up to whole images).
+    /// Fraction of the dataset's images that may be bad ([`allowed_bad`]).
     pub max_bad: f64,
 }
 
@@ -187,7 +192,7 @@ impl Job {
         if !(0.0..=1.0).contains(&config.max_bad) {
             return Err(Error::usage("max-bad", config.max_bad, "a fraction from 0 to 1"));
         }
-        let allowed = (config.max_bad * dataset.len() as f64).ceil() as usize;
+        let allowed = allowed_bad(dataset.len(), config.max_bad);
         let framing = Framing { size: config.size, augment };
         Ok(Self { dataset, order, draws, framing, config, allowed, stopped: AtomicBool::new(false) })
     }
@@ -249,13 +254,8 @@ impl Job {
             match self.framing.write(&*self.dataset, index, &*self.draws, sample, resizer, pixels) {
                 Ok(draw) => return Some((index, draw)),
                 Err(error) => {
-                    let key = self.dataset.key(index);
-                    let reason = match error {
-                        Error::BadImage { reason, .. } => reason,
-                        other => other.to_string(),
-                    };
                     if !bad.iter().any(|known| known.index == index) {
-                        bad.push(BadFile { index, key, reason });
+                        bad.push(BadFile::new(&*self.dataset, index, error));
                     }
                     // The consumer will refuse the batch: no need to look further.
                     if bad.len() > self.allowed {

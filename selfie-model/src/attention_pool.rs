@@ -2,7 +2,8 @@
 //!
 //! Tokens (u0, visible patches with their positions) go through post-norm transformer blocks (Devlin et al. 2019, arXiv 1810.04805);
 //! the first token of the last block is the summary. The other outputs of that block have no reader, so it computes
-//! query, projection and MLP for the first token only.
+//! query, projection and MLP for the first token only. With a token for each hidden place (`Query::Places`) these are
+//! what is read, and the last block is like the others.
 
 use crate::config::Pretext;
 use crate::layers::{Tables, before_and_own};
@@ -15,7 +16,7 @@ use selfie_kernels::tokens::{self, PatchDims, PositionKind};
 use selfie_kernels::{Backend, Element, Memory, Result};
 use std::ops::Range;
 
-/// u0, positions and blocks: `[b, n, d]` to `[b, d]`.
+/// u0, positions and blocks: `[b, n, d]` to `[b, q, d]`.
 #[derive(Debug)]
 pub(crate) struct AttentionPool {
     dims: PatchDims,
@@ -50,7 +51,7 @@ impl AttentionPool {
         };
         let t = dims.t();
         let blocks = (0..config.pool_blocks).map(|i| {
-            let t_query = if i + 1 == config.pool_blocks { 1 } else { t };
+            let t_query = if i + 1 == config.pool_blocks && dims.q() == 1 { 1 } else { t };
             let attention = AttentionDims { b: dims.b, t_query, t, heads: config.heads, d: d / config.heads };
             Block::new(tables, i, attention, config)
         });
@@ -117,20 +118,26 @@ impl AttentionPool {
         Ok(())
     }
 
-    /// `[b, d]`, dense: what the last forward made of the images.
-    pub(crate) fn summary<'a, M: Memory, T: Element>(&self, acts: &'a AttentionPoolActs<M, T>) -> M::View<'a, T> {
-        let last = &acts.blocks[(self.blocks.len() - 1) % acts.blocks.len()];
-        M::view(last.output(), 0..self.dims.b * self.dims.d)
+    /// Elements from an image's first query to the next image's, in what is handed out.
+    pub(crate) fn query_stride(&self) -> usize {
+        if self.dims.q() == 1 { self.dims.d } else { self.dims.t() * self.dims.d }
     }
 
-    /// The summary and, in training, where its gradient belongs before [`AttentionPool::backward`]; both `[b, d]`.
+    /// `[b, q, d]` with [`AttentionPool::query_stride`]: what the last forward made of the tokens that ask.
+    pub(crate) fn summary<'a, M: Memory, T: Element>(&self, acts: &'a AttentionPoolActs<M, T>) -> M::View<'a, T> {
+        let last = &acts.blocks[(self.blocks.len() - 1) % acts.blocks.len()];
+        M::view(last.output(), 0..self.dims.b * self.query_stride())
+    }
+
+    /// The summary and, in training, where its gradient belongs before [`AttentionPool::backward`]; both
+    /// `[b, query_stride]`.
     pub(crate) fn summary_and_gradient<'a, M: Memory, T: Element>(
         &self,
         acts: &'a mut AttentionPoolActs<M, T>,
         mode: Mode,
     ) -> (M::View<'a, T>, Option<M::ViewMut<'a, T>>) {
         let last = &acts.blocks[(self.blocks.len() - 1) % acts.blocks.len()];
-        let len = self.dims.b * self.dims.d;
+        let len = self.dims.b * self.query_stride();
         let gradient = acts.scratch.gradient_mut();
         (M::view(last.output(), 0..len), (mode == Mode::Train).then(|| M::view_mut(gradient, 0..len)))
     }

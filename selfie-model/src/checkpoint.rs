@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! state/last                         name of the newest, for people and scripts
+//! state/best                         name of the best so far
 //! state/step-00012000/manifest.json  name, size and CRC-32 of the files below
 //!                     state.json     progress and configuration
 //!                     weights.safetensors    parameters (the master copy) and running statistics
@@ -10,7 +11,7 @@
 //! A checkpoint is written under another name, flushed to the disk and renamed, so that one that is there is complete.
 //! What was damaged later is found by size and checksum, and the one before is taken.
 
-use crate::durable::{self, names, write_file, write_flushed};
+use crate::durable::{self, create_folder, names, write_file, write_flushed};
 use crate::error::{Error, Result, reading, writing};
 use crate::network::Network;
 use crate::parameters::Table;
@@ -40,7 +41,7 @@ pub struct Progress {
     pub seed: u64,
 }
 
-/// The checkpoints of a run.
+/// The checkpoints of a run: the newest few, and the best.
 #[derive(Debug, Clone)]
 pub struct CheckpointStore {
     folder: PathBuf,
@@ -96,6 +97,7 @@ const WEIGHTS: &str = "weights.safetensors";
 const VELOCITY: &str = "velocity.safetensors";
 const FILES: [&str; 3] = [STATE, WEIGHTS, VELOCITY];
 const LAST: &str = "last";
+const BEST: &str = "best";
 
 /// A training of thirty years.
 const MAX_SECONDS: f64 = 1e9;
@@ -150,25 +152,52 @@ impl CheckpointStore {
     }
 
     pub(crate) fn save_snapshot<W: Wide>(&self, snapshot: &Snapshot<'_, W>) -> Result<PathBuf> {
-        fs::create_dir_all(&self.folder).map_err(writing(&self.folder))?;
+        create_folder(&self.folder)?;
         self.remove_unfinished()?;
-        let folder = self.folder.join(folder_name(snapshot.progress.step));
+        let folder = self.folder_of(snapshot.progress.step);
         // Training is a function of the step: a sound checkpoint of it needs no second writing.
         if read_files(&folder).is_err() {
             let unfinished = durable::unfinished(&folder);
-            fs::create_dir(&unfinished).map_err(writing(&unfinished))?;
-            write_files(&unfinished, snapshot)?;
-            remove(&folder)?;
-            durable::rename(&unfinished, &folder)?;
+            create_folder(&unfinished)?;
+            let mut written = write_files(&unfinished, snapshot);
+            if written.is_ok() {
+                written = remove(&folder).and_then(|()| durable::rename(&unfinished, &folder));
+            }
+            if written.is_err() {
+                // On a full disk half a checkpoint helps nobody.
+                let _ = remove(&unfinished);
+            }
+            written?;
         }
         write_file(&self.folder.join(LAST), format!("{}\n", folder_name(snapshot.progress.step)).as_bytes())?;
+        let best = self.best();
         for (step, folder) in self.list()?.into_iter().rev().skip(self.keep) {
             // One beyond the step just saved is of an earlier history, and goes by the same rule.
-            if step != snapshot.progress.step {
+            if step != snapshot.progress.step && Some(step) != best {
                 remove(&folder)?;
             }
         }
         Ok(folder)
+    }
+
+    /// Says that the checkpoint of `step`, which was saved, is the best so far: it is kept until another one is.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn mark_best(&self, step: u64) -> Result<()> {
+        write_file(&self.folder.join(BEST), format!("{}\n", folder_name(step)).as_bytes())
+    }
+
+    /// The step of the best checkpoint, if one was marked and is there.
+    pub fn best(&self) -> Option<u64> {
+        let name = fs::read_to_string(self.folder.join(BEST)).ok()?;
+        let step = step_of(name.trim_end())?;
+        self.folder_of(step).is_dir().then_some(step)
+    }
+
+    /// The folder of the checkpoint of `step`, which need not be there.
+    pub fn folder_of(&self, step: u64) -> PathBuf {
+        self.folder.join(folder_name(step))
     }
 
     /// Reads the newest checkpoint that is not damaged; `None` when there is none at all.
@@ -188,9 +217,8 @@ impl CheckpointStore {
 
     /// Steps and folders of the checkpoints, oldest first.
     fn list(&self) -> Result<Vec<(u64, PathBuf)>> {
-        let step = |name: &str| name.strip_prefix("step-")?.parse().ok();
         let mut list: Vec<_> =
-            names(&self.folder)?.iter().filter_map(|name| Some((step(name)?, self.folder.join(name)))).collect();
+            names(&self.folder)?.iter().filter_map(|name| Some((step_of(name)?, self.folder.join(name)))).collect();
         list.sort_unstable();
         Ok(list)
     }
@@ -270,6 +298,10 @@ pub fn differences(saved: &Value, now: &Value) -> Vec<Difference> {
 
 fn folder_name(step: u64) -> String {
     format!("step-{step:08}")
+}
+
+fn step_of(folder_name: &str) -> Option<u64> {
+    folder_name.strip_prefix("step-")?.parse().ok()
 }
 
 fn write_files<W: Wide>(folder: &Path, snapshot: &Snapshot<'_, W>) -> Result<()> {
@@ -405,7 +437,7 @@ mod tests {
         store.save_snapshot(&snapshot).expect("a writable folder")
     }
 
-    fn step_of(store: &CheckpointStore) -> u64 {
+    fn newest_step(store: &CheckpointStore) -> u64 {
         store.newest::<f32>().expect("one is sound").expect("there are some").checkpoint.progress.step
     }
 
@@ -443,6 +475,26 @@ mod tests {
     }
 
     #[test]
+    fn the_best_one_is_kept() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let store = CheckpointStore::new(folder.path(), 1);
+        assert_eq!(store.best(), None);
+        save(&store, 1);
+        store.mark_best(1).expect("writable");
+        for step in [2, 3] {
+            save(&store, step);
+        }
+        assert_eq!((store.best(), newest_step(&store)), (Some(1), 3));
+        store.mark_best(3).expect("writable");
+        save(&store, 4);
+        assert_eq!(names(folder.path()).expect("readable"), ["best", "last", "step-00000003", "step-00000004"]);
+        fs::write(folder.path().join(BEST), "step-00000009\n").expect("writable");
+        assert_eq!(store.best(), None, "not there");
+        fs::write(folder.path().join(BEST), [0xff, 0]).expect("writable");
+        assert_eq!(store.best(), None, "no name");
+    }
+
+    #[test]
     fn an_unfinished_one_is_none_and_goes() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let store = CheckpointStore::new(folder.path(), 2);
@@ -450,10 +502,10 @@ mod tests {
         let killed = folder.path().join(".unfinished-step-00000002");
         fs::create_dir(&killed).expect("writable");
         fs::copy(saved.join(STATE), killed.join(STATE)).expect("writable");
-        assert_eq!(step_of(&store), 1);
+        assert_eq!(newest_step(&store), 1);
         save(&store, 2);
         assert!(!killed.exists());
-        assert_eq!(step_of(&store), 2);
+        assert_eq!(newest_step(&store), 2);
     }
 
     /// A bit of every byte of every file, every file cut by a byte or emptied, and every file missing.
@@ -544,7 +596,7 @@ mod tests {
 
         // Training comes to the same step again.
         save(&store, 20);
-        assert_eq!(step_of(&store), 20);
+        assert_eq!(newest_step(&store), 20);
 
         for folder in [first, second] {
             fs::remove_file(folder.join(MANIFEST)).expect("there");

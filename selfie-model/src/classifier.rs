@@ -74,7 +74,7 @@ impl<B: Backend<T>, T: Element> Classifier<B, T> {
     /// Impossible configurations; out of memory.
     pub fn new(device: impl Into<Arc<B>>, build: Build<'_>, classes: usize) -> Result<Self> {
         let mut network = Self::build(&mut Ledger::new(device), build, classes)?;
-        network.state.initialise()?;
+        network.state.initialise(build.config)?;
         Ok(network)
     }
 

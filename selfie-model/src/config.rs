@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use selfie_kernels::attention::MAX_TOKENS;
-use selfie_kernels::tokens::{PatchDims, PositionKind};
+use selfie_kernels::tokens::{PatchDims, PositionKind, QueryKind};
 use serde::{Deserialize, Serialize};
 
 /// The network's shape. `Default` is the paper's for 32px images.
@@ -34,6 +34,8 @@ pub struct ModelConfig {
     pub positions: Positions,
     /// Whether visible patches carry their place's embedding.
     pub encoder_positions: bool,
+    /// What asks for the hidden patches.
+    pub query: Query,
     /// Factor of the objective's logits.
     pub logit_scale: LogitScale,
     /// Added to the variance by batch normalisation.
@@ -68,6 +70,18 @@ pub enum Positions {
     Table,
     /// The sum of a row's and a column's vector.
     RowCol,
+}
+
+/// What asks for the hidden patches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Query {
+    /// The paper: `v_l = u + e(l)`, with one summary u of the visible patches. As `v_l . h_j = u . h_j + e(l) . h_j`, what
+    /// is visible cannot tell one hidden place from another: patches are told apart by where such patches tend to lie.
+    Summary,
+    /// A token for each hidden place, `u0 + e(l)`, as BERT's masks: `v_l = u_l + e(l)`, so that what is visible around
+    /// a place counts.
+    Places,
 }
 
 /// Factor of the objective's logits.
@@ -131,6 +145,11 @@ impl ModelConfig {
             Preset::Small => (16, [1, 2, 2, 1]),
             Preset::Resnet50 => (64, [3, 4, 6, 3]),
         };
+        // A token for each place learns within minutes in one block without dropout, not in three.
+        let (query, pool_blocks, dropout) = match preset {
+            Preset::Tiny | Preset::Small => (Query::Places, 1, 0.0),
+            Preset::Resnet50 => (Query::Summary, 3, 0.1),
+        };
         Self {
             image_size,
             patch_size: None,
@@ -140,11 +159,12 @@ impl ModelConfig {
             // Heads of size 32, and the intermediate size in the paper's proportion (32 heads and 640 at full width).
             heads: stem_width / 2,
             ffn: 10 * stem_width,
-            pool_blocks: 3,
-            dropout: 0.1,
+            pool_blocks,
+            dropout,
             hidden_fraction: 0.25,
             positions: Positions::Auto,
             encoder_positions: true,
+            query,
             logit_scale: LogitScale::Named(NamedScale::None),
             bn_eps: 1e-5,
             bn_momentum: 0.1,
@@ -182,9 +202,14 @@ impl ModelConfig {
         }
     }
 
-    /// Patches of an image, once [`ModelConfig::check_pretext`] has passed.
+    /// Patches along a side of an image, once [`ModelConfig::check_pretext`] has passed.
+    pub fn grid(&self) -> usize {
+        self.image_size.checked_div(self.patch_side()).unwrap_or(0)
+    }
+
+    /// Patches of an image.
     pub fn patches(&self) -> usize {
-        self.image_size.checked_div(self.patch_side()).unwrap_or(0).pow(2)
+        self.grid().pow(2)
     }
 
     /// Hidden patches of an image.
@@ -250,7 +275,15 @@ impl ModelConfig {
             Positions::Table => PositionKind::Table,
             Positions::Auto | Positions::RowCol => PositionKind::RowCol,
         };
-        Ok(Pretext { patch, dims: PatchDims { b, grid: image / patch, hidden, d: width, positions }, logit_scale })
+        let queries = match self.query {
+            Query::Summary => QueryKind::Summary,
+            Query::Places => QueryKind::Places,
+        };
+        require(self.encoder_positions || self.query == Query::Summary, "query", "places", || {
+            "summary, or model.encoder_positions = true: a place that asks must know where it is".into()
+        })?;
+        let dims = PatchDims { b, grid: image / patch, hidden, d: width, positions, queries };
+        Ok(Pretext { patch, dims, logit_scale })
     }
 }
 
@@ -266,7 +299,7 @@ mod tests {
     #[test]
     fn impossible_configurations_name_the_key() {
         type Change = fn(&mut ModelConfig);
-        let cases: [(&str, Change); 16] = [
+        let cases: [(&str, Change); 17] = [
             ("image_size", |c| c.image_size = 0),
             ("patch_size", |c| c.image_size = 36),
             ("patch_size", |c| c.patch_size = Some(0)),
@@ -283,6 +316,7 @@ mod tests {
             ("hidden_fraction", |c| c.hidden_fraction = 1.0),
             ("logit_scale", |c| c.logit_scale = LogitScale::Factor(f64::NAN)),
             ("std", |c| c.std[1] = 0.0),
+            ("query", |c| (c.query, c.encoder_positions) = (Query::Places, false)),
         ];
         for (key, change) in cases {
             let mut config = ModelConfig::preset(Preset::Small, 32);
@@ -297,9 +331,11 @@ mod tests {
     fn presets_are_the_methods() {
         let small = ModelConfig::preset(Preset::Small, 32);
         assert_eq!((small.pool_width(), small.heads, small.ffn), (256, 8, 160));
+        assert_eq!((small.query, small.pool_blocks, small.dropout), (Query::Places, 1, 0.0));
         let paper = ModelConfig::preset(Preset::Resnet50, 224);
         assert_eq!((paper.pool_width(), paper.heads, paper.ffn, paper.feature_width()), (1024, 32, 640, 2048));
         assert_eq!((paper.patch_side(), paper.has_large_stem()), (32, true));
+        assert_eq!((paper.query, paper.pool_blocks, paper.dropout), (Query::Summary, 3, 0.1));
     }
 
     #[test]

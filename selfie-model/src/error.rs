@@ -49,7 +49,10 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file or folder cannot be written.
-    #[error("cannot write {}: {source}", path.display())]
+    #[error(
+        "cannot write {}: {source}; what was saved before is whole, and the same command goes on once this can be written",
+        path.display()
+    )]
     Write {
         /// The file or folder.
         path: PathBuf,

@@ -74,7 +74,7 @@ impl<B: Backend<T>, T: Element> Selfie<B, T> {
     /// Impossible configurations; out of memory.
     pub fn new(device: impl Into<Arc<B>>, build: Build<'_>) -> Result<Self> {
         let mut network = Self::build(&mut Ledger::new(device), build)?;
-        network.state.initialise()?;
+        network.state.initialise(build.config)?;
         Ok(network)
     }
 
@@ -93,7 +93,8 @@ impl<B: Backend<T>, T: Element> Selfie<B, T> {
         B::all(&self.h)
     }
 
-    /// `[b, d]`: the attention pooling's summaries of the visible patches in the last forward.
+    /// `[b, q, d]`: the attention pooling's summaries of the visible patches in the last forward. With `Query::Places` q
+    /// is the number of patches, of which the first ones, the hidden ones, ask.
     pub fn summaries(&self) -> View<'_, B, T> {
         self.pool.summary(&self.pool_acts)
     }
@@ -119,10 +120,11 @@ impl<B: Backend<T>, T: Element> Selfie<B, T> {
         let mut logits = Vec::with_capacity(dims.b * dims.hidden * dims.hidden);
         for (b, order) in order.chunks_exact(dims.n()).enumerate() {
             let hidden = || order[..dims.hidden].iter().map(|&patch| patch as usize);
-            for place in hidden() {
+            for (l, place) in hidden().enumerate() {
+                let asking = b * self.pool.query_stride() + l.min(dims.q() - 1) * dims.d;
                 for patch in hidden() {
                     let key = &h[(b * dims.n() + patch) * dims.d..][..dims.d];
-                    let query = |i: usize| u[b * dims.d + i].widen().to_f64() + position(place, i);
+                    let query = |i: usize| u[asking + i].widen().to_f64() + position(place, i);
                     logits
                         .push(scale * key.iter().enumerate().map(|(i, k)| query(i) * k.widen().to_f64()).sum::<f64>());
                 }
@@ -194,7 +196,7 @@ impl<B: Backend<T>, T: Element> Network<B, T> for Selfie<B, T> {
             dims: pretext.dims,
             valid: input.valid,
             logit_scale: pretext.logit_scale,
-            u_stride: pretext.dims.d,
+            u_stride: pool.query_stride(),
             u,
             h: B::all(h),
             order: B::all(&input.targets),

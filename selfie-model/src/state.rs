@@ -3,7 +3,7 @@
 use crate::layers::Tables;
 use crate::memory_plan::Ledger;
 use crate::network::Build;
-use crate::{Loss, Mode, Parameters, Purpose, Statistics, Update, init};
+use crate::{Loss, Mode, ModelConfig, Parameters, Purpose, Statistics, Update, init};
 use selfie_kernels::{Backend, Element, Error, Memory, Result, Wide, bn_commit, sgd};
 use std::sync::Arc;
 
@@ -75,8 +75,8 @@ impl<B: Memory, T: Element> State<B, T> {
 
 impl<B: Backend<T>, T: Element> State<B, T> {
     /// Parameters drawn from the seed, statistics of mean 0 and variance 1, momenta 0.
-    pub(crate) fn initialise(&mut self) -> Result<()> {
-        let master = init::parameters::<T::Wide>(self.seed, &self.parameters.table);
+    pub(crate) fn initialise(&mut self, config: &ModelConfig) -> Result<()> {
+        let master = init::parameters::<T::Wide>(self.seed, &self.parameters.table, config);
         self.device.upload(&master, B::all_mut(&mut self.parameters.master))?;
         let running = init::statistics::<T::Wide>(&self.statistics.table);
         self.device.upload(&running, B::all_mut(&mut self.statistics.running))?;

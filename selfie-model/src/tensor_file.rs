@@ -39,11 +39,13 @@ impl<W: Wide> TensorFile<W> {
     /// The same from the contents of `path`.
     pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let file = SafeTensors::deserialize(bytes).map_err(|error| not_safetensors(path, bytes.len(), &error))?;
+        Self::from_safetensors(path, &file, |name| !name.ends_with("num_batches_tracked"))
+    }
+
+    /// The tensors of a file whose names are to be kept.
+    pub(crate) fn from_safetensors(path: &Path, file: &SafeTensors<'_>, keep: impl Fn(&str) -> bool) -> Result<Self> {
         let mut tensors = BTreeMap::new();
-        for (name, view) in file.iter() {
-            if name.ends_with("num_batches_tracked") {
-                continue;
-            }
+        for (name, view) in file.iter().filter(|(name, _)| keep(name)) {
             let data = numbers(&view).ok_or_else(|| {
                 Error::malformed(
                     path,
@@ -146,45 +148,72 @@ fn numbers<W: Wide>(view: &TensorView<'_>) -> Option<Vec<W>> {
 
 /// The bytes of a file with the tensors of some flat buffers, each under the name in its table.
 pub(crate) fn serialize<W: Wide>(flats: &[(&Table, &[W])], keep: impl Fn(&Entry) -> bool) -> Vec<u8> {
-    let tensors = flats.iter().flat_map(|&(table, flat)| {
-        table
-            .entries()
-            .iter()
-            .map(move |entry| (entry.name.as_str(), Stored { entry, data: &flat[entry.range.clone()] }))
-    });
+    let kept = |item: &Item<'_, W>| matches!(item, Item::Stored { entry, .. } if keep(entry));
+    let items = flats.iter().flat_map(|&(table, flat)| stored(table, flat)).filter(|(_, item)| kept(item));
     // The key that PyTorch's readers look for.
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    safetensors::serialize(tensors.filter(|(_, stored)| keep(stored.entry)), Some(metadata))
-        .expect("names are unique, and lengths come from the shapes")
+    serialize_items(items, [("format", "pt".to_string())])
 }
 
-/// A tensor of a flat buffer, on its way into a file.
-struct Stored<'a, W> {
-    entry: &'a Entry,
-    data: &'a [W],
+/// The tensors of a flat buffer, under the names in its table.
+pub(crate) fn stored<'a, W: Wide>(table: &'a Table, flat: &'a [W]) -> impl Iterator<Item = (&'a str, Item<'a, W>)> {
+    let entries = table.entries().iter();
+    entries.map(|entry| (entry.name.as_str(), Item::Stored { entry, data: &flat[entry.range.clone()] }))
 }
 
-impl<W: Wide> View for Stored<'_, W> {
+/// The bytes of a file with some tensors and metadata.
+pub(crate) fn serialize_items<'a, W: Wide, S: AsRef<str> + Ord + std::fmt::Display>(
+    items: impl Iterator<Item = (S, Item<'a, W>)>,
+    metadata: impl IntoIterator<Item = (&'static str, String)>,
+) -> Vec<u8> {
+    let metadata: HashMap<_, _> = metadata.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
+    safetensors::serialize(items, Some(metadata)).expect("names are unique, and lengths come from the shapes")
+}
+
+/// A tensor on its way into a file.
+#[derive(Debug)]
+pub(crate) enum Item<'a, W> {
+    /// Part of a flat buffer.
+    Stored {
+        /// Its name and place.
+        entry: &'a Entry,
+        /// Its elements.
+        data: &'a [W],
+    },
+    /// Any other.
+    View(TensorView<'a>),
+}
+
+impl<W: Wide> View for Item<'_, W> {
     fn dtype(&self) -> Dtype {
-        match size_of::<W>() {
-            8 => Dtype::F64,
-            _ => Dtype::F32,
+        match self {
+            Item::Stored { .. } if size_of::<W>() == 8 => Dtype::F64,
+            Item::Stored { .. } => Dtype::F32,
+            Item::View(view) => view.dtype(),
         }
     }
 
     fn shape(&self) -> &[usize] {
-        &self.entry.shape
+        match self {
+            Item::Stored { entry, .. } => &entry.shape,
+            Item::View(view) => view.shape(),
+        }
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        match self.entry.layout {
-            Layout::Plain => Cow::Borrowed(bytemuck::cast_slice(self.data)),
-            Layout::Filter => Cow::Owned(bytemuck::cast_slice(&self.entry.to_file(self.data)).to_vec()),
+        match self {
+            Item::Stored { entry, data } => match entry.layout {
+                Layout::Plain => Cow::Borrowed(bytemuck::cast_slice(data)),
+                Layout::Filter => Cow::Owned(bytemuck::cast_slice(&entry.to_file(data)).to_vec()),
+            },
+            Item::View(view) => Cow::Borrowed(view.data()),
         }
     }
 
     fn data_len(&self) -> usize {
-        size_of_val(self.data)
+        match self {
+            Item::Stored { data, .. } => size_of_val(*data),
+            Item::View(view) => view.data().len(),
+        }
     }
 }
 

@@ -1,17 +1,16 @@
 //! The training step, and what surrounds it.
 
+use crate::ModelConfig;
 use crate::checkpoint::{Checkpoint, CheckpointStore, Progress};
 use crate::draws::{PhiloxDraws, training_order};
-use crate::durable::write_file;
 use crate::error::{Error, Result};
 use crate::evaluation::{Evaluation, Images, crops, evaluate, labels, loader_config};
 use crate::network::{Inputs, Loss, Mode, Network, Update};
+use crate::replay::{self, About, StepBatch};
 use crate::schedule::Schedule;
 use crate::train_config::TrainConfig;
-use safetensors::tensor::{Dtype, TensorView};
 use selfie_data::{Augment, BadFile, Batch, Dataset, EpochStream, LoaderConfig, TrainLoader};
 use selfie_kernels::{Backend, Element};
-use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,7 +33,7 @@ pub struct Trainer<B: Backend<T>, T: Element, N: Network<B, T>> {
     config: TrainConfig,
     progress: Progress,
     started: Instant,
-    /// Of the last step, one for each micro-batch: kept for [`Trainer::write_batch`] until the next.
+    /// Of the last step, one for each micro-batch: kept for [`Trainer::write_step`] until the next.
     batches: Vec<Batch>,
     targets: Vec<u32>,
     draws: Vec<i32>,
@@ -57,7 +56,7 @@ pub struct StepMetrics {
     /// Euclidean norm of the gradient, without weight decay.
     pub gradient_norm: f64,
     /// Whether loss and gradient were finite. Otherwise nothing was changed and the batch is skipped;
-    /// [`Trainer::write_batch`] has it.
+    /// [`Trainer::write_step`] has it.
     pub finite: bool,
     /// Images of the step.
     pub images: usize,
@@ -265,37 +264,33 @@ impl<B: Backend<T>, T: Element, N: Network<B, T>> Trainer<B, T, N> {
         self.loader.bad_files()
     }
 
-    /// Writes the images, draws, targets and indices of the last step to a safetensors file, so that a step that was
-    /// not finite can be repeated.
+    /// Writes the last step, with the parameters that it met if it was not finite, to a file that [`crate::Replay`]
+    /// reads. `model` is the network's configuration, `classes` a classifier's.
     ///
     /// # Errors
-    /// [`Error::Write`].
-    pub fn write_batch(&self, path: &Path) -> Result<()> {
-        let sizes = self.network.sizes();
-        let (mut images, mut draws, mut crop) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut goals, mut goal, mut indices) = (Vec::new(), Vec::new(), Vec::new());
+    /// [`Error::Write`]; those of the device.
+    pub fn write_step(&self, path: &Path, model: &ModelConfig, classes: Option<usize>) -> Result<()> {
+        let mut step = StepBatch::default();
+        let mut part = (Vec::new(), Vec::new());
         for batch in &self.batches {
-            images.extend_from_slice(&batch.images);
-            crops(&batch.draws, &mut crop);
-            draws.append(&mut crop);
-            self.targets_of(batch, &mut goal)?;
-            goals.append(&mut goal);
-            indices.extend_from_slice(&batch.indices);
+            step.images.extend_from_slice(&batch.images);
+            crops(&batch.draws, &mut part.0);
+            step.draws.append(&mut part.0);
+            self.targets_of(batch, &mut part.1)?;
+            step.targets.append(&mut part.1);
+            step.indices.extend_from_slice(&batch.indices);
         }
-        let n = indices.len();
-        let [h, w] = sizes.image;
-        let tensors = [
-            ("images", Dtype::U8, vec![n, h, w, 3], &images[..]),
-            ("draws", Dtype::I32, vec![n, 3], bytemuck::cast_slice(&draws)),
-            ("targets", Dtype::U32, vec![n, sizes.targets], bytemuck::cast_slice(&goals)),
-            ("indices", Dtype::U64, vec![n], bytemuck::cast_slice(&indices)),
-        ];
-        let views = tensors.map(|(name, dtype, shape, bytes)| {
-            (name, TensorView::new(dtype, shape, bytes).expect("every image has as many elements as the shape says"))
-        });
-        let metadata = HashMap::from([("step".to_string(), self.progress.step.to_string())]);
-        let file = safetensors::serialize(views, Some(metadata)).expect("four different names");
-        write_file(path, &file)
+        let samples = self.network.sizes().batch as u64;
+        let about = About {
+            step: self.progress.step,
+            seed: self.config.seed,
+            loss: self.network.loss()?.loss.to_string(),
+            first_samples: self.batches.iter().map(|batch| batch.step * samples).collect(),
+            keys: step.indices.iter().map(|&index| self.dataset.key(index as usize)).collect(),
+            model: model.clone(),
+            classes,
+        };
+        replay::write(&self.network, &about, &step, path)
     }
 
     /// Overwrites `targets` with a batch's: orders of the patches, or labels.

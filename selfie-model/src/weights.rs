@@ -4,8 +4,8 @@
 //! `pool.safetensors`: a name that timm doesn't know makes it refuse the file.
 
 use crate::config::ModelConfig;
-use crate::durable::write_file;
-use crate::error::{Error, Result, writing};
+use crate::durable::{create_folder, write_file};
+use crate::error::{Error, Result};
 use crate::network::Network;
 use crate::parameters::{Entry, Table};
 use crate::tensor_file::{TensorFile, serialize};
@@ -83,7 +83,7 @@ where
     let master = download(device, &parameters.master)?;
     let running = download(device, &statistics.running)?;
     let flats = [(&parameters.table, &master[..]), (&statistics.table, &running[..])];
-    std::fs::create_dir_all(folder).map_err(writing(folder))?;
+    create_folder(folder)?;
     write_file(&folder.join(MODEL_FILE), &serialize(&flats, |entry| !entry.name.starts_with(POOL)))?;
     if parameters.table.entries().iter().any(|entry| entry.name.starts_with(POOL)) {
         write_file(&folder.join(POOL_FILE), &serialize(&flats, |entry| entry.name.starts_with(POOL)))?;

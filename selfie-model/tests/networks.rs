@@ -3,7 +3,7 @@
 use selfie_kernels::{Cpu, Element, Wide};
 use selfie_model::{
     Build, Classifier, Classify, Inputs, LogitScale, MemoryPlan, Mode, ModelConfig, NamedScale, Network, Positions,
-    Preset, Purpose, Selfie, Stem, Update,
+    Preset, Purpose, Query, Selfie, Stem, Update,
 };
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -24,6 +24,9 @@ fn small_stem() -> ModelConfig {
         stem_width: 4,
         depths: [1, 2, 1, 1],
         ffn: 24,
+        query: Query::Summary,
+        pool_blocks: 3,
+        dropout: 0.1,
         ..ModelConfig::preset(Preset::Tiny, 16)
     }
 }
@@ -34,6 +37,7 @@ fn large_stem() -> ModelConfig {
         patch_size: Some(16),
         stem: Stem::Large,
         positions: Positions::RowCol,
+        query: Query::Places,
         pool_blocks: 2,
         logit_scale: LogitScale::Named(NamedScale::InverseSqrt),
         ..small_stem()

@@ -3,8 +3,8 @@
 use half::bf16;
 use selfie_kernels::{Cpu, Element, Wide};
 use selfie_model::{
-    Build, Classifier, Classify, Entry, LogitScale, Loss, Mode, ModelConfig, Network, Preset, Purpose, Selfie, Table,
-    Update,
+    Build, Classifier, Classify, Entry, LogitScale, Loss, Mode, ModelConfig, Network, Preset, Purpose, Query, Selfie,
+    Table, Update,
 };
 use serde_json::Value;
 use std::cmp::Ordering::{Equal, Less};
@@ -64,6 +64,7 @@ impl Case {
             ffn: 10 * width,
             dropout: 0.0,
             encoder_positions: config["encoder_positions"].as_bool().expect("a switch"),
+            query: serde_json::from_value::<Query>(config["query"].clone()).expect("a kind"),
             logit_scale: LogitScale::Factor(config["logit_scale"].as_f64().expect("a number")),
             ..ModelConfig::preset(Preset::Resnet50, number("image_size"))
         };
@@ -311,7 +312,8 @@ macro_rules! f64_parity {
     };
 }
 f64_parity! {
-    pretrain_32 pretrain_32_scaled pretrain_32_deep pretrain_32_full pretrain_224 pretrain_224_deep
+    pretrain_32 pretrain_32_scaled pretrain_32_places pretrain_32_deep pretrain_32_full
+    pretrain_224 pretrain_224_places pretrain_224_deep
     finetune_32 finetune_32_deep finetune_32_full finetune_224 finetune_224_deep
 }
 

@@ -6,9 +6,10 @@ use selfie_data::{DEFAULT_MAX_BAD, Need, Split};
 use selfie_kernels::{Backend, Cpu, Element, Memory, Scalar, Wide};
 use selfie_model::{
     Build, CheckpointStore, Classifier, Error, ErrorKind, Images, ModelConfig, Network, PhiloxDraws, Preset, Purpose,
-    Selfie, TrainConfig, Trainer, classify, evaluate,
+    Replay, Selfie, TrainConfig, Trainer, classify, evaluate,
 };
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// A network small enough for many steps.
@@ -145,16 +146,19 @@ fn micro_batches_resume_exactly() {
     assert_ne!(losses, whole, "batch normalisation sees the micro-batch");
 }
 
-/// What [`Trainer::write_batch`] writes of the second step.
-fn second_batch(config: &TrainConfig) -> Vec<u8> {
+/// The second step's batch by name, as [`Trainer::write_step`] writes it.
+fn second_batch(config: &TrainConfig) -> BTreeMap<String, Vec<u8>> {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let path = folder.path().join("batch.safetensors");
+    let path = folder.path().join("step.safetensors");
     let mut trainer = trainer(selfie::<f32>(1, config), 0, config);
     for _ in 0..2 {
         trainer.step().expect("a finite step");
     }
-    trainer.write_batch(&path).expect("a writable folder");
-    std::fs::read(path).expect("written")
+    trainer.write_step(&path, &model(), None).expect("a writable folder");
+    let bytes = std::fs::read(path).expect("written");
+    let file = SafeTensors::deserialize(&bytes).expect("ours");
+    let batch = file.iter().filter(|(name, _)| name.starts_with("batch."));
+    batch.map(|(name, view)| (name.to_string(), view.data().to_vec())).collect()
 }
 
 /// The images of a step, their crops and their masks do not depend on how it is cut.
@@ -170,17 +174,78 @@ fn images_are_augmented_unless_told_otherwise() {
     let drawn = |augment| {
         let mut draws = Vec::new();
         for seed in 0..8 {
-            let bytes = second_batch(&TrainConfig { augment, seed, ..config() });
-            let file = SafeTensors::deserialize(&bytes).expect("ours");
-            assert_eq!(file.tensor("images").expect("written").shape(), [4, 32, 32, 3]);
-            assert_eq!(file.tensor("targets").expect("written").shape(), [4, 16]);
-            let words = file.tensor("draws").expect("written").data().to_vec();
+            let batch = second_batch(&TrainConfig { augment, seed, ..config() });
+            assert_eq!([batch["batch.images"].len(), batch["batch.targets"].len()], [4 * 32 * 32 * 3, 4 * 16 * 4]);
+            let words = &batch["batch.draws"];
             draws.extend(words.chunks_exact(4).map(|word| word.iter().any(|&byte| byte != 0)));
         }
         let any = |place: usize| draws.iter().skip(place).step_by(3).any(|&set| set);
         [any(0), any(1), any(2)]
     };
     assert_eq!([drawn(true), drawn(false)], [[false, false, true], [false; 3]]);
+}
+
+/// From its file a step has the same loss and gradient, and another precision can be asked what it makes of it.
+#[test]
+fn a_step_is_taken_again_from_its_file() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("step.safetensors");
+    for accumulate in [1, 2] {
+        // A rate that changes no f32: the file has the parameters that the step met, as of one that is not finite.
+        let config = TrainConfig { lr: f64::MIN_POSITIVE, accumulate, ..config() };
+        let mut trainer = trainer(selfie::<f32>(1, &config), 0, &config);
+        let mut metrics = trainer.step().expect("a finite step");
+        for poisoned in [false, true] {
+            if poisoned {
+                let place = trainer.network().parameters().table.get("pool.u0").expect("its table").range.start;
+                trainer.network_mut().parameters_mut().master[place] = f32::NAN;
+                metrics = trainer.step().expect("the first that is not finite");
+            }
+            trainer.write_step(&path, &model(), None).expect("a writable folder");
+            let replay = Replay::<f32>::read(&path).expect("our own");
+            assert_eq!((replay.about.step, replay.about.keys.len()), (metrics.step, 4));
+            let found = replay.run(&mut selfie::<f32>(2, &config)).expect("the same network");
+            assert_eq!(found.loss.loss.to_bits(), metrics.loss.to_bits());
+            assert_eq!((found.gradient_norm.to_bits(), found.finite), (metrics.gradient_norm.to_bits(), !poisoned));
+            let of = |name: &str| found.tensors.iter().find(|tensor| tensor.name == name).expect("its table");
+            assert_eq!((of("pool.u0").not_finite, of("stem.conv.weight").not_finite), (usize::from(poisoned), 0));
+            assert_eq!(of("stem.conv.weight").gradient_not_finite > 0, poisoned);
+            let in_bf16 = replay.run(&mut selfie::<bf16>(1, &config)).expect("the same network");
+            assert!(poisoned || (in_bf16.loss.loss - metrics.loss).abs() < 0.1 * metrics.loss, "{in_bf16:?}");
+        }
+        let other = Classifier::<Cpu, f32>::new(
+            cpu(1),
+            Build { config: &model(), batch: config.micro_batch(), purpose: purpose(&config), seed: 0 },
+            3,
+        );
+        let replay = Replay::<f32>::read(&path).expect("our own");
+        let error = replay.run(&mut other.expect("sound")).expect_err("another network");
+        assert!(matches!(error, Error::OtherNetwork { .. }), "{error}");
+    }
+}
+
+/// Every cut of a step's file, and a bit of every eighth byte of its header, is refused or harmless: never a panic.
+#[test]
+fn damaged_files_of_steps_are_refused() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("step.safetensors");
+    let mut trainer = trainer(selfie::<f32>(1, &config()), 0, &config());
+    trainer.step().expect("a finite step");
+    trainer.write_step(&path, &model(), None).expect("a writable folder");
+    let sound = std::fs::read(&path).expect("written");
+    let header = 8 + u64::from_le_bytes(sound[..8].try_into().expect("8 bytes")) as usize;
+    for cut in (0..header).step_by(61).chain([sound.len() - 1]) {
+        std::fs::write(&path, &sound[..cut]).expect("writable");
+        assert_eq!(Replay::<f32>::read(&path).expect_err("cut").kind(), ErrorKind::Input, "{cut} bytes");
+    }
+    for byte in (0..header).step_by(8) {
+        let mut bytes = sound.clone();
+        bytes[byte] ^= 1 << (byte % 7);
+        std::fs::write(&path, &bytes).expect("writable");
+        if let Ok(replay) = Replay::<f32>::read(&path) {
+            let _ = replay.run(&mut selfie::<f32>(1, &config()));
+        }
+    }
 }
 
 /// One image over and over: every micro-batch has the statistics and the gradient of the whole batch, so the mean over

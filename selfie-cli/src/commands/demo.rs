@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use selfie_kernels::{Backend, Cpu, Element};
+use selfie_model::durable;
 use selfie_model::{Evaluation, Inputs, Mode, Network, Selfie, Trainer, evaluation_order};
 
 use super::begin::{Beginning, Outcome};
@@ -222,8 +223,8 @@ fn prepare(out: &Path) -> anyhow::Result<Lock> {
         )));
     }
     let refused = || format!("cannot write to {}", out.display());
-    fs::create_dir_all(out).with_context(refused)?;
-    fs::write(&mark, "{\"made_by\": \"selfie demo\"}\n").with_context(refused)?;
+    durable::create_folder(out)?;
+    durable::write_file(&mark, b"{\"made_by\": \"selfie demo\"}\n")?;
     let lock = Lock::take(out)?;
     for entry in fs::read_dir(out).with_context(refused)? {
         let entry = entry.with_context(refused)?;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::args::Inspect;
 use crate::exit::{Exit, Problem};
+use crate::progress::grouped;
 use crate::run_folder::Status;
 
 /// What every writer to a `String` is.
@@ -216,26 +217,5 @@ impl Findings {
             code.lines().for_each(|line| writeln!(text, "  {line}").expect(INFALLIBLE));
         }
         text
-    }
-}
-
-/// 1234567 as `1,234,567`.
-fn grouped(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn numbers_are_grouped() {
-        assert_eq!([7, 1234, 25_549_352].map(super::grouped), ["7", "1,234", "25,549,352"]);
     }
 }

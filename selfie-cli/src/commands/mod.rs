@@ -2,8 +2,10 @@
 
 mod begin;
 pub mod config;
+pub mod data;
 pub mod demo;
 pub mod evaluate;
 pub mod finetune;
 pub mod inspect;
 pub mod pretrain;
+pub mod replay;

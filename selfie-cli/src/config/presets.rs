@@ -1,6 +1,6 @@
 //! The presets: a network, and the training that suits it.
 
-use selfie_model::{ModelConfig, Preset};
+use selfie_model::{ModelConfig, Preset, Query};
 
 use super::keys::{Key, Task};
 use super::value::Value;
@@ -36,11 +36,18 @@ pub fn values(name: &str, task: Task) -> Vec<(&'static Key, Value)> {
     // Nothing taken from here depends on the image size.
     let network = ModelConfig::preset(preset, 32);
     let whole = |value: usize| Value::Whole(value as u64);
+    let query = match network.query {
+        Query::Summary => "summary",
+        Query::Places => "places",
+    };
     let set = [
         ("model.stem_width", whole(network.stem_width)),
         ("model.depths", Value::Wholes(network.depths.iter().map(|&depth| depth as u64).collect())),
         ("model.heads", whole(network.heads)),
         ("model.ffn", whole(network.ffn)),
+        ("model.pool_blocks", whole(network.pool_blocks)),
+        ("model.dropout", Value::Number(network.dropout)),
+        ("model.query", Value::Text(query.into())),
         ("train.steps", Value::Whole(steps)),
         ("train.batch", whole(batch)),
         ("train.lr", Value::Number(rate)),

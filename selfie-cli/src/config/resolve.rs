@@ -81,7 +81,7 @@ impl Request {
 }
 
 /// Variables that begin with `SELFIE_` and are no configuration keys.
-const OTHER_VARIABLES: &[&str] = &["SELFIE_DATA", "SELFIE_REQUIRE_GPU", "SELFIE_SYNC"];
+const OTHER_VARIABLES: &[&str] = &["SELFIE_DATA", "SELFIE_FAULT", "SELFIE_REQUIRE_GPU", "SELFIE_SIMD", "SELFIE_SYNC"];
 
 /// One key, resolved.
 #[derive(Clone, Debug)]

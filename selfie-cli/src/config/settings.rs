@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use selfie_model::{LogitScale, ModelConfig, NamedScale, Positions, Preset, Stem, TrainConfig};
+use selfie_model::{LogitScale, ModelConfig, NamedScale, Positions, Preset, Query, Stem, TrainConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::exit::Problem;
@@ -53,6 +53,7 @@ pub struct Model {
     pub dropout: f64,
     pub positions: Positions,
     pub encoder_positions: bool,
+    pub query: Query,
     pub logit_scale: String,
     pub reuse_patch_norm: bool,
 }
@@ -122,6 +123,7 @@ impl Settings {
             hidden_fraction: model.hidden_fraction,
             positions: model.positions,
             encoder_positions: model.encoder_positions,
+            query: model.query,
             logit_scale,
             mean: self.data.mean,
             std: self.data.std,

@@ -22,13 +22,9 @@ impl Lock {
     /// Another process holds it, or the system refuses.
     pub fn take(folder: &Path) -> anyhow::Result<Self> {
         let path = folder.join(NAME);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .with_context(|| format!("cannot open the lock file {}", path.display()))?;
+        let refused = |source| selfie_model::Error::Write { path: path.clone(), source };
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(refused)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -45,9 +41,12 @@ impl Lock {
                 return Err(error).with_context(|| format!("cannot lock {}", path.display()));
             }
         }
-        file.set_len(0)?;
-        file.rewind()?;
-        writeln!(file, "process {}", std::process::id())?;
+        let mut sign = || {
+            file.set_len(0)?;
+            file.rewind()?;
+            writeln!(file, "process {}", std::process::id())
+        };
+        sign().map_err(refused)?;
         Ok(Self { _file: file })
     }
 }

@@ -1,13 +1,13 @@
 //! `metrics.jsonl` and `metrics.csv`: a line for every logged step and every evaluation.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
 
-use anyhow::Context;
+use selfie_model::durable::{Appender, write_file};
 use serde::{Deserialize, Serialize};
 
-use super::write_whole;
+use crate::exit::Problem;
 
 /// A line. Lines of training have no `eval_…`, lines of evaluations nothing but step, epoch, seconds and these.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -91,8 +91,8 @@ impl Line {
 /// The two files, open at their end.
 #[derive(Debug)]
 pub struct Metrics {
-    json: File,
-    csv: File,
+    json: Appender,
+    csv: Appender,
     lines: Vec<Line>,
 }
 
@@ -106,15 +106,15 @@ impl Metrics {
         let lines = match fs::read(&json) {
             Ok(text) => kept(&text, step),
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", json.display())),
+            Err(error) => return Err(Problem::input(format!("cannot read {}: {error}", json.display()))),
         };
         let mut rows = vec![COLUMNS.join(",")];
         rows.extend(lines.iter().map(Line::csv));
-        write_whole(&csv, (rows.join("\n") + "\n").as_bytes())?;
+        write_file(&csv, (rows.join("\n") + "\n").as_bytes())?;
         let text =
             lines.iter().map(|line| Ok(serde_json::to_string(line)? + "\n")).collect::<anyhow::Result<String>>()?;
-        write_whole(&json, text.as_bytes())?;
-        Ok(Self { json: append_to(json)?, csv: append_to(csv)?, lines })
+        write_file(&json, text.as_bytes())?;
+        Ok(Self { json: Appender::open(json)?, csv: Appender::open(csv)?, lines })
     }
 
     /// Appends a line.
@@ -122,11 +122,25 @@ impl Metrics {
     /// # Errors
     /// What the system refuses.
     pub fn push(&mut self, line: Line) -> anyhow::Result<()> {
-        // One write each: a process that is killed tears at most the last line.
-        self.json.write_all((serde_json::to_string(&line)? + "\n").as_bytes()).context("cannot write metrics.jsonl")?;
-        self.csv.write_all((line.csv() + "\n").as_bytes()).context("cannot write metrics.csv")?;
+        self.json.push(&(serde_json::to_string(&line)? + "\n"))?;
+        self.csv.push(&(line.csv() + "\n"))?;
         self.lines.push(line);
         Ok(())
+    }
+
+    /// Flushes both files to the disk: a checkpoint must not be ahead of them when the power fails.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn flush(&self) -> anyhow::Result<()> {
+        self.json.flush()?;
+        Ok(self.csv.flush()?)
+    }
+
+    /// Step and accuracy of the evaluation that found the highest accuracy, the first of equals.
+    pub fn best(&self) -> Option<(u64, f64)> {
+        let found = self.lines.iter().filter_map(|line| Some((line.step, line.eval_accuracy?)));
+        found.reduce(|best, next| if next.1 > best.1 { next } else { best })
     }
 
     /// Whether held-out images were measured at `step`.
@@ -139,10 +153,6 @@ impl Metrics {
 pub(crate) fn kept(text: &[u8], step: u64) -> Vec<Line> {
     let lines = text.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice::<Line>(line).ok());
     lines.filter(|line| line.step <= step).collect()
-}
-
-fn append_to(path: PathBuf) -> anyhow::Result<File> {
-    OpenOptions::new().append(true).open(&path).with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]
@@ -173,7 +183,7 @@ mod tests {
             metrics.push(line(step)).expect("written");
         }
         // Killed while it wrote line 40; the checkpoint is of step 20.
-        metrics.json.write_all(b"{\"step\": 40, \"lo").expect("written");
+        metrics.json.push("{\"step\": 40, \"lo").expect("written");
         let mut metrics = Metrics::open(folder.path(), 20).expect("there");
         assert_eq!(metrics.lines, [line(10), line(20)]);
         metrics.push(Line { step: 30, eval_loss: Some(0.5), ..Line::default() }).expect("written");

@@ -6,10 +6,10 @@ mod metrics;
 mod status;
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use selfie_model::durable::{self, Appender};
 
 use crate::config::{Resolved, Task, as_toml};
 use crate::exit::Problem;
@@ -19,6 +19,9 @@ pub use lock::Lock;
 pub(crate) use metrics::kept;
 pub use metrics::{Line, Metrics};
 pub use status::{State, Status};
+
+/// Names of the files of steps that were not finite begin so.
+pub const NOT_FINITE: &str = "not-finite-";
 
 /// A run folder, locked against a second writer.
 #[derive(Debug)]
@@ -36,7 +39,7 @@ impl RunFolder {
     /// second writer.
     pub fn open(root: &Path, data: &Path, task: Task) -> anyhow::Result<Self> {
         Self::check(root, data, task)?;
-        fs::create_dir_all(root).with_context(|| format!("cannot create the run folder {}", root.display()))?;
+        durable::create_folder(root)?;
         let lock = Lock::take(root)?;
         Ok(Self { root: root.to_path_buf(), _lock: lock })
     }
@@ -94,13 +97,7 @@ impl RunFolder {
         self.write("config.toml", as_toml(resolved).as_bytes())?;
         self.write("env.json", format!("{:#}\n", environment(resolved.settings().run.threads)).as_bytes())?;
         self.write("data.json", format!("{data:#}\n").as_bytes())?;
-        let mut commands = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.file("command.txt"))
-            .with_context(|| format!("cannot write {}", self.file("command.txt").display()))?;
-        writeln!(commands, "{}", command_line())?;
-        Ok(())
+        Ok(Appender::open(self.file("command.txt"))?.push(&(command_line() + "\n"))?)
     }
 
     /// Writes a file whole: a reader sees the old one or the new one.
@@ -108,26 +105,23 @@ impl RunFolder {
     /// # Errors
     /// What the system refuses.
     pub fn write(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
-        write_whole(&self.file(name), bytes)
+        Ok(durable::write_file(&self.file(name), bytes)?)
     }
 }
 
-/// Writes to a temporary name in the same folder and renames.
-fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        // Temporary files are private; those of a run are not.
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-        }
-        file.persist(path)?;
-        Ok(())
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+/// The files of steps that were not finite in a run folder, oldest first.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub fn step_files(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(root).with_context(|| format!("cannot read {}", root.display()))?;
+    let named = |name: &str| name.starts_with(NOT_FINITE) && name.ends_with(".safetensors");
+    let mut files: Vec<_> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(named))
+        .collect();
+    files.sort_unstable();
+    Ok(files)
 }
 
 /// The command as it was typed, quoted for a shell.

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::{RunFolder, write_whole};
+use super::RunFolder;
 use crate::exit::Problem;
 
 /// How a run stands.
@@ -64,7 +64,7 @@ impl Status {
     /// # Errors
     /// What the system refuses.
     pub fn write(&self, folder: &RunFolder) -> anyhow::Result<()> {
-        write_whole(&folder.file("status.json"), format!("{:#}\n", serde_json::to_value(self)?).as_bytes())
+        folder.write("status.json", format!("{:#}\n", serde_json::to_value(self)?).as_bytes())
     }
 
     /// The status of a run folder; none if there is no run.

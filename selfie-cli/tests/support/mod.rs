@@ -1,6 +1,8 @@
 //! Runs the binary as a user would.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod traces;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -81,22 +83,27 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) {
 /// `count` images in the class folders `a` and `b`.
 pub(crate) fn write_images(folder: &Path, count: u8) {
     for i in 0..count {
-        write(&folder.join(["a", "b"][usize::from(i % 2)]).join(format!("{i}.bmp")), &bitmap(20 * i));
+        write(&folder.join(["a", "b"][usize::from(i % 2)]).join(format!("{i}.bmp")), &bitmap(i.wrapping_mul(20)));
     }
 }
 
-/// A bitmap of 8 x 8 grey pixels in 24 bits.
+/// A bitmap of 8 x 8 pixels of one grey.
 fn bitmap(shade: u8) -> Vec<u8> {
+    bitmap_of(8, |_| shade)
+}
+
+/// A bitmap of `side` x `side` grey pixels in 24 bits; `side` is a multiple of 4, so that rows need no padding.
+pub(crate) fn bitmap_of(side: u32, shade: impl Fn(u32) -> u8) -> Vec<u8> {
     let mut bytes = b"BM".to_vec();
-    bytes.extend((54u32 + 192).to_le_bytes());
+    bytes.extend((54 + 3 * side * side).to_le_bytes());
     bytes.extend([0; 4]);
     bytes.extend(54u32.to_le_bytes());
     bytes.extend(40u32.to_le_bytes());
-    bytes.extend(8i32.to_le_bytes());
-    bytes.extend(8i32.to_le_bytes());
+    bytes.extend(side.to_le_bytes());
+    bytes.extend(side.to_le_bytes());
     bytes.extend(1u16.to_le_bytes());
     bytes.extend(24u16.to_le_bytes());
     bytes.extend([0; 24]);
-    bytes.extend([shade; 192]);
+    (0..side * side).for_each(|at| bytes.extend([shade(at); 3]));
     bytes
 }

@@ -19,9 +19,11 @@ pub(crate) fn contrast<T: Element>(cpu: &Cpu, args: Args<'_, Cpu, T>) -> Result<
     let dlogit = T::Wide::from_f64(logit_scale / (valid * hidden) as f64);
     let places = |image: usize| order[image * n..][..hidden].iter().map(|&place| place as usize);
     let features = |image: usize, place: usize| &h[(image * n + place) * d..][..d];
-    let query = |image: usize, place: usize, out: &mut [T::Wide]| {
+    let q = dims.q();
+    // The l-th place of an image.
+    let query = |image: usize, l: usize, place: usize, out: &mut [T::Wide]| {
         dims.position(positions, place, out);
-        rows::add(out, &u[image * u_stride..][..d]);
+        rows::add(out, &u[image * u_stride + l.min(q - 1) * d..][..d]);
     };
     let vector = || vec![T::Wide::zero(); d];
     let vectors = || (vector(), vec![T::Wide::zero(); hidden * d]);
@@ -47,7 +49,7 @@ pub(crate) fn contrast<T: Element>(cpu: &Cpu, args: Args<'_, Cpu, T>) -> Result<
                             rows::widen(features(image, place), key);
                         }
                         for (l, (row, place)) in errors.chunks_exact_mut(hidden).zip(places(image)).enumerate() {
-                            query(image, place, query_tile);
+                            query(image, l, place, query_tile);
                             for (logit, key) in row.iter_mut().zip(keys.chunks_exact(d)) {
                                 *logit = rows::dot(query_tile, key) * scale;
                             }
@@ -61,7 +63,7 @@ pub(crate) fn contrast<T: Element>(cpu: &Cpu, args: Args<'_, Cpu, T>) -> Result<
 
             let Some(Gradients { du, dh, dpositions }) = &mut gradients else { continue };
             let errors = &*errors;
-            let du = du[group * d..][..images * d].par_chunks_mut(d);
+            let du = du[group * u_stride..][..images * u_stride].par_chunks_mut(u_stride);
             let dh = dh[group * n * d..][..images * n * d].par_chunks_mut(n * d);
             let tasks = du.zip(dh).zip(errors.par_chunks(hidden * hidden)).enumerate();
             tasks.for_each_init(vectors, |(tile, dkeys), (image, ((du, dh), errors))| {
@@ -70,8 +72,8 @@ pub(crate) fn contrast<T: Element>(cpu: &Cpu, args: Args<'_, Cpu, T>) -> Result<
                     #[inline(always)]
                     || {
                         dkeys.fill(T::Wide::zero());
-                        for (row, place) in errors.chunks_exact(hidden).zip(places(image)) {
-                            query(image, place, tile);
+                        for (l, (row, place)) in errors.chunks_exact(hidden).zip(places(image)).enumerate() {
+                            query(image, l, place, tile);
                             for (dkey, &error) in dkeys.chunks_exact_mut(d).zip(row) {
                                 rows::add_scaled(dkey, error * dlogit, tile);
                             }
@@ -79,12 +81,17 @@ pub(crate) fn contrast<T: Element>(cpu: &Cpu, args: Args<'_, Cpu, T>) -> Result<
                         for (dkey, place) in dkeys.chunks_exact(d).zip(places(image)) {
                             rows::narrow(dkey, &mut dh[place * d..][..d]);
                         }
-                        tile.fill(T::Wide::zero());
-                        for (j, place) in places(image).enumerate() {
-                            let error: T::Wide = (0..hidden).map(|l| errors[l * hidden + j]).sum();
-                            rows::add_scaled(tile, error * dlogit, features(image, place));
+                        // The rows of a query: its place's, or all of them.
+                        let (du, rest) = du.split_at_mut(q * d);
+                        rest.fill(T::narrow(T::Wide::zero()));
+                        for (du, errors) in du.chunks_exact_mut(d).zip(errors.chunks_exact(hidden * hidden / q)) {
+                            tile.fill(T::Wide::zero());
+                            for (j, place) in places(image).enumerate() {
+                                let error: T::Wide = errors.iter().skip(j).step_by(hidden).copied().sum();
+                                rows::add_scaled(tile, error * dlogit, features(image, place));
+                            }
+                            rows::narrow(tile, du);
                         }
-                        rows::narrow(tile, du);
                     },
                 );
             });

@@ -1,7 +1,8 @@
 //! The Selfie objective: which hidden patch belongs at which hidden place, and all its gradients in one pass.
 //!
 //! For the hidden places l of an image: `v_l = u + e(l)`, `logits[l][j] = logit_scale * v_l . h_j` over the hidden
-//! patches j of the same image, cross-entropy with the diagonal as target, mean over all rows and images.
+//! patches j of the same image, cross-entropy with the diagonal as target, mean over all rows and images. With
+//! [`crate::tokens::QueryKind::Places`] every place has a vector of its own, u_l, instead of u.
 //! Computed in `T::Wide` throughout. Source: Trinh, Luong, Le 2019 (arXiv 1906.02940).
 
 pub(crate) mod cpu;
@@ -23,7 +24,7 @@ pub struct Args<'a, M: Memory, T: Element> {
     pub logit_scale: f64,
     /// First element of image i's u is at `i * u_stride`.
     pub u_stride: usize,
-    /// `[b, d]` with stride: the summary of the visible patches.
+    /// `[b, q, d]` with stride: what the pooling made of the tokens that ask.
     pub u: View<'a, M, T>,
     /// `[b, n, d]`: features of all patches.
     pub h: View<'a, M, T>,
@@ -40,7 +41,7 @@ pub struct Args<'a, M: Memory, T: Element> {
 /// Gradients of the mean loss.
 #[derive(Debug)]
 pub struct Gradients<'a, M: Memory, T: Element> {
-    /// `[b, d]`, dense.
+    /// `[b, u_stride]`: the gradient of u where u lies, zero elsewhere.
     pub du: ViewMut<'a, M, T>,
     /// `[b, n, d]`: the rows of hidden patches are written, the others left alone.
     pub dh: ViewMut<'a, M, T>,
@@ -64,7 +65,8 @@ impl<M: Memory, T: Element> Args<'_, M, T> {
         d.check(OP)?;
         require(OP, (1..=d.b).contains(&self.valid), || format!("{} of {} images valid", self.valid, d.b))?;
         require(OP, self.gradients.is_none() || self.valid == d.b, || "gradients of a padded batch".into())?;
-        require(OP, self.u_stride >= d.d && self.u.len() >= (d.b - 1) * self.u_stride + d.d, || {
+        let width = d.q() * d.d;
+        require(OP, self.u_stride >= width && self.u.len() >= (d.b - 1) * self.u_stride + width, || {
             format!("u has {} elements with stride {}, too few for {d:?}", self.u.len(), self.u_stride)
         })?;
         expect_len(OP, "h", self.h.len(), d.len_h())?;
@@ -72,7 +74,7 @@ impl<M: Memory, T: Element> Args<'_, M, T> {
         expect_len(OP, "positions", self.positions.len(), d.len_positions())?;
         expect_len(OP, "loss", self.loss.len(), 2)?;
         if let Some(gradients) = &self.gradients {
-            expect_len(OP, "du", gradients.du.len(), d.b * d.d)?;
+            expect_len(OP, "du", gradients.du.len(), d.b * self.u_stride)?;
             expect_len(OP, "dh", gradients.dh.len(), d.len_h())?;
             expect_len(OP, "dpositions", gradients.dpositions.len(), d.len_positions())?;
         }

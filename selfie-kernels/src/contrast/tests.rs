@@ -1,7 +1,7 @@
 use super::*;
 use crate::Wide;
 use crate::testing::*;
-use crate::tokens::PositionKind;
+use crate::tokens::{PositionKind, QueryKind};
 use proptest::prelude::*;
 
 /// b, grid, hidden, d; images that count; elements between the rows of u.
@@ -15,6 +15,8 @@ const CASES: &[(&str, [usize; 4], usize, usize)] = &[
     ("more than one group of images", [130, 2, 2, 3], 130, 0),
     ("padding from the second group on", [130, 2, 2, 3], 65, 0),
 ];
+
+const QUERIES: [QueryKind; 2] = [QueryKind::Summary, QueryKind::Places];
 
 #[derive(Debug, Clone, Copy)]
 struct Sizes {
@@ -49,7 +51,7 @@ struct HostGradients<T: Element> {
 
 fn draw<T: Element>(dims: PatchDims, draws: &mut Draws) -> Inputs<T> {
     Inputs {
-        u: draws.values(dims.b * dims.d),
+        u: draws.values(dims.b * dims.q() * dims.d),
         h: draws.values(dims.len_h()),
         order: draws.orders(dims.b, dims.n()),
         positions: draws.values(dims.len_positions()),
@@ -58,15 +60,16 @@ fn draw<T: Element>(dims: PatchDims, draws: &mut Draws) -> Inputs<T> {
 
 fn run<T: Element, B: Contrast<T>>(device: &B, sizes: Sizes, inputs: &Inputs<T>) -> Outputs<T> {
     let Sizes { dims, valid, skipped, logit_scale } = sizes;
-    let u_stride = dims.d + skipped;
-    let mut apart = vec![stored::<T>(f64::NAN); (dims.b - 1) * u_stride + dims.d];
-    for (to, from) in apart.chunks_mut(u_stride).zip(inputs.u.chunks(dims.d)) {
-        to[..dims.d].copy_from_slice(from);
+    let width = dims.q() * dims.d;
+    let u_stride = width + skipped;
+    let mut apart = vec![stored::<T>(f64::NAN); (dims.b - 1) * u_stride + width];
+    for (to, from) in apart.chunks_mut(u_stride).zip(inputs.u.chunks(width)) {
+        to[..width].copy_from_slice(from);
     }
     let (u, h) = (Guarded::new(device, &apart), Guarded::new(device, &inputs.h));
     let (order, positions) = (Guarded::new(device, &inputs.order), Guarded::new(device, &inputs.positions));
     let mut loss = Guarded::poisoned(device, 2);
-    let (mut du, mut dh) = (Guarded::poisoned(device, dims.b * dims.d), Guarded::poisoned(device, dims.len_h()));
+    let (mut du, mut dh) = (Guarded::poisoned(device, dims.b * u_stride), Guarded::poisoned(device, dims.len_h()));
     let mut dpositions = Guarded::poisoned(device, dims.len_positions());
     let whole = valid == dims.b;
     let gradients = Gradients { du: du.view_mut(), dh: dh.view_mut(), dpositions: dpositions.view_mut() };
@@ -84,7 +87,13 @@ fn run<T: Element, B: Contrast<T>>(device: &B, sizes: Sizes, inputs: &Inputs<T>)
     };
     device.contrast(args).expect("dims and lengths fit");
     let loss = loss.read(device);
-    let gradients = || HostGradients { du: du.read(device), dh: dh.read(device), dpositions: dpositions.read(device) };
+    let gradients = || {
+        let du = du.read(device);
+        let between = du.chunks(u_stride).flat_map(|image| &image[width..]);
+        assert!(between.copied().all(|x| x == stored(0.0)), "zero where no u lies");
+        let du = du.chunks(u_stride).flat_map(|image| image[..width].to_vec()).collect();
+        HostGradients { du, dh: dh.read(device), dpositions: dpositions.read(device) }
+    };
     Outputs { loss, gradients: whole.then(gradients) }
 }
 
@@ -117,22 +126,31 @@ impl Oracle<'_> {
         &self.h[(image * dims.n() + place) * dims.d..][..dims.d]
     }
 
-    fn query(&self, image: usize, place: usize) -> Vec<Bounded> {
+    /// First element of the u that the l-th hidden place of an image asks with.
+    fn asking(&self, image: usize, l: usize) -> usize {
+        let PatchDims { hidden, d, queries, .. } = self.sizes.dims;
+        match queries {
+            QueryKind::Summary => image * d,
+            QueryKind::Places => (image * hidden + l) * d,
+        }
+    }
+
+    fn query(&self, image: usize, l: usize, place: usize) -> Vec<Bounded> {
         let d = self.sizes.dims.d;
         let position = |j: usize| Bounded::sum(self.rows(place).iter().map(|row| self.positions[row * d + j]));
-        (0..d).map(|j| self.u[image * d + j] + position(j)).collect()
+        (0..d).map(|j| self.u[self.asking(image, l) + j] + position(j)).collect()
     }
 
     /// Logits of an image, a row for each hidden place.
     fn logits<W: Wide>(&self, image: usize) -> Vec<Vec<Bounded>> {
         let scale = Bounded::constant::<W>(self.sizes.logit_scale);
         let places = self.hidden(image);
-        let row = |&place: &usize| {
-            let query = self.query(image, place);
+        let row = |(l, &place): (usize, &usize)| {
+            let query = self.query(image, l, place);
             let product = |&other: &usize| Bounded::sum(query.iter().zip(self.key(image, other)).map(|(&q, &k)| q * k));
             places.iter().map(|other| product(other) * scale).collect()
         };
-        places.iter().map(row).collect()
+        places.iter().enumerate().map(row).collect()
     }
 
     fn loss<W: Wide>(&self) -> Bounded {
@@ -163,7 +181,7 @@ impl Oracle<'_> {
         let PatchDims { b, hidden, d, .. } = self.sizes.dims;
         let n = self.sizes.dims.n();
         let factor = Bounded::constant::<W>(self.sizes.logit_scale / (b * hidden) as f64);
-        let (mut du, mut dh) = (vec![Vec::new(); b * d], vec![None; b * n * d]);
+        let (mut du, mut dh) = (vec![Vec::new(); self.u.len()], vec![None; b * n * d]);
         let mut dpositions = vec![Vec::new(); self.positions.len()];
         for image in 0..b {
             let places = self.hidden(image);
@@ -172,14 +190,14 @@ impl Oracle<'_> {
                 row[l] = row[l] - Bounded::new(1.0);
                 row.iter_mut().for_each(|x| *x = *x * factor);
             }
-            let queries: Vec<_> = places.iter().map(|&place| self.query(image, place)).collect();
+            let queries: Vec<_> = (0..hidden).map(|l| self.query(image, l, places[l])).collect();
             for (j, &place) in places.iter().enumerate() {
                 for c in 0..d {
                     let terms = (0..hidden).map(|l| dlogits[l][j] * queries[l][c]);
                     dh[(image * n + place) * d + c] = Some(Bounded::sum(terms));
                     for (l, &query_place) in places.iter().enumerate() {
                         let term = dlogits[l][j] * self.key(image, place)[c];
-                        du[image * d + c].push(term);
+                        du[self.asking(image, l) + c].push(term);
                         self.rows(query_place).iter().for_each(|row| dpositions[row * d + c].push(term));
                     }
                 }
@@ -215,9 +233,11 @@ fn check<T: Element>(device: &impl Contrast<T>, sizes: Sizes, seed: u64) {
 fn check_cases<T: Element>() {
     for &(name, [b, grid, hidden, d], valid, skipped) in CASES {
         for (positions, logit_scale) in [(PositionKind::Table, 1.0), (PositionKind::RowCol, 1.0 / (d as f64).sqrt())] {
-            eprintln!("{}: {name}, {positions:?}", T::NAME);
-            let dims = PatchDims { b, grid, hidden, d, positions };
-            check::<T>(cpu(), Sizes { dims, valid, skipped, logit_scale }, 1);
+            for queries in QUERIES {
+                eprintln!("{}: {name}, {positions:?}, {queries:?}", T::NAME);
+                let dims = PatchDims { b, grid, hidden, d, positions, queries };
+                check::<T>(cpu(), Sizes { dims, valid, skipped, logit_scale }, 1);
+            }
         }
     }
 }
@@ -239,9 +259,9 @@ proptest! {
         skipped in 0..2usize,
         seed: u64,
     ) {
-        for positions in [PositionKind::Table, PositionKind::RowCol] {
+        for (positions, queries) in [PositionKind::Table, PositionKind::RowCol].into_iter().zip(QUERIES) {
             let hidden = 1 + hidden % (grid * grid - 1);
-            let dims = PatchDims { b: valid + padding, grid, hidden, d, positions };
+            let dims = PatchDims { b: valid + padding, grid, hidden, d, positions, queries };
             for_each_element!(check, cpu(), Sizes { dims, valid, skipped, logit_scale: 0.5 }, seed);
         }
     }
@@ -249,8 +269,8 @@ proptest! {
 
 #[test]
 fn gradient() {
-    for positions in [PositionKind::Table, PositionKind::RowCol] {
-        let dims = PatchDims { b: 2, grid: 2, hidden: 3, d: 3, positions };
+    for (positions, queries) in [PositionKind::Table, PositionKind::RowCol].into_iter().zip(QUERIES) {
+        let dims = PatchDims { b: 2, grid: 2, hidden: 3, d: 3, positions, queries };
         let sizes = Sizes { dims, valid: 2, skipped: 0, logit_scale: 0.5 };
         let inputs = draw::<f64>(dims, &mut Draws::new(2));
         let HostGradients { du, mut dh, dpositions } = run(cpu(), sizes, &inputs).gradients.expect("a whole batch");
@@ -268,7 +288,8 @@ fn gradient() {
 /// Two hidden patches with the same features: whichever place asks, the first one is the answer.
 #[test]
 fn the_first_of_equal_maxima_counts() {
-    let dims = PatchDims { b: 1, grid: 2, hidden: 2, d: 1, positions: PositionKind::Table };
+    let dims =
+        PatchDims { b: 1, grid: 2, hidden: 2, d: 1, positions: PositionKind::Table, queries: QueryKind::Summary };
     let sizes = Sizes { dims, valid: 1, skipped: 0, logit_scale: 1.0 };
     let inputs = Inputs { u: vec![1f32], h: vec![2.0; 4], order: vec![3, 1, 0, 2], positions: vec![0.0; 4] };
     let loss = run(cpu(), sizes, &inputs).loss;
@@ -277,7 +298,8 @@ fn the_first_of_equal_maxima_counts() {
 
 #[test]
 fn a_nan_reaches_the_loss_and_its_image() {
-    let dims = PatchDims { b: 2, grid: 2, hidden: 2, d: 3, positions: PositionKind::Table };
+    let dims =
+        PatchDims { b: 2, grid: 2, hidden: 2, d: 3, positions: PositionKind::Table, queries: QueryKind::Summary };
     let sizes = Sizes { dims, valid: 2, skipped: 0, logit_scale: 1.0 };
     let mut inputs = draw::<f32>(dims, &mut Draws::new(3));
     inputs.order = vec![0, 1, 2, 3, 2, 3, 0, 1];
@@ -297,8 +319,8 @@ fn a_nan_reaches_the_loss_and_its_image() {
 
 #[test]
 fn bits_do_not_depend_on_threads() {
-    for positions in [PositionKind::Table, PositionKind::RowCol] {
-        let dims = PatchDims { b: 70, grid: 4, hidden: 4, d: 40, positions };
+    for (positions, queries) in [PositionKind::Table, PositionKind::RowCol].into_iter().zip(QUERIES) {
+        let dims = PatchDims { b: 70, grid: 4, hidden: 4, d: 40, positions, queries };
         let sizes = Sizes { dims, valid: 70, skipped: 0, logit_scale: 1.0 };
         let inputs = draw::<f32>(dims, &mut Draws::new(4));
         assert_same_on_any_threads(|cpu| {
@@ -311,7 +333,8 @@ fn bits_do_not_depend_on_threads() {
 
 #[test]
 fn refuses_what_does_not_fit() {
-    let dims = PatchDims { b: 2, grid: 2, hidden: 1, d: 3, positions: PositionKind::RowCol };
+    let dims =
+        PatchDims { b: 2, grid: 2, hidden: 1, d: 3, positions: PositionKind::RowCol, queries: QueryKind::Summary };
     let order = [0, 1, 2, 3].repeat(2);
     let run = |dims, valid, u_stride, order: &[u32], lens: [usize; 7]| {
         let [u, h, positions, mut loss, mut du, mut dh, mut dpositions] = lens.map(|len| vec![0f32; len]);
@@ -320,7 +343,7 @@ fn refuses_what_does_not_fit() {
         let args = Args { dims, valid, logit_scale: 1.0, u_stride, u, h, order, positions, loss, gradients };
         Contrast::<f32>::contrast(cpu(), args)
     };
-    let fitting = [8, 24, 12, 2, 6, 24, 12];
+    let fitting = [8, 24, 12, 2, 10, 24, 12];
     assert_eq!(run(dims, 2, 5, &order, fitting), Ok(()));
     assert_refuses_length(run(dims, 2, 5, &order[1..], fitting), "order");
     for (i, name) in ["h", "positions", "loss", "du", "dh", "dpositions"].into_iter().enumerate() {

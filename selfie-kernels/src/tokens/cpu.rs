@@ -1,7 +1,7 @@
 //! Forward: one image is one task. Backward: one row of the parameters is one task that walks over the images in order;
 //! finding the tokens that used the row costs a look at `order`, nothing beside reading their gradients.
 
-use super::{Backward, Forward, PatchDims, PositionKind};
+use super::{Backward, Forward, PatchDims, PositionKind, QueryKind};
 use crate::cpu::{rows, vectorize};
 use crate::{Cpu, Element, Result, Wide};
 use num_traits::Zero;
@@ -48,10 +48,19 @@ pub(crate) fn tokens_forward<T: Element>(cpu: &Cpu, args: Forward<'_, Cpu, T>) -
                 vectorize(
                     #[inline(always)]
                     || {
-                        let (first, visible) = x.split_at_mut(d);
-                        rows::narrow(u0, first);
-                        let places = &order[image * n..][dims.hidden..n];
-                        for (x, &place) in visible.chunks_exact_mut(d).zip(places) {
+                        let (hidden, seen) = order[image * n..][..n].split_at(dims.hidden);
+                        let (queries, visible) = x.split_at_mut(dims.q() * d);
+                        match (dims.queries, positions) {
+                            (QueryKind::Places, Some(positions)) => {
+                                for (x, &place) in queries.chunks_exact_mut(d).zip(hidden) {
+                                    dims.position(positions, place as usize, position);
+                                    rows::add(position, u0);
+                                    rows::narrow(position, x);
+                                }
+                            }
+                            _ => rows::narrow(u0, queries),
+                        }
+                        for (x, &place) in visible.chunks_exact_mut(d).zip(seen) {
                             let h = &h[(image * n + place as usize) * d..][..d];
                             let Some(positions) = positions else {
                                 x.copy_from_slice(h);
@@ -73,11 +82,19 @@ pub(crate) fn tokens_forward<T: Element>(cpu: &Cpu, args: Forward<'_, Cpu, T>) -
 pub(crate) fn tokens_backward<T: Element>(cpu: &Cpu, args: Backward<'_, Cpu, T>) -> Result<()> {
     let Backward { dims, order, dx, dh, du0, dpositions_acc } = args;
     let (n, d, dx_image) = (dims.n(), dims.d, dims.t() * dims.d);
-    let visible = |image: usize| order[image * n..][dims.hidden..n].iter().map(|&place| place as usize).enumerate();
-    let token = |image: usize, slot: usize| &dx[image * dx_image + (1 + slot) * d..][..d];
+    // Tokens that carry a place, with it: the visible patches, and before them the queries of places.
+    let skipped = match dims.queries {
+        QueryKind::Summary => dims.hidden,
+        QueryKind::Places => 0,
+    };
+    let placed = |image: usize| {
+        let places = order[image * n..][skipped..n].iter().map(|&place| place as usize);
+        (dims.t() - places.len()..).zip(places)
+    };
+    let token = |image: usize, token: usize| &dx[image * dx_image + token * d..][..d];
     cpu.install(|| {
         dh.par_chunks_mut(n * d).enumerate().for_each(|(image, dh)| {
-            for (slot, place) in visible(image) {
+            for (slot, place) in placed(image).filter(|&(token, _)| token >= dims.q()) {
                 dh[place * d..][..d].copy_from_slice(token(image, slot));
             }
         });
@@ -87,7 +104,9 @@ pub(crate) fn tokens_backward<T: Element>(cpu: &Cpu, args: Backward<'_, Cpu, T>)
                 || {
                     du0.fill(T::Wide::zero());
                     for image in dx.chunks_exact(dx_image) {
-                        rows::add(du0, &image[task * FEATURES..]);
+                        for query in image.chunks_exact(d).take(dims.q()) {
+                            rows::add(du0, &query[task * FEATURES..]);
+                        }
                     }
                 },
             );
@@ -101,7 +120,7 @@ pub(crate) fn tokens_backward<T: Element>(cpu: &Cpu, args: Backward<'_, Cpu, T>)
                     || {
                         sum.fill(T::Wide::zero());
                         for image in 0..dims.b {
-                            for (slot, _) in visible(image).filter(|&(_, place)| dims.position_uses(place, row)) {
+                            for (slot, _) in placed(image).filter(|&(_, place)| dims.position_uses(place, row)) {
                                 rows::add(sum, token(image, slot));
                             }
                         }

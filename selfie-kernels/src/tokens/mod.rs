@@ -1,4 +1,5 @@
-//! What the attention pooling reads: `(u0, h_1 + e_1, .., h_v + e_v)` of an image's visible patches.
+//! What the attention pooling reads: `(u0, h_1 + e_1, .., h_v + e_v)` of an image's visible patches, or the same with
+//! `u0 + e(l)` for each hidden place l instead of u0.
 //!
 //! `order` holds a permutation of the patch indices of each image, the first `hidden` of which are hidden, so the
 //! visible ones are `order[hidden..]`, in that order. It is drawn by the program and trusted to be a permutation: an
@@ -20,6 +21,15 @@ pub enum PositionKind {
     RowCol,
 }
 
+/// Which tokens ask for the hidden patches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum QueryKind {
+    /// One, u0: its output is the summary u that all hidden places share.
+    Summary,
+    /// One for each hidden place l, `u0 + e(l)`: its output u_l is the place's own.
+    Places,
+}
+
 /// Sizes shared by [`crate::tokens`] and [`crate::contrast`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PatchDims {
@@ -33,6 +43,8 @@ pub struct PatchDims {
     pub d: usize,
     /// How positions are made.
     pub positions: PositionKind,
+    /// Which tokens come first.
+    pub queries: QueryKind,
 }
 
 impl PatchDims {
@@ -40,9 +52,16 @@ impl PatchDims {
     pub const fn n(&self) -> usize {
         self.grid * self.grid
     }
-    /// Tokens of an image: u0 and the visible patches.
+    /// Tokens of an image that ask, the first ones.
+    pub const fn q(&self) -> usize {
+        match self.queries {
+            QueryKind::Summary => 1,
+            QueryKind::Places => self.hidden,
+        }
+    }
+    /// Tokens of an image: those that ask and the visible patches.
     pub const fn t(&self) -> usize {
-        1 + self.n() - self.hidden
+        self.q() + self.n() - self.hidden
     }
     /// Elements of all patch features.
     pub const fn len_h(&self) -> usize {
@@ -61,6 +80,9 @@ impl PatchDims {
             format!("{} of {} patches hidden: at least one must be, and one must be visible", self.hidden, self.n())
         })
     }
+    fn check_positions(&self, op: &'static str, given: bool) -> Result<()> {
+        require(op, given || self.queries == QueryKind::Summary, || "queries of places need positions".into())
+    }
 }
 
 /// Arguments of [`Tokens::tokens_forward`].
@@ -72,9 +94,10 @@ pub struct Forward<'a, M: Memory, T: Element> {
     pub h: View<'a, M, T>,
     /// `[b, n]`.
     pub order: View<'a, M, u32>,
-    /// `[d]`: the learned first token.
+    /// `[d]`: the learned token that asks.
     pub u0: View<'a, M, T::Wide>,
-    /// Added to visible patches, as [`PatchDims::positions`] says; none: not added.
+    /// Added to visible patches and to queries of places, as [`PatchDims::positions`] says; none (not with
+    /// [`QueryKind::Places`]): not added.
     pub positions: Option<View<'a, M, T::Wide>>,
     /// `[b, t, d]`.
     pub x: ViewMut<'a, M, T>,
@@ -99,7 +122,7 @@ pub struct Backward<'a, M: Memory, T: Element> {
 
 /// The operation; see the module.
 pub trait Tokens<T: Element>: Memory {
-    /// Gathers, adds positions, prepends u0.
+    /// Gathers, adds positions, prepends the queries.
     ///
     /// # Errors
     /// Lengths or dims that do not fit.
@@ -119,6 +142,7 @@ impl<M: Memory, T: Element> Forward<'_, M, T> {
         expect_len(OP, "h", self.h.len(), d.len_h())?;
         expect_len(OP, "order", self.order.len(), d.b * d.n())?;
         expect_len(OP, "u0", self.u0.len(), d.d)?;
+        d.check_positions(OP, self.positions.is_some())?;
         if let Some(positions) = &self.positions {
             expect_len(OP, "positions", positions.len(), d.len_positions())?;
         }
@@ -135,6 +159,7 @@ impl<M: Memory, T: Element> Backward<'_, M, T> {
         expect_len(OP, "dx", self.dx.len(), d.b * d.t() * d.d)?;
         expect_len(OP, "dh", self.dh.len(), d.len_h())?;
         expect_len(OP, "du0", self.du0.len(), d.d)?;
+        d.check_positions(OP, self.dpositions_acc.is_some())?;
         match &self.dpositions_acc {
             Some(positions) => expect_len(OP, "dpositions_acc", positions.len(), d.len_positions()),
             None => Ok(()),

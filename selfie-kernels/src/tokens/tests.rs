@@ -10,11 +10,13 @@ const CASES: &[(&str, [usize; 4])] = &[
     ("224px", [2, 7, 12, 33]),
 ];
 
-/// The positions of a test: how they are made, and whether they are added.
-const POSITIONS: [(PositionKind, Positions); 3] = [
-    (PositionKind::Table, Positions::Added),
-    (PositionKind::RowCol, Positions::Added),
-    (PositionKind::Table, Positions::Left),
+/// The positions and queries of a test: how positions are made, whether they are added, and who asks.
+const KINDS: [(PositionKind, Positions, QueryKind); 5] = [
+    (PositionKind::Table, Positions::Added, QueryKind::Summary),
+    (PositionKind::RowCol, Positions::Added, QueryKind::Summary),
+    (PositionKind::Table, Positions::Left, QueryKind::Summary),
+    (PositionKind::Table, Positions::Added, QueryKind::Places),
+    (PositionKind::RowCol, Positions::Added, QueryKind::Places),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,7 +26,7 @@ enum Positions {
 }
 
 fn dims([b, grid, hidden, d]: [usize; 4], positions: PositionKind) -> PatchDims {
-    PatchDims { b, grid, hidden, d, positions }
+    PatchDims { b, grid, hidden, d, positions, queries: QueryKind::Summary }
 }
 
 fn forward<T: Element, B: Tokens<T>>(
@@ -87,10 +89,33 @@ fn rows(dims: PatchDims, place: usize) -> Vec<usize> {
     }
 }
 
-/// Image, place of its token among them, place of the patch.
-fn visible(dims: PatchDims, order: &[u32]) -> impl Iterator<Item = (usize, usize, usize)> {
-    let all = order.iter().enumerate().map(move |(i, &place)| (i / dims.n(), i % dims.n(), place as usize));
-    all.filter(move |&(_, i, _)| i >= dims.hidden).map(move |(image, i, place)| (image, 1 + i - dims.hidden, place))
+/// What a token is of.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Token {
+    /// All hidden places.
+    Summary,
+    /// This hidden place.
+    Query(usize),
+    /// This visible patch.
+    Visible(usize),
+}
+
+/// For each token of an image: what it is of.
+fn tokens(dims: PatchDims, order: &[u32]) -> Vec<Token> {
+    let places = |of: &[u32], token: fn(usize) -> Token| of.iter().map(|&place| token(place as usize)).collect();
+    let (hidden, visible) = order.split_at(dims.hidden);
+    let queries: Vec<_> = match dims.queries {
+        QueryKind::Summary => vec![Token::Summary],
+        QueryKind::Places => places(hidden, Token::Query),
+    };
+    [queries, places(visible, Token::Visible)].concat()
+}
+
+/// Image, index in `x` of the token's first element, and what the token is of.
+fn all_tokens(dims: PatchDims, order: &[u32]) -> Vec<(usize, usize, Token)> {
+    let images = order.chunks(dims.n()).enumerate();
+    let of = |(image, order)| tokens(dims, order).into_iter().map(move |token| (image, token));
+    images.flat_map(of).enumerate().map(|(i, (image, token))| (image, i * dims.d, token)).collect()
 }
 
 fn oracle_forward(
@@ -100,21 +125,27 @@ fn oracle_forward(
     [u0, positions]: [&[Bounded]; 2],
     added: Positions,
 ) -> Vec<Bounded> {
-    let mut x = u0.repeat(dims.b * dims.t());
-    for (image, token, place) in visible(dims, order) {
-        for j in 0..dims.d {
+    let position =
+        |place: usize, j: usize| Bounded::sum(rows(dims, place).iter().map(|row| positions[row * dims.d + j]));
+    let element = |image: usize, token: Token, j: usize| match token {
+        Token::Summary => u0[j],
+        Token::Query(place) => u0[j] + position(place, j),
+        Token::Visible(place) => {
             let h = h[(image * dims.n() + place) * dims.d + j];
-            let position = Bounded::sum(rows(dims, place).iter().map(|row| positions[row * dims.d + j]));
-            x[(image * dims.t() + token) * dims.d + j] = if added == Positions::Added { h + position } else { h };
+            if added == Positions::Added { h + position(place, j) } else { h }
         }
-    }
-    x
+    };
+    let tokens = all_tokens(dims, order).into_iter();
+    tokens
+        .flat_map(|(image, _, token)| (0..dims.d).map(move |j| (image, token, j)))
+        .map(|(image, token, j)| element(image, token, j))
+        .collect()
 }
 
-/// Both passes, with each of [`POSITIONS`].
+/// Both passes, with each of [`KINDS`].
 fn check<T: Element>(device: &impl Tokens<T>, extents: [usize; 4], seed: u64) {
-    for (kind, added) in POSITIONS {
-        let (dims, mut draws) = (dims(extents, kind), Draws::new(seed));
+    for (kind, added, queries) in KINDS {
+        let (dims, mut draws) = (PatchDims { queries, ..dims(extents, kind) }, Draws::new(seed));
         let order = draws.orders(dims.b, dims.n());
         let (h, u0) = (draws.values::<T>(dims.len_h()), draws.values::<T::Wide>(dims.d));
         let positions = draws.values::<T::Wide>(dims.len_positions());
@@ -127,12 +158,22 @@ fn check<T: Element>(device: &impl Tokens<T>, extents: [usize; 4], seed: u64) {
         let dx_exact = bounded(&dx);
         let mut dh = vec![None; dims.len_h()];
         let mut dpositions: Vec<Vec<Bounded>> = bounded(&before).into_iter().map(|before| vec![before]).collect();
-        for (image, token, place) in visible(dims, &order) {
+        let mut du0 = vec![Vec::new(); dims.d];
+        for (image, first, token) in all_tokens(dims, &order) {
             for j in 0..dims.d {
-                let i = (image * dims.t() + token) * dims.d + j;
-                dh[(image * dims.n() + place) * dims.d + j] = Some(dx[i]);
+                let (i, of_token) = (first + j, dx_exact[first + j]);
+                let place = match token {
+                    Token::Summary | Token::Query(_) => {
+                        du0[j].push(of_token);
+                        if let Token::Query(place) = token { place } else { continue }
+                    }
+                    Token::Visible(place) => {
+                        dh[(image * dims.n() + place) * dims.d + j] = Some(dx[i]);
+                        place
+                    }
+                };
                 for row in rows(dims, place).into_iter().filter(|_| added == Positions::Added) {
-                    dpositions[row * dims.d + j].push(dx_exact[i]);
+                    dpositions[row * dims.d + j].push(of_token);
                 }
             }
         }
@@ -142,9 +183,7 @@ fn check<T: Element>(device: &impl Tokens<T>, extents: [usize; 4], seed: u64) {
                 None => assert!(got.widen().to_f64().is_nan(), "dh[{i}] is of a hidden patch"),
             }
         }
-        let first = |j: usize| (0..dims.b).map(move |image| image * dims.t() * dims.d + j);
-        let du0: Vec<_> = (0..dims.d).map(|j| Bounded::sum(first(j).map(|i| dx_exact[i]))).collect();
-        assert_bounded("du0", &got.du0, &du0);
+        assert_bounded("du0", &got.du0, &du0.into_iter().map(Bounded::sum).collect::<Vec<_>>());
         assert_bounded("dpositions", &got.dpositions, &dpositions.into_iter().map(Bounded::sum).collect::<Vec<_>>());
     }
 }
@@ -171,8 +210,8 @@ proptest! {
 
 #[test]
 fn gradient() {
-    for (kind, added) in POSITIONS {
-        let (dims, mut draws) = (dims([2, 2, 2, 3], kind), Draws::new(2));
+    for (kind, added, queries) in KINDS {
+        let (dims, mut draws) = (PatchDims { queries, ..dims([2, 2, 2, 3], kind) }, Draws::new(2));
         let order = draws.orders(dims.b, dims.n());
         let (h, u0) = (draws.values::<f64>(dims.len_h()), draws.values::<f64>(dims.d));
         let positions = draws.values::<f64>(dims.len_positions());
@@ -213,16 +252,19 @@ fn a_nan_stays_in_its_token() {
 
 #[test]
 fn bits_do_not_depend_on_threads() {
-    let (dims, mut draws) = (dims([9, 4, 4, 130], PositionKind::RowCol), Draws::new(4));
-    let order = draws.orders(dims.b, dims.n());
-    let (h, u0) = (draws.values::<f32>(dims.len_h()), draws.values::<f32>(dims.d));
-    let positions = draws.values::<f32>(dims.len_positions());
-    let dx = draws.values::<f32>(dims.b * dims.t() * dims.d);
-    assert_same_on_any_threads(|cpu| {
-        let x = forward(cpu, dims, &h, &order, [&u0, &positions], Positions::Added);
-        let got = backward(cpu, dims, &order, &dx, &positions, Positions::Added);
-        [bits(&x), bits(&got.dh), bits(&got.du0), bits(&got.dpositions)].concat()
-    });
+    for queries in [QueryKind::Summary, QueryKind::Places] {
+        let dims = PatchDims { queries, ..dims([9, 4, 4, 130], PositionKind::RowCol) };
+        let mut draws = Draws::new(4);
+        let order = draws.orders(dims.b, dims.n());
+        let (h, u0) = (draws.values::<f32>(dims.len_h()), draws.values::<f32>(dims.d));
+        let positions = draws.values::<f32>(dims.len_positions());
+        let dx = draws.values::<f32>(dims.b * dims.t() * dims.d);
+        assert_same_on_any_threads(|cpu| {
+            let x = forward(cpu, dims, &h, &order, [&u0, &positions], Positions::Added);
+            let got = backward(cpu, dims, &order, &dx, &positions, Positions::Added);
+            [bits(&x), bits(&got.dh), bits(&got.du0), bits(&got.dpositions)].concat()
+        });
+    }
 }
 
 #[test]
@@ -255,4 +297,12 @@ fn refuses_what_does_not_fit() {
     assert_refuses_length(run(&order, [24, 25, 3, 12]), "dh");
     assert_refuses_length(run(&order, [24, 24, 2, 12]), "du0");
     assert_refuses_length(run(&order, [24, 24, 3, 11]), "dpositions_acc");
+
+    let (dims, zeros) = (PatchDims { queries: QueryKind::Places, ..table }, [0f32; 24]);
+    let (mut x, mut dh, mut du0) = ([0f32; 24], [0f32; 24], [0f32; 3]);
+    let (zeros, order) = (&zeros[..], &order[..]);
+    let args = Forward { dims, h: zeros, order, u0: &zeros[..3], positions: None, x: &mut x[..] };
+    assert_refuses_dims(Tokens::<f32>::tokens_forward(cpu(), args));
+    let args = Backward { dims, order, dx: zeros, dh: &mut dh[..], du0: &mut du0[..], dpositions_acc: None };
+    assert_refuses_dims(Tokens::<f32>::tokens_backward(cpu(), args));
 }

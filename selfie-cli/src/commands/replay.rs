@@ -1,0 +1,134 @@
+//! `replay`: takes a step again whose loss or gradient was not finite.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use selfie_kernels::{Backend, Element};
+use selfie_model::{Build, Classifier, Purpose, Replay, Replayed, Selfie};
+use serde_json::json;
+
+use crate::args;
+use crate::config::Run;
+use crate::device::{self, Precision};
+use crate::exit::{Exit, Problem};
+use crate::run_folder::step_files;
+
+/// Lines of each list.
+const SHOWN: usize = 8;
+
+/// What every writer to a `String` is.
+const INFALLIBLE: &str = "writing to a string cannot fail";
+
+/// Runs the command.
+///
+/// # Errors
+/// Usage, input, and what the system refuses.
+pub fn run(arguments: &args::Replay) -> anyhow::Result<Exit> {
+    let path = file(&arguments.path)?;
+    let args::Replay { device, precision, threads, .. } = arguments.clone();
+    let chosen = device::choose(&Run { out: PathBuf::new(), device, precision, threads })?;
+    let text = match chosen.precision {
+        Precision::F32 => replay::<_, f32>(chosen.device, &path, arguments.json),
+        Precision::Bf16 => replay::<_, half::bf16>(chosen.device, &path, arguments.json),
+    }?;
+    std::io::stdout().lock().write_all(text.as_bytes())?;
+    Ok(Exit::Done)
+}
+
+/// The file that is meant: itself, or the last one of a run.
+fn file(path: &Path) -> anyhow::Result<PathBuf> {
+    if !path.is_dir() {
+        return Ok(path.to_path_buf());
+    }
+    step_files(path)?.pop().ok_or_else(|| {
+        Problem::input(format!(
+            "{}: expected a not-finite-*.safetensors file, found none; a run writes one for a step whose loss or \
+             gradient is not finite, so this one had no such step",
+            path.display()
+        ))
+    })
+}
+
+fn replay<B: Backend<T>, T: Element>(device: B, path: &Path, as_json: bool) -> anyhow::Result<String> {
+    let step = Replay::<T::Wide>::read(path)?;
+    let purpose = if step.about.first_samples.len() > 1 { Purpose::Accumulate } else { Purpose::Train };
+    let build = Build { config: &step.about.model, batch: step.micro_batch(), purpose, seed: step.about.seed };
+    let found = match step.about.classes {
+        None => step.run(&mut Selfie::<B, T>::new(device, build)?)?,
+        Some(classes) => step.run(&mut Classifier::<B, T>::new(device, build, classes)?)?,
+    };
+    if as_json {
+        let value = json!({
+            "file": path,
+            "step": step.about.step,
+            "precision": T::NAME,
+            "loss_then": step.about.loss,
+            "loss": found.loss.loss.to_string(),
+            "gradient_norm": found.gradient_norm.to_string(),
+            "finite": found.finite,
+            "images": step.about.keys,
+            "tensors": found.tensors,
+        });
+        return Ok(format!("{value:#}\n"));
+    }
+    Ok(in_words(path, &step, &found, T::NAME))
+}
+
+fn in_words<W: selfie_kernels::Wide>(path: &Path, step: &Replay<W>, found: &Replayed, precision: &str) -> String {
+    let mut text = String::new();
+    let mut say = |line: std::fmt::Arguments<'_>| writeln!(text, "{line}").expect(INFALLIBLE);
+    let about = &step.about;
+    say(format_args!("{}: step {}, {} images", path.display(), about.step, about.keys.len()));
+    say(format_args!("then      loss {}", about.loss));
+    let verdict = if found.finite { "finite" } else { "not finite, as it was" };
+    say(format_args!(
+        "now       loss {}, gradient norm {}: {verdict} ({precision})",
+        found.loss.loss, found.gradient_norm
+    ));
+    let bad = found
+        .tensors
+        .iter()
+        .filter(|tensor| tensor.not_finite > 0)
+        .map(|tensor| format!("{}: {} of {} elements", tensor.name, tensor.not_finite, tensor.elements));
+    list(&mut say, "parameters that are not finite", bad.collect());
+    let bad = found
+        .tensors
+        .iter()
+        .filter(|tensor| tensor.gradient_not_finite > 0)
+        .map(|tensor| format!("{}: {} of {} elements", tensor.name, tensor.gradient_not_finite, tensor.elements));
+    list(&mut say, "gradients that are not finite, from the input on", bad.collect());
+    let mut largest: Vec<_> = found.tensors.iter().collect();
+    largest.sort_by(|a, b| b.largest.total_cmp(&a.largest));
+    let largest = largest.iter().take(SHOWN).map(|tensor| format!("{}: {:.3e}", tensor.name, tensor.largest));
+    list(&mut say, "greatest parameters", largest.collect());
+    if found.finite {
+        let mut steep: Vec<_> = found.tensors.iter().collect();
+        steep.sort_by(|a, b| b.gradient_norm.total_cmp(&a.gradient_norm));
+        let steep = steep.iter().take(SHOWN).map(|tensor| format!("{}: {:.3e}", tensor.name, tensor.gradient_norm));
+        list(&mut say, "greatest norms of gradients", steep.collect());
+    }
+    list(&mut say, "images", about.keys.clone());
+    say(format_args!(
+        "{}",
+        match (found.finite, found.tensors.iter().any(|tensor| tensor.not_finite > 0)) {
+            (_, true) => "The parameters were not finite before this step: they came so from --init.",
+            (true, false) => "In this precision the step is sound: go on in it, or with a lower train.lr.",
+            (false, false) =>
+                "Parameters and images are sound, so numbers overflowed on the way: lower train.lr, or \
+                               lengthen train.warmup; greatest parameters far above 10 say that it was too high for long.",
+        }
+    ));
+    text
+}
+
+fn list(say: &mut impl FnMut(std::fmt::Arguments<'_>), title: &str, lines: Vec<String>) {
+    if lines.is_empty() {
+        return;
+    }
+    say(format_args!("{title}"));
+    lines.iter().take(SHOWN).for_each(|line| say(format_args!("  {line}")));
+    if lines.len() > SHOWN {
+        say(format_args!("  and {} more (--json has them all)", lines.len() - SHOWN));
+    }
+}

@@ -125,8 +125,8 @@ def images():
         seed("image", name, out.getvalue())
 
 
-def safetensors(tensors):
-    header, at = {"__metadata__": {"format": "pt"}}, 0
+def safetensors(tensors, metadata={"format": "pt"}):
+    header, at = {"__metadata__": metadata}, 0
     for name, (dtype, shape, data) in tensors.items():
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
         at += len(data)
@@ -145,6 +145,19 @@ def weights():
         ("stages", {f"stages.{i}.blocks.0.norm1.weight": ("F32", [0], b"") for i in (0, 1, 3)}),
     ]:
         seed("safetensors", name, safetensors(tensors))
+    model = {"image_size": 8, "patch_size": 4, "stem_width": 2, "heads": 1, "ffn": 4, "depths": [1, 1, 1, 1]}
+    for name, classes, targets, parts in [("puzzle", None, 4, 1), ("labels", 3, 1, 2)]:
+        about = {"step": 7, "seed": 1, "loss": "NaN", "first_samples": [0, 1][:parts], "keys": ["a", "b"]}
+        about |= {"model": model, "classes": classes}
+        batch = {
+            "batch.images": ("U8", [2, 8, 8, 3], bytes(384)),
+            "batch.draws": ("I32", [2, 3], struct.pack("<6i", 0, 0, 1, -2, 2, 0)),
+            "batch.targets": ("U32", [2, targets], struct.pack(f"<{2 * targets}I", *range(targets), *range(targets))),
+            "batch.indices": ("U64", [2], bytes(16)),
+            "norm.weight": norm,
+        }
+        metadata = {"selfie": "selfie step 1", "about": json.dumps(about)}
+        seed("step_file", name, safetensors(batch, metadata))
 
 
 def texts():

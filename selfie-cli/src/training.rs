@@ -11,7 +11,7 @@ use selfie_model::{
     write_weights,
 };
 
-use crate::config::{Resolved, Settings, Train};
+use crate::config::{Resolved, Train};
 use crate::data::limited;
 use crate::exit::Problem;
 use crate::progress::Reporter;
@@ -306,7 +306,7 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
 ///
 /// # Errors
 /// More than the machine has.
-pub fn check_memory(plan: &MemoryPlan, settings: &Settings, reporter: &Reporter) -> anyhow::Result<()> {
+pub fn check_memory(plan: &MemoryPlan, batch: usize, reporter: &Reporter) -> anyhow::Result<()> {
     let mut parts = plan.summary();
     parts.sort_by_key(|&(_, bytes)| std::cmp::Reverse(bytes));
     let mebibytes = |bytes: usize| bytes as f64 / (1 << 20) as f64;
@@ -320,7 +320,7 @@ pub fn check_memory(plan: &MemoryPlan, settings: &Settings, reporter: &Reporter)
             "the network needs {:.1} GiB for a batch of {} and the machine has {:.1} GiB: \
              lower --batch, or cut it by --accumulate",
             gibibytes(plan.total_bytes() as u64),
-            settings.train.batch,
+            batch,
             gibibytes(there)
         )))
         .context("out of memory, before the first step"),

@@ -6,6 +6,7 @@ use crate::checkpoint::parse_manifest_and_state;
 use crate::parameters::{Layout, Table};
 use crate::tensor_file::TensorFile;
 use crate::weights::describe;
+use crate::{MemoryPlan, Replay, Selfie};
 
 /// A weight file, read for a network of a convolution and a norm.
 pub fn safetensors(bytes: &[u8]) {
@@ -18,6 +19,13 @@ pub fn safetensors(bytes: &[u8]) {
     assert!(placed.is_ok() == table.entries().iter().all(|entry| file.shape(&entry.name) == Some(&entry.shape)));
     let _ = file.expect_only(&[&table], |_| true);
     describe(&file);
+}
+
+/// The file of a step, and the plan of its network.
+pub fn step_file(bytes: &[u8]) {
+    let Ok(replay) = Replay::<f32>::parse(Path::new("not-finite-00000001.safetensors"), bytes) else { return };
+    assert!(replay.micro_batch() > 0);
+    let _: crate::Result<MemoryPlan> = Selfie::<selfie_kernels::Cpu, f32>::memory_plan(replay.build());
 }
 
 /// `manifest.json` or `state.json` of a checkpoint.

@@ -6,7 +6,7 @@
 
 use crate::durable::write_file;
 use crate::error::{Error, Result, reading};
-use crate::network::{Inputs, Loss, Mode, Network, Update};
+use crate::network::{Build, Inputs, Loss, Mode, Network, Purpose, Update};
 use crate::tensor_file::{Item, TensorFile, serialize_items, stored};
 use crate::transfer::{download, upload};
 use crate::{ModelConfig, Table};
@@ -158,6 +158,7 @@ impl<W: Wide> Replay<W> {
             indices: bytemuck::pod_collect_to_vec(tensor("indices", Dtype::U64)?),
         };
         let tensors = TensorFile::from_safetensors(path, &file, |name| !name.starts_with(BATCH))?;
+        about.model.check()?;
         let replay = Self { about, batch, tensors };
         replay.check(path)?;
         Ok(replay)
@@ -173,20 +174,36 @@ impl<W: Wide> Replay<W> {
         };
         let lens = [batch.images.len(), batch.draws.len(), batch.targets.len(), about.keys.len()];
         let pixels = about.model.image_size.saturating_mul(about.model.image_size).saturating_mul(3);
-        let expected = [n.saturating_mul(pixels), 3 * n, n.saturating_mul(targets), n];
-        if lens == expected && n > 0 && parts > 0 && n.is_multiple_of(parts) {
-            return Ok(());
+        let expected = [n.saturating_mul(pixels), n.saturating_mul(3), n.saturating_mul(targets), n];
+        if lens != expected || n == 0 || parts == 0 || !n.is_multiple_of(parts) {
+            let expected = format!("{expected:?} pixels, draws, targets and names of {n} images in {parts} parts");
+            return Err(Error::malformed(path, expected, format!("{lens:?}"), ADVICE));
         }
-        let expected = format!("{expected:?} pixels, draws, targets and names of {n} images in {parts} parts");
-        Err(Error::malformed(path, expected, format!("{lens:?}"), ADVICE))
+        let malformed = |expected: String, found: u64| Err(Error::malformed(path, expected, found.to_string(), ADVICE));
+        let below = about.classes.unwrap_or(targets);
+        if let Some(&target) = batch.targets.iter().find(|&&target| target as usize >= below) {
+            return malformed(format!("targets below {below}"), target.into());
+        }
+        let side = about.model.image_size;
+        let far = |draw: &&i32| draw.unsigned_abs() as usize > side;
+        match batch.draws.iter().find(far) {
+            Some(&draw) => malformed(format!("crops within {side} pixels"), draw.unsigned_abs().into()),
+            None => Ok(()),
+        }
     }
 
-    /// Images of a micro-batch: what the network is to be built for.
+    /// Images of a micro-batch.
     pub fn micro_batch(&self) -> usize {
         self.batch.indices.len() / self.about.first_samples.len()
     }
 
-    /// Takes the step again. The network, built for training on [`Replay::micro_batch`] images, is given the file's
+    /// How to build the network that takes the step again.
+    pub fn build(&self) -> Build<'_> {
+        let purpose = if self.about.first_samples.len() > 1 { Purpose::Accumulate } else { Purpose::Train };
+        Build { config: &self.about.model, batch: self.micro_batch(), purpose, seed: self.about.seed }
+    }
+
+    /// Takes the step again. The network, built as [`Replay::build`] says, is given the file's
     /// parameters and keeps them: nothing is updated.
     ///
     /// # Errors

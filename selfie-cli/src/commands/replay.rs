@@ -5,14 +5,16 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use selfie_kernels::{Backend, Element};
-use selfie_model::{Build, Classifier, Purpose, Replay, Replayed, Selfie};
+use selfie_model::{Classifier, Replay, Replayed, Selfie};
 use serde_json::json;
 
 use crate::args;
 use crate::config::Run;
 use crate::device::{self, Precision};
 use crate::exit::{Exit, Problem};
+use crate::progress::{Reporter, Voice};
 use crate::run_folder::step_files;
+use crate::training::check_memory;
 
 /// Lines of each list.
 const SHOWN: usize = 8;
@@ -52,8 +54,12 @@ fn file(path: &Path) -> anyhow::Result<PathBuf> {
 
 fn replay<B: Backend<T>, T: Element>(device: B, path: &Path, as_json: bool) -> anyhow::Result<String> {
     let step = Replay::<T::Wide>::read(path)?;
-    let purpose = if step.about.first_samples.len() > 1 { Purpose::Accumulate } else { Purpose::Train };
-    let build = Build { config: &step.about.model, batch: step.micro_batch(), purpose, seed: step.about.seed };
+    let build = step.build();
+    let plan = match step.about.classes {
+        None => Selfie::<B, T>::memory_plan(build)?,
+        Some(classes) => Classifier::<B, T>::memory_plan(build, classes)?,
+    };
+    check_memory(&plan, build.batch, &Reporter::new(Voice::Full))?;
     let found = match step.about.classes {
         None => step.run(&mut Selfie::<B, T>::new(device, build)?)?,
         Some(classes) => step.run(&mut Classifier::<B, T>::new(device, build, classes)?)?,

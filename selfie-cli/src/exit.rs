@@ -107,6 +107,9 @@ pub fn report(error: &anyhow::Error) {
     tracing::error!("{error:#}");
     eprintln!("error: {error}");
     let mut said = error.to_string();
+    if Exit::of(error) == Exit::OutOfMemory && !said.contains("--batch") {
+        eprintln!("  lower --batch, or cut it by --accumulate");
+    }
     for cause in error.chain().skip(1) {
         // Transparent wrappers repeat their source.
         let text = cause.to_string();

@@ -95,6 +95,22 @@ fn files_that_are_not_what_they_should_be() {
     fails(&finetune, 3, &["weights.safetensors"]);
 }
 
+/// The system refuses memory that the machine has: a limit, as of a batch system.
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_that_the_system_refuses() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let line = format!(
+        "pretrain --data synthetic:train=300,test=8 --out {} --preset small --batch 256 --steps 2 --threads 2",
+        text(&folder.path().join("run"))
+    );
+    let limited = "ulimit -v 400000; exec \"$0\" \"$@\"";
+    let mut command = std::process::Command::new("sh");
+    let found = ran(command.args(["-c", limited]).arg(selfie("").get_program()).args(line.split_whitespace()));
+    assert_eq!(found.code, Some(5), "{}", found.err);
+    found.says(&["out of memory", "lower --batch"]);
+}
+
 #[test]
 fn two_writers() {
     let folder = tempfile::tempdir().expect("a temporary folder");

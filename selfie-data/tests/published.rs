@@ -240,3 +240,37 @@ fn every_damage_of_an_npz_is_noticed_or_harmless() {
         }
     }
 }
+
+/// Checks images of 8 x 8 in files, whose sizes nobody has looked at.
+fn check_files(data: &dyn Dataset, first: usize, len: usize) {
+    assert_eq!(data.len(), len);
+    for index in 0..len {
+        let image = data.read(index).expect("a PNG");
+        assert_eq!((image.height, image.width, image.pixels), (8, 8, record(first + index, 8)), "{index}");
+        assert_eq!(data.label(index), Some((first + index) as u32 % 3), "{index}");
+    }
+}
+
+#[test]
+fn shards_of_pythons_tarfile_in_its_three_forms() {
+    let folder = fixture("shards");
+    let pattern = folder.join("train-{000000..000001}.tar");
+    for path in [&folder, &pattern] {
+        check_files(&*opened(path, Split::Train).expect("two shards"), 0, 5);
+    }
+    check_files(&*opened(&folder, Split::Test).expect("a shard of validation"), 5, 2);
+    check_files(&*opened(folder.join("train-000001.tar"), Split::Train).expect("one shard"), 3, 2);
+}
+
+#[test]
+fn a_flat_validation_folder_in_its_three_forms() {
+    for form in ["imagenet", "val", "LOC"] {
+        let tar = fixture("flat_val").join(format!("{form}.tar"));
+        check_files(&*opened(&tar, Split::Test).expect(form), 0, 4);
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = fs::File::open(&tar).expect("there");
+        tar::Archive::new(file).unpack(folder.path()).expect("writable");
+        check_files(&*opened(folder.path(), Split::Test).expect(form), 0, 4);
+        assert_eq!(opened(folder.path(), Split::Train).expect(form).classes(), ["n01440764", "n01443537", "n01484850"]);
+    }
+}

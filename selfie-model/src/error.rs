@@ -87,7 +87,7 @@ pub enum Error {
     },
     /// Loss or gradient was not finite too many times in a row.
     #[error(
-        "training diverged: loss {loss}, gradient norm {gradient_norm} at step {step}, the {in_a_row}th time in a row; \
+        "training diverged: loss {loss}, gradient norm {gradient_norm} at step {step}, {in_a_row} times in a row; \
          no update of these steps was applied; lower train.lr or lengthen train.warmup"
     )]
     Diverged {

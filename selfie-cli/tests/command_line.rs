@@ -146,3 +146,12 @@ fn the_template_is_the_defaults() {
         }
     }
 }
+
+/// `cargo run` hands the commit to the program as a variable of its environment.
+#[test]
+fn variables_of_our_own_are_no_keys() {
+    for name in ["SELFIE_COMMIT", "SELFIE_SIMD", "SELFIE_DATA"] {
+        let ran = ran(selfie("config show").env(name, ""));
+        assert_eq!(ran.code, Some(0), "{name}: {}", ran.err);
+    }
+}

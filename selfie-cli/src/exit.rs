@@ -1,5 +1,6 @@
 //! Exit codes, and the one place that decides which error ends with which.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// How the program ends. The numbers are part of the interface.
@@ -99,13 +100,24 @@ impl From<Exit> for std::process::ExitCode {
     }
 }
 
+/// A text whose control characters, other than ends of lines and tabs, are written out: a name in a file of someone
+/// else's must not move a terminal's cursor.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let moves = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if !text.contains(moves) {
+        return Cow::Borrowed(text);
+    }
+    let written = |c: char| if moves(c) { c.escape_unicode().to_string() } else { c.to_string() };
+    Cow::Owned(text.chars().map(written).collect())
+}
+
 /// Prints an error with its causes, once.
 pub fn report(error: &anyhow::Error) {
     if Exit::of(error) == Exit::Done {
         return;
     }
     tracing::error!("{error:#}");
-    eprintln!("error: {error}");
+    eprintln!("error: {}", printable(&error.to_string()));
     let mut said = error.to_string();
     if Exit::of(error) == Exit::OutOfMemory && !said.contains("--batch") {
         eprintln!("  lower --batch, or cut it by --accumulate");
@@ -114,8 +126,19 @@ pub fn report(error: &anyhow::Error) {
         // Transparent wrappers repeat their source.
         let text = cause.to_string();
         if !said.contains(&text) {
-            eprintln!("  because: {text}");
+            eprintln!("  because: {}", printable(&text));
             said = text;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_do_not_move_the_cursor() {
+        assert_eq!(printable("a\u{1b}[2Jb\u{7}\n\tc\u{9b}1m"), "a\\u{1b}[2Jb\\u{7}\n\tc\\u{9b}1m");
+        assert!(matches!(printable("± 1.0\n"), Cow::Borrowed(_)));
     }
 }

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use selfie_model::StepMetrics;
 
+use crate::exit::printable;
+
 /// Parts of the bar: training may be measured by the clock.
 const PARTS: u64 = 1_000;
 
@@ -70,14 +72,14 @@ impl Reporter {
     pub fn say(&self, text: impl AsRef<str>) {
         tracing::info!("{}", text.as_ref().trim());
         if self.voice == Voice::Full {
-            self.show(text);
+            self.show(printable(text.as_ref()));
         }
     }
 
     /// A line that deserves attention.
     pub fn warn(&self, text: impl AsRef<str>) {
         tracing::warn!("{}", text.as_ref());
-        self.show(format!("note: {}", text.as_ref()));
+        self.show(format!("note: {}", printable(text.as_ref())));
     }
 
     /// A line for the person alone.

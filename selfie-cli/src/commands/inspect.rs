@@ -8,7 +8,7 @@ use selfie_model::{Checkpoint, MODEL_FILE, POOL_FILE, TensorFile};
 use serde_json::{Value, json};
 
 use crate::args::Inspect;
-use crate::exit::{Exit, Problem};
+use crate::exit::{Exit, Problem, printable};
 use crate::progress::grouped;
 use crate::run_folder::Status;
 
@@ -68,7 +68,7 @@ pub fn run(arguments: &Inspect) -> anyhow::Result<Exit> {
     let text = if arguments.json {
         format!("{:#}\n", findings.as_json(&arguments.path))
     } else {
-        findings.as_text(&arguments.path)
+        printable(&findings.as_text(&arguments.path)).into_owned()
     };
     std::io::stdout().lock().write_all(text.as_bytes())?;
     Ok(Exit::Done)

@@ -155,3 +155,15 @@ fn variables_of_our_own_are_no_keys() {
         assert_eq!(ran.code, Some(0), "{name}: {}", ran.err);
     }
 }
+
+/// A device has no end, and a file of gigabytes is something else.
+#[cfg(unix)]
+#[test]
+fn what_is_too_long_for_a_configuration_is_not_read() {
+    fails("config show -c /dev/zero", 2, &["/dev/zero", "no configuration"]);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("long.toml");
+    write(&file, &vec![b'#'; (16 << 20) + 1]);
+    fails(&format!("config show -c {}", text(&file)), 2, &["long.toml", "16777216 bytes"]);
+    fails(&format!("config show -c {}", text(folder.path())), 2, &["no configuration"]);
+}

@@ -115,7 +115,7 @@ impl LabelBudget {
                     chosen.extend(draw(members, *count, &*draws, class));
                 }
             }
-            LabelBudget::Named(path) => chosen = named(dataset, path, std::fs::read(path).map_err(reading(path))?)?,
+            LabelBudget::Named(path) => chosen = named(dataset, path, list(path)?)?,
         }
         chosen.sort_unstable();
         Ok(chosen)
@@ -246,6 +246,19 @@ pub(crate) fn named(dataset: &dyn Dataset, path: &Path, list: Vec<u8>) -> Result
     }
     by_class(dataset, chosen.iter().copied())?;
     Ok(chosen)
+}
+
+/// Bytes of the longest list of names: 20 million of 50 letters.
+const MAX_LIST: u64 = 1 << 30;
+
+/// A list of names. It is never a device, which has no end.
+fn list(path: &Path) -> Result<Vec<u8>> {
+    let about = std::fs::metadata(path).map_err(reading(path))?;
+    if !about.is_file() || about.len() > MAX_LIST {
+        let found = format!("something of {} bytes that is none", about.len());
+        return Err(Error::malformed(path, "a file of names", found, "give names of images, one a line"));
+    }
+    std::fs::read(path).map_err(reading(path))
 }
 
 #[cfg(test)]
@@ -381,6 +394,9 @@ mod tests {
         assert!(error.contains("`99.png` on line 2"), "{error}");
         write("\n");
         assert!(budget.select(&dataset, &seeded).is_err());
+        let folder = LabelBudget::Named(folder.path().to_path_buf());
+        let error = folder.select(&dataset, &seeded).expect_err("no file").to_string();
+        assert!(error.contains("a file of names"), "{error}");
     }
 
     #[test]

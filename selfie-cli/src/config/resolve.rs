@@ -334,11 +334,20 @@ fn known(name: &str, origin: &str) -> anyhow::Result<&'static Key> {
     })
 }
 
+/// Bytes of the largest configuration file.
+const MAX_FILE: u64 = 16 << 20;
+
 /// Reads a configuration file.
 fn read_file(path: &Path) -> anyhow::Result<Vec<(&'static Key, Value)>> {
     let place = path.display();
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Problem::input(format!("cannot read the configuration file {place}: {error}")))?;
+    let cannot = |error| Problem::input(format!("cannot read the configuration file {place}: {error}"));
+    let about = std::fs::metadata(path).map_err(cannot)?;
+    if !about.is_file() || about.len() > MAX_FILE {
+        return Err(Problem::usage(format!(
+            "{place} is no configuration: expected a file of at most {MAX_FILE} bytes, as `selfie config init` prints one"
+        )));
+    }
+    let text = std::fs::read_to_string(path).map_err(cannot)?;
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
         // It quotes the line, which is of any length.
         let whole = error.to_string();

@@ -109,6 +109,15 @@ impl TrainLoader {
     pub fn bad_files(&self) -> &[BadFile] {
         &self.0.bad
     }
+
+    /// Counts bad images that were met before, by an earlier process of the same run.
+    pub fn recall_bad(&mut self, bad: impl IntoIterator<Item = BadFile>) {
+        for file in bad {
+            if self.0.bad_indices.insert(file.index) {
+                self.0.bad.push(file);
+            }
+        }
+    }
 }
 
 /// One pass over some images in a fixed order; the last batch is padded.
@@ -610,6 +619,19 @@ mod tests {
         ] {
             let made = EvalLoader::new(Arc::new(Plain::new(3)), vec![0], config);
             assert!(matches!(made.err(), Some(Error::Usage { .. })), "{config:?}");
+        }
+    }
+
+    /// 4 of 40 are allowed: with 4 that were met before, the fifth is one too many, and one of the 4 is not.
+    #[test]
+    fn bad_images_of_earlier_are_counted() {
+        let known = |index: usize| BadFile { index, key: Plain::new(40).key(index), reason: "broken".into() };
+        for (bad, fails) in [(5, true), (3, false)] {
+            let mut loader = train(Plain { bad: vec![bad], ..Plain::new(40) }, 2, 0);
+            loader.recall_bad((0..4).map(known));
+            let error = (0..20).find_map(|_| loader.next_batch().err());
+            assert_eq!(matches!(error, Some(Error::TooManyBad { bad: 5, .. })), fails, "{error:?}");
+            assert_eq!(loader.bad_files().len(), if fails { 5 } else { 4 });
         }
     }
 

@@ -264,6 +264,11 @@ impl<B: Backend<T>, T: Element, N: Network<B, T>> Trainer<B, T, N> {
         self.loader.bad_files()
     }
 
+    /// Counts bad images that an earlier process of the run met.
+    pub fn recall_bad(&mut self, bad: impl IntoIterator<Item = BadFile>) {
+        self.loader.recall_bad(bad);
+    }
+
     /// Writes the last step, with the parameters that it met if it was not finite, to a file that [`crate::Replay`]
     /// reads. `model` is the network's configuration, `classes` a classifier's.
     ///

@@ -1,8 +1,10 @@
 //! What `pretrain` and `finetune` do before the first step: configuration, data, device, run folder, checkpoint.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::time::Duration;
 
+use selfie_data::BadFile;
 use selfie_kernels::Wide;
 use selfie_model::{Checkpoint, CheckpointStore, ModelConfig, TrainConfig};
 
@@ -133,6 +135,24 @@ impl Beginning {
             data::check_unchanged(&before, &self.parts.as_json())?;
         }
         Ok(Some(newest.checkpoint))
+    }
+
+    /// The training images that an earlier process of this run found bad, from `skipped.txt`.
+    pub fn known_bad(&self) -> Vec<BadFile> {
+        let text = std::fs::read(self.folder.file("skipped.txt")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let known: HashMap<&str, &str> = text.lines().filter_map(|line| line.split_once('\t')).collect();
+        if known.is_empty() {
+            return Vec::new();
+        }
+        let train = &self.parts.train;
+        let found = train.items.iter().map(|&index| (index, train.dataset.key(index)));
+        found
+            .filter_map(|(index, key)| {
+                let reason = known.get(key.as_str())?.to_string();
+                Some(BadFile { index, key, reason })
+            })
+            .collect()
     }
 
     /// Prints `status.json`, for scripts.

@@ -98,6 +98,7 @@ pub fn finetune<B: Backend<T>, T: Element>(
     write_labels(&*begin.parts.train.dataset, &begin.parts.train.items, &mut labels)?;
     begin.folder.write("labels.txt", &labels)?;
     let mut trainer = Trainer::new(network, begin.parts.train.clone(), &begin.training, checkpoint.as_ref())?;
+    trainer.recall_bad(begin.known_bad());
     drop(checkpoint);
     let job = Job {
         resolved: &begin.resolved,

@@ -66,6 +66,7 @@ pub fn pretrain<B: Backend<T>, T: Element>(
     ));
     let network = Selfie::new(device, build)?;
     let mut trainer = Trainer::new(network, begin.parts.train.clone(), &begin.training, checkpoint.as_ref())?;
+    trainer.recall_bad(begin.known_bad());
     drop(checkpoint);
     let job = Job {
         resolved: &begin.resolved,

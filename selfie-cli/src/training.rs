@@ -15,7 +15,9 @@ use crate::config::{Resolved, Train};
 use crate::data::limited;
 use crate::exit::Problem;
 use crate::progress::Reporter;
-use crate::run_folder::{Line, Metrics, NOT_FINITE, RunFolder, State, Status, memory_bytes, peak_bytes, step_files};
+use crate::run_folder::{
+    Line, Metrics, NOT_FINITE, RunFolder, SKIPPED, State, Status, memory_bytes, peak_bytes, step_files,
+};
 use crate::signals::Signals;
 
 /// `status.json` is rewritten at least this often.
@@ -113,12 +115,11 @@ struct SinceLine {
 impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
     fn new(trainer: &'a mut Trainer<B, T, N>, job: &'a Job<'a>, reporter: &'a mut Reporter) -> anyhow::Result<Self> {
         let settings = job.resolved.settings().train;
-        let skipped = std::fs::read_to_string(job.folder.file("skipped.txt")).unwrap_or_default();
         Ok(Self {
             metrics: Metrics::open(job.folder.root(), trainer.progress().step)?,
             store: CheckpointStore::new(job.folder.state(), settings.keep),
             config: job.resolved.as_json(),
-            skipped: skipped.lines().map(String::from).collect(),
+            skipped: job.folder.skipped(),
             bad_files: 0,
             since_line: SinceLine::default(),
             status_written: Instant::now(),
@@ -295,7 +296,7 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
         }
         if self.skipped.len() > before {
             let lines: String = self.skipped.iter().map(|line| line.clone() + "\n").collect();
-            self.job.folder.write("skipped.txt", lines.as_bytes())?;
+            self.job.folder.write(SKIPPED, lines.as_bytes())?;
         }
         Ok(())
     }

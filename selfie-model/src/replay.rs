@@ -27,7 +27,7 @@ pub struct About {
     pub step: u64,
     /// Of the run: keys the dropout.
     pub seed: u64,
-    /// Mean loss of the step, as text: it may be no number.
+    /// Mean loss of the step's last micro-batch, as text: it may be no number.
     pub loss: String,
     /// Global number of the first sample of each micro-batch.
     pub first_samples: Vec<u64>,

@@ -139,9 +139,8 @@ impl Beginning {
 
     /// The training images that an earlier process of this run found bad, from `skipped.txt`.
     pub fn known_bad(&self) -> Vec<BadFile> {
-        let text = std::fs::read(self.folder.file("skipped.txt")).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let known: HashMap<&str, &str> = text.lines().filter_map(|line| line.split_once('\t')).collect();
+        let lines = self.folder.skipped();
+        let known: HashMap<&str, &str> = lines.iter().filter_map(|line| line.split_once('\t')).collect();
         if known.is_empty() {
             return Vec::new();
         }

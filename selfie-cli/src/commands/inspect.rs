@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use selfie_model::{Checkpoint, MODEL_FILE, POOL_FILE, TensorFile};
+use selfie_model::{Checkpoint, CheckpointStore, MODEL_FILE, POOL_FILE, TensorFile};
 use serde_json::{Value, json};
 
 use crate::args::Inspect;
@@ -105,9 +105,9 @@ fn look(path: &Path) -> anyhow::Result<Findings> {
             findings.checkpoints = names.filter_map(|name| name.file_name().into_string().ok()).collect();
             findings.checkpoints.retain(|name| name.starts_with("step-"));
             findings.checkpoints.sort();
-            let best = std::fs::read_to_string(path.join("state/best")).ok();
-            findings.best =
-                best.map(|best| best.trim_end().to_string()).filter(|best| findings.checkpoints.contains(best));
+            let store = CheckpointStore::new(path.join("state"), 1);
+            let folder = store.best().map(|step| store.folder_of(step));
+            findings.best = folder.and_then(|folder| Some(folder.file_name()?.to_string_lossy().into_owned()));
             path.join("weights")
         };
         for name in [MODEL_FILE, POOL_FILE] {

@@ -5,13 +5,13 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use selfie_kernels::{Backend, Element};
-use selfie_model::{Classifier, Replay, Replayed, Selfie};
+use selfie_model::{Classifier, Replay, Replayed, Selfie, TensorReport};
 use serde_json::json;
 
 use crate::args;
 use crate::config::Run;
 use crate::device::{self, Precision};
-use crate::exit::{Exit, Problem};
+use crate::exit::{Exit, Problem, printable};
 use crate::progress::{Reporter, Voice};
 use crate::run_folder::step_files;
 use crate::training::check_memory;
@@ -78,7 +78,7 @@ fn replay<B: Backend<T>, T: Element>(device: B, path: &Path, as_json: bool) -> a
         });
         return Ok(format!("{value:#}\n"));
     }
-    Ok(in_words(path, &step, &found, T::NAME))
+    Ok(printable(&in_words(path, &step, &found, T::NAME)).into_owned())
 }
 
 fn in_words<W: selfie_kernels::Wide>(path: &Path, step: &Replay<W>, found: &Replayed, precision: &str) -> String {
@@ -92,27 +92,11 @@ fn in_words<W: selfie_kernels::Wide>(path: &Path, step: &Replay<W>, found: &Repl
         "now       loss {}, gradient norm {}: {verdict} ({precision})",
         found.loss.loss, found.gradient_norm
     ));
-    let bad = found
-        .tensors
-        .iter()
-        .filter(|tensor| tensor.not_finite > 0)
-        .map(|tensor| format!("{}: {} of {} elements", tensor.name, tensor.not_finite, tensor.elements));
-    list(&mut say, "parameters that are not finite", bad.collect());
-    let bad = found
-        .tensors
-        .iter()
-        .filter(|tensor| tensor.gradient_not_finite > 0)
-        .map(|tensor| format!("{}: {} of {} elements", tensor.name, tensor.gradient_not_finite, tensor.elements));
-    list(&mut say, "gradients that are not finite, from the input on", bad.collect());
-    let mut largest: Vec<_> = found.tensors.iter().collect();
-    largest.sort_by(|a, b| b.largest.total_cmp(&a.largest));
-    let largest = largest.iter().take(SHOWN).map(|tensor| format!("{}: {:.3e}", tensor.name, tensor.largest));
-    list(&mut say, "greatest parameters", largest.collect());
+    list(&mut say, "parameters that are not finite", bad(found, |tensor| tensor.not_finite));
+    list(&mut say, "gradients that are not finite, from the input on", bad(found, |tensor| tensor.gradient_not_finite));
+    list(&mut say, "greatest parameters", greatest(found, |tensor| tensor.largest));
     if found.finite {
-        let mut steep: Vec<_> = found.tensors.iter().collect();
-        steep.sort_by(|a, b| b.gradient_norm.total_cmp(&a.gradient_norm));
-        let steep = steep.iter().take(SHOWN).map(|tensor| format!("{}: {:.3e}", tensor.name, tensor.gradient_norm));
-        list(&mut say, "greatest norms of gradients", steep.collect());
+        list(&mut say, "greatest norms of gradients", greatest(found, |tensor| tensor.gradient_norm));
     }
     list(&mut say, "images", about.keys.clone());
     say(format_args!(
@@ -126,6 +110,19 @@ fn in_words<W: selfie_kernels::Wide>(path: &Path, step: &Replay<W>, found: &Repl
         }
     ));
     text
+}
+
+/// The tensors of which `count` elements are not finite, in the network's order.
+fn bad(found: &Replayed, count: impl Fn(&TensorReport) -> usize) -> Vec<String> {
+    let bad = found.tensors.iter().filter(|tensor| count(tensor) > 0);
+    bad.map(|tensor| format!("{}: {} of {} elements", tensor.name, count(tensor), tensor.elements)).collect()
+}
+
+/// The tensors with the greatest `size`.
+fn greatest(found: &Replayed, size: impl Fn(&TensorReport) -> f64) -> Vec<String> {
+    let mut tensors: Vec<_> = found.tensors.iter().collect();
+    tensors.sort_by(|a, b| size(b).total_cmp(&size(a)));
+    tensors.iter().take(SHOWN).map(|tensor| format!("{}: {:.3e}", tensor.name, size(tensor))).collect()
 }
 
 fn list(say: &mut impl FnMut(std::fmt::Arguments<'_>), title: &str, lines: Vec<String>) {

@@ -94,6 +94,8 @@ pub struct Metrics {
     json: Appender,
     csv: Appender,
     lines: Vec<Line>,
+    /// See [`Metrics::best`]: it is asked at every step.
+    best: Option<(u64, f64)>,
 }
 
 impl Metrics {
@@ -114,7 +116,8 @@ impl Metrics {
         let text =
             lines.iter().map(|line| Ok(serde_json::to_string(line)? + "\n")).collect::<anyhow::Result<String>>()?;
         write_file(&json, text.as_bytes())?;
-        Ok(Self { json: Appender::open(json)?, csv: Appender::open(csv)?, lines })
+        let best = lines.iter().fold(None, better);
+        Ok(Self { json: Appender::open(json)?, csv: Appender::open(csv)?, lines, best })
     }
 
     /// Appends a line.
@@ -124,6 +127,7 @@ impl Metrics {
     pub fn push(&mut self, line: Line) -> anyhow::Result<()> {
         self.json.push(&(serde_json::to_string(&line)? + "\n"))?;
         self.csv.push(&(line.csv() + "\n"))?;
+        self.best = better(self.best, &line);
         self.lines.push(line);
         Ok(())
     }
@@ -139,13 +143,21 @@ impl Metrics {
 
     /// Step and accuracy of the evaluation that found the highest accuracy, the first of equals.
     pub fn best(&self) -> Option<(u64, f64)> {
-        let found = self.lines.iter().filter_map(|line| Some((line.step, line.eval_accuracy?)));
-        found.reduce(|best, next| if next.1 > best.1 { next } else { best })
+        self.best
     }
 
     /// Whether held-out images were measured at `step`.
     pub fn has_evaluation(&self, step: u64) -> bool {
         self.lines.iter().any(|line| line.step == step && line.eval_loss.is_some())
+    }
+}
+
+/// The best evaluation so far, after one more line.
+fn better(best: Option<(u64, f64)>, line: &Line) -> Option<(u64, f64)> {
+    match (best, line.eval_accuracy) {
+        (Some((_, most)), Some(accuracy)) if accuracy <= most => best,
+        (_, Some(accuracy)) => Some((line.step, accuracy)),
+        (_, None) => best,
     }
 }
 

@@ -5,6 +5,7 @@ mod lock;
 mod metrics;
 mod status;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,9 @@ pub use lock::Lock;
 pub(crate) use metrics::kept;
 pub use metrics::{Line, Metrics};
 pub use status::{State, Status};
+
+/// The list of images that were skipped.
+pub const SKIPPED: &str = "skipped.txt";
 
 /// Names of the files of steps that were not finite begin so.
 pub const NOT_FINITE: &str = "not-finite-";
@@ -72,6 +76,12 @@ impl RunFolder {
     /// A file in it.
     pub fn file(&self, name: &str) -> PathBuf {
         self.root.join(name)
+    }
+
+    /// Lines of `skipped.txt`, sorted; none where nothing was skipped.
+    pub fn skipped(&self) -> BTreeSet<String> {
+        let text = fs::read(self.file(SKIPPED)).unwrap_or_default();
+        String::from_utf8_lossy(&text).lines().map(String::from).collect()
     }
 
     /// Where checkpoints go.

@@ -420,6 +420,99 @@ pub(crate) fn filter_gradient(d: ConvDims, dy: &[Exact], x: &[f64]) -> Vec<Exact
     dw.into_raw_vec_and_offset().0
 }
 
+/// The magnitudes of the terms where a convolution is done by minimal filtering, F(2x2, 3x3): differences of pixels cancel
+/// there that the plain way never forms. With the matrices of absolute values, of which `cpu::winograd` says more.
+pub(crate) mod minimal {
+    use crate::norm_relu_conv::ConvDims;
+
+    const INPUT: [[f64; 4]; 4] = [[1., 0., 1., 0.], [0., 1., 1., 0.], [0., 1., 1., 0.], [0., 1., 0., 1.]];
+    const FILTER: [[f64; 3]; 4] = [[1., 0., 0.], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5], [0., 0., 1.]];
+    const OUTPUT: [[f64; 4]; 2] = [[1., 1., 1., 0.], [0., 1., 1., 1.]];
+
+    /// `m x m^T`.
+    fn transform<const R: usize, const C: usize>(m: &[[f64; C]; R], x: &[[f64; C]; C]) -> [[f64; R]; R] {
+        let element = |i: usize, j: usize| {
+            (0..C).flat_map(|a| (0..C).map(move |b| (a, b))).map(|(a, b)| m[i][a] * x[a][b] * m[j][b]).sum()
+        };
+        std::array::from_fn(|i| std::array::from_fn(|j| element(i, j)))
+    }
+
+    fn transpose<const R: usize, const C: usize>(m: &[[f64; C]; R]) -> [[f64; R]; C] {
+        std::array::from_fn(|i| std::array::from_fn(|j| m[j][i]))
+    }
+
+    /// Magnitudes in the `N` by `N` pixels from `halo` before a square, of one channel; zero outside the image.
+    fn square<const N: usize>(
+        d: ConvDims,
+        x: &[f64],
+        channel: usize,
+        [image, y, z]: [usize; 3],
+        halo: usize,
+    ) -> [[f64; N]; N] {
+        let channels = x.len() / d.rows_in();
+        std::array::from_fn(|i| {
+            std::array::from_fn(|j| {
+                let (y, z) = ((2 * y + i).wrapping_sub(halo), (2 * z + j).wrapping_sub(halo));
+                if y < d.h && z < d.w { x[((image * d.h + y) * d.w + z) * channels + channel].abs() } else { 0.0 }
+            })
+        })
+    }
+
+    fn squares(d: ConvDims) -> impl Iterator<Item = [usize; 3]> {
+        ndarray::indices((d.n, d.h.div_ceil(2), d.w.div_ceil(2))).into_iter().map(|(n, y, x)| [n, y, x])
+    }
+
+    /// Of `y[n, h, w, outputs]` from `x[n, h, w, inputs]`; `w(output, tap, input)` are the filters.
+    pub(crate) fn convolution(
+        d: ConvDims,
+        x: &[f64],
+        outputs: usize,
+        w: impl Fn(usize, usize, usize) -> f64,
+    ) -> Vec<f64> {
+        let inputs = x.len() / d.rows_in();
+        let mut y = vec![0.0; d.rows_in() * outputs];
+        let filter = |k: usize, c: usize| -> [[f64; 3]; 3] {
+            std::array::from_fn(|i| std::array::from_fn(|j| w(k, 3 * i + j, c).abs()))
+        };
+        let filters: Vec<_> =
+            (0..outputs * inputs).map(|i| transform(&FILTER, &filter(i / inputs, i % inputs))).collect();
+        for at in squares(d) {
+            let pixels: Vec<_> = (0..inputs).map(|c| transform(&INPUT, &square::<4>(d, x, c, at, 1))).collect();
+            for k in 0..outputs {
+                let product =
+                    |i: usize, j: usize| (0..inputs).map(|c| pixels[c][i][j] * filters[k * inputs + c][i][j]).sum();
+                let products = std::array::from_fn(|i| std::array::from_fn(|j| product(i, j)));
+                for (i, row) in transform(&OUTPUT, &products).into_iter().enumerate() {
+                    for (j, magnitude) in row.into_iter().enumerate() {
+                        let [image, p, q] = [at[0], 2 * at[1] + i, 2 * at[2] + j];
+                        if p < d.h && q < d.w {
+                            y[((image * d.h + p) * d.w + q) * outputs + k] = magnitude;
+                        }
+                    }
+                }
+            }
+        }
+        y
+    }
+
+    /// Of `dw[k, 3, 3, c]`.
+    pub(crate) fn filter_gradient(d: ConvDims, dy: &[f64], x: &[f64]) -> Vec<f64> {
+        let mut sums = vec![[[0.0; 4]; 4]; d.k * d.c];
+        for at in squares(d) {
+            let left: Vec<_> =
+                (0..d.k).map(|k| transform(&transpose(&OUTPUT), &square::<2>(d, dy, k, at, 0))).collect();
+            let right: Vec<_> = (0..d.c).map(|c| transform(&INPUT, &square::<4>(d, x, c, at, 1))).collect();
+            for (i, sum) in sums.iter_mut().enumerate() {
+                for (a, b) in (0..16).map(|slice| (slice / 4, slice % 4)) {
+                    sum[a][b] += left[i / d.c][a][b] * right[i % d.c][a][b];
+                }
+            }
+        }
+        let taps: Vec<_> = sums.iter().map(|sums| transform(&transpose(&FILTER), sums)).collect();
+        ndarray::indices((d.k, 9, d.c)).into_iter().map(|(k, tap, c)| taps[k * d.c + c][tap / 3][tap % 3]).collect()
+    }
+}
+
 mod tests {
     use super::*;
 

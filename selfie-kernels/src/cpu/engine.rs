@@ -3,7 +3,7 @@
 
 use super::Cpu;
 use super::lanes::{Place, blocks};
-use super::micro::Tap;
+use super::micro::{Pair, Tap};
 use super::plan::{Reach, Strides, TilePlan};
 use super::scratch::Scratch;
 use super::simd::vectorize;
@@ -14,13 +14,13 @@ use std::ops::Range;
 
 /// Elements of a tile's row that holds `len`: whole vectors, and one line more, so that rows a power of two long do not
 /// all fall into the same set of the cache.
-fn row_stride(len: usize) -> usize {
+pub(crate) fn row_stride(len: usize) -> usize {
     len.next_multiple_of(16) + 16
 }
 
 /// The right operand of a product, packed: panels of one or two vectors of columns, each with all `depth` rows.
 pub(crate) struct Panels<'a, W: Wide> {
-    columns: usize,
+    pub(crate) columns: usize,
     depth: usize,
     data: Scratch<'a, W>,
 }
@@ -28,7 +28,12 @@ pub(crate) struct Panels<'a, W: Wide> {
 impl<'a, W: Wide> Panels<'a, W> {
     /// Packs a matrix, panel by panel: `fill(first, filled, width, panel)` writes columns `first..first + filled` into
     /// `panel`, `[depth, width]`; the columns behind them, if any, are zero.
-    fn pack(cpu: &'a Cpu, depth: usize, columns: usize, fill: impl Fn(usize, usize, usize, &mut [W]) + Sync) -> Self {
+    pub(crate) fn pack(
+        cpu: &'a Cpu,
+        depth: usize,
+        columns: usize,
+        fill: impl Fn(usize, usize, usize, &mut [W]) + Sync,
+    ) -> Self {
         let lanes = W::shape().lanes;
         let mut data = cpu.scratch.take(depth * columns.next_multiple_of(lanes));
         data.par_chunks_mut(depth * 2 * lanes).with_max_len(1).enumerate().for_each(|(i, panel)| {
@@ -89,7 +94,7 @@ impl<'a, W: Wide> Panels<'a, W> {
     }
 
     /// The panels: first column, width, elements.
-    fn iter(&self) -> impl Iterator<Item = (usize, usize, &[W])> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, usize, &[W])> {
         let lanes = W::shape().lanes;
         self.data
             .chunks(self.depth * 2 * lanes)
@@ -151,7 +156,7 @@ pub(crate) fn multiply<W: Wide, E: Epilogue<W>>(
     if tiles >= FEW_TILES || panels.columns <= 4 * W::shape().lanes {
         epilogues.with_max_len(1).enumerate().for_each(|(tile, mut epilogue)| {
             let (plan, first) = plans.tile(tile, rows);
-            let source_tile = load_tile(cpu, &plan, first, source, 0..source.len());
+            let source_tile = load_rows(cpu, source, first, &plan.sources, 0..source.len());
             multiply_tile(&plan, &source_tile, source.len(), panels, 0..panels.columns, &mut epilogue);
             vectorize(
                 #[inline(always)]
@@ -160,52 +165,101 @@ pub(crate) fn multiply<W: Wide, E: Epilogue<W>>(
         });
         return;
     }
-    // Too few tiles to occupy the threads: tasks are tiles by groups of columns, and the epilogues run afterwards.
-    // Not more groups than it takes, as each loads the tile again.
-    let wanted = (2 * FEW_TILES).div_ceil(tiles);
-    let group = panels.columns.div_ceil(wanted).next_multiple_of(2 * W::shape().lanes);
-    let groups = panels.columns.div_ceil(group);
-    let mut sums = cpu.scratch.take::<W>(tiles * groups * SUM_ROWS * group);
-    sums.par_chunks_mut(SUM_ROWS * group).with_max_len(1).enumerate().for_each(|(task, sums)| {
-        let (tile, first_column) = (task / groups, task % groups * group);
+    // Too few tiles to occupy the threads: columns are shared out too, and the epilogues run afterwards.
+    let lens: Vec<usize> = (0..tiles).map(|tile| SUM_ROWS.min(rows - tile * SUM_ROWS)).collect();
+    let mut kept = KeptSums::new(cpu, rows, panels.columns, tiles);
+    kept.tasks(&lens).into_par_iter().with_max_len(1).for_each(|KeptTask { task: tile, columns, stride, sums }| {
         let (plan, first) = plans.tile(tile, rows);
-        let source_tile = load_tile(cpu, &plan, first, source, 0..source.len());
-        let columns = first_column..(first_column + group).min(panels.columns);
-        multiply_tile(&plan, &source_tile, source.len(), panels, columns, &mut Keep { sums, group, first_column });
+        let source_tile = load_rows(cpu, source, first, &plan.sources, 0..source.len());
+        multiply_tile(&plan, &source_tile, source.len(), panels, columns.clone(), &mut Keep { sums, stride, columns });
     });
-    epilogues.with_max_len(1).enumerate().for_each(|(tile, mut epilogue)| {
-        let count = (rows - tile * SUM_ROWS).min(SUM_ROWS);
-        vectorize(
-            #[inline(always)]
-            || {
-                let rows: [u32; SUM_ROWS] = std::array::from_fn(|row| row as u32);
-                let rows = &rows[..count];
-                for (i, column) in (0..panels.columns).step_by(group).enumerate() {
-                    let data = &sums[(tile * groups + i) * SUM_ROWS * group..][..count * group];
-                    let len = group.min(panels.columns - column);
-                    epilogue.rows(rows, column, Sums { data, stride: group, len });
-                }
-                epilogue.finish();
-            },
-        );
-    });
+    kept.finish(epilogues);
 }
 
-/// Below this many tiles, columns are shared out too.
+/// Below this many tasks, columns are shared out too.
 const FEW_TILES: usize = 16;
 
-/// Keeps a group of columns of a tile for an epilogue that runs later.
+/// The sums of all rows, kept for epilogues that run afterwards: groups of columns, in each of which lie all rows.
+pub(crate) struct KeptSums<'a, W: Wide> {
+    rows: usize,
+    columns: usize,
+    /// Columns of a group.
+    group: usize,
+    data: Scratch<'a, W>,
+}
+
+/// What a task computes: some rows of a group of columns.
+pub(crate) struct KeptTask<'s, W> {
+    /// Which rows: number of the task's length.
+    pub(crate) task: usize,
+    /// Which columns.
+    pub(crate) columns: Range<usize>,
+    /// Elements of a row of `sums`.
+    pub(crate) stride: usize,
+    /// The rows, of which the first elements are these columns.
+    pub(crate) sums: &'s mut [W],
+}
+
+impl<'a, W: Wide> KeptSums<'a, W> {
+    /// Of a product whose rows are cut into `tasks`. Not more groups than it takes, as each loads the rows again.
+    pub(crate) fn new(cpu: &'a Cpu, rows: usize, columns: usize, tasks: usize) -> Self {
+        let wanted = if tasks < FEW_TILES { (2 * FEW_TILES).div_ceil(tasks) } else { 1 };
+        let group = columns.div_ceil(wanted).next_multiple_of(2 * W::shape().lanes);
+        Self { rows, columns, group, data: cpu.scratch.take(columns.div_ceil(group) * rows * group) }
+    }
+
+    /// The tasks, whose numbers of rows are `lens`.
+    pub(crate) fn tasks(&mut self, lens: &[usize]) -> Vec<KeptTask<'_, W>> {
+        let (stride, end) = (self.group, self.columns);
+        let mut tasks = Vec::new();
+        for (group, mut rest) in self.data.chunks_exact_mut(self.rows * stride).enumerate() {
+            let columns = group * stride..((group + 1) * stride).min(end);
+            for (task, len) in lens.iter().enumerate() {
+                let sums = rest.split_off_mut(..len * stride).expect("the lengths are those of all rows");
+                tasks.push(KeptTask { task, columns: columns.clone(), stride, sums });
+            }
+        }
+        tasks
+    }
+
+    /// Hands the sums to the epilogues, one for each tile.
+    pub(crate) fn finish<E: Epilogue<W>>(self, epilogues: impl IndexedParallelIterator<Item = E>) {
+        /// Rows at a time, few enough to stay in the first-level cache.
+        const ROWS: usize = 8;
+        let Self { rows, columns, group: stride, ref data } = self;
+        epilogues.with_max_len(1).enumerate().for_each(|(tile, mut epilogue)| {
+            let all: [u32; SUM_ROWS] = std::array::from_fn(|row| row as u32);
+            let all = &all[..SUM_ROWS.min(rows - tile * SUM_ROWS)];
+            vectorize(
+                #[inline(always)]
+                || {
+                    for few in all.chunks(ROWS) {
+                        let first = tile * SUM_ROWS + few[0] as usize;
+                        for (group, data) in data.chunks_exact(rows * stride).enumerate() {
+                            let data = &data[first * stride..][..few.len() * stride];
+                            let len = stride.min(columns - group * stride);
+                            epilogue.rows(few, group * stride, Sums { data, stride, len });
+                        }
+                    }
+                    epilogue.finish();
+                },
+            );
+        });
+    }
+}
+
+/// Keeps a group of columns of a tile.
 struct Keep<'a, W> {
     sums: &'a mut [W],
-    group: usize,
-    first_column: usize,
+    stride: usize,
+    columns: Range<usize>,
 }
 
 impl<W: Wide> Epilogue<W> for Keep<'_, W> {
     #[inline(always)]
     fn rows(&mut self, rows: &[u32], column: usize, sums: Sums<'_, W>) {
         for (&row, sums) in rows.iter().zip(sums.rows()) {
-            let to = &mut self.sums[row as usize * self.group + column - self.first_column..][..sums.len()];
+            let to = &mut self.sums[row as usize * self.stride + column - self.columns.start..][..sums.len()];
             blocks!(sums.len(), |at| {
                 at.set_chunk(to, &at.chunk(sums));
             });
@@ -216,24 +270,25 @@ impl<W: Wide> Epilogue<W> for Keep<'_, W> {
     fn finish(self) {}
 }
 
-/// A tile's source rows behind a row of zeros, `columns` of each, [`row_stride`] apart.
-fn load_tile<'a, W: Wide>(
+/// Rows of an operand behind a row of zeros, `columns` of each, [`row_stride`] apart: rows `ranges`, counted from `first`.
+pub(crate) fn load_rows<'a, W: Wide>(
     cpu: &'a Cpu,
-    plan: &TilePlan,
+    load: &impl Load<W>,
     first: usize,
-    source: &impl Load<W>,
+    ranges: &[Range<usize>],
     columns: Range<usize>,
 ) -> Scratch<'a, W> {
     let stride = row_stride(columns.len());
-    let mut tile = cpu.scratch.take::<W>(plan.source_rows() * stride);
+    let rows: usize = ranges.iter().map(ExactSizeIterator::len).sum();
+    let mut tile = cpu.scratch.take::<W>((1 + rows) * stride);
     vectorize(
         #[inline(always)]
         || {
             tile[..stride].fill(W::zero());
             let mut rows = tile[stride..].chunks_exact_mut(stride);
-            for range in &plan.sources {
+            for range in ranges {
                 for (row, to) in range.clone().zip(&mut rows) {
-                    source.row(first + row, columns.start, &mut to[..columns.len()]);
+                    load.row(first + row, columns.start, &mut to[..columns.len()]);
                 }
             }
         },
@@ -291,26 +346,99 @@ fn multiply_tile<W: Wide>(
 }
 
 /// How a filter's gradient is cut into tasks, by shape alone: parts of the rows, each with sums of its own, by groups of
-/// filters or of source channels, whichever are more.
-struct OuterTasks {
-    tiles_per_part: usize,
-    parts: usize,
-    filters_per_group: usize,
-    channels_per_group: usize,
-    filter_groups: usize,
-    channel_groups: usize,
+/// filters, by groups of source channels.
+pub(crate) struct OuterTasks {
+    /// Taps, or slices: matrices of sums.
+    taps: usize,
+    /// Filters and channels, all of them.
+    all: [usize; 2],
+    /// Those of a group.
+    group: [usize; 2],
+    units: usize,
+    units_per_part: usize,
+    /// Parts, whose sums are to be added.
+    pub(crate) parts: usize,
 }
 
 impl OuterTasks {
-    fn new(tiles: usize, k: usize, c: usize) -> Self {
-        const TASKS: usize = 16;
-        let tiles_per_part = tiles.div_ceil((tiles / 8).clamp(1, TASKS));
+    const TASKS: usize = 16;
+
+    /// With groups of a given size: as few parts of the `units` of rows as make for enough tasks.
+    pub(crate) fn new(taps: usize, units: usize, all: [usize; 2], group: [usize; 2]) -> Self {
+        let groups = all[0].div_ceil(group[0]) * all[1].div_ceil(group[1]);
+        let units_per_part = units.div_ceil(Self::TASKS.div_ceil(groups).min(units));
+        Self { taps, all, group, units, units_per_part, parts: units.div_ceil(units_per_part) }
+    }
+
+    /// Not too many parts, as their sums are added; groups of filters or of channels, whichever are more.
+    fn of_tiles(taps: usize, tiles: usize, [k, c]: [usize; 2]) -> Self {
+        let tiles_per_part = tiles.div_ceil((tiles / 8).clamp(1, Self::TASKS));
         let parts = tiles.div_ceil(tiles_per_part);
-        let groups = TASKS.div_ceil(parts);
+        let groups = Self::TASKS.div_ceil(parts);
         let group = |len: usize| len.div_ceil(groups).next_multiple_of(32);
-        let (filters_per_group, channels_per_group) = if c > k { (k, group(c)) } else { (group(k), c) };
-        let (filter_groups, channel_groups) = (k.div_ceil(filters_per_group), c.div_ceil(channels_per_group));
-        Self { tiles_per_part, parts, filters_per_group, channels_per_group, filter_groups, channel_groups }
+        let group = if c > k { [k, group(c)] } else { [group(k), c] };
+        Self { taps, all: [k, c], group, units: tiles, units_per_part: tiles_per_part, parts }
+    }
+
+    fn groups(&self) -> [usize; 2] {
+        [0, 1].map(|i| self.all[i].div_ceil(self.group[i]))
+    }
+
+    /// Filters and channels of a group as its sums hold them: whole micro tiles, whole vectors.
+    fn padded<W: Wide>(&self) -> [usize; 2] {
+        [self.group[0].next_multiple_of(W::shape().outer), self.group[1].next_multiple_of(W::shape().lanes)]
+    }
+
+    fn task_len<W: Wide>(&self) -> usize {
+        self.taps * self.padded::<W>().iter().product::<usize>()
+    }
+
+    /// Runs the tasks: `work(units, filters, channels, sums)` adds to `sums`, `[taps, filters, channels]`, padded.
+    pub(crate) fn run<'a, W: Wide>(
+        &self,
+        cpu: &'a Cpu,
+        work: impl Fn(Range<usize>, Range<usize>, Range<usize>, &mut [W]) + Sync,
+    ) -> Scratch<'a, W> {
+        let [filter_groups, channel_groups] = self.groups();
+        let task_len = self.task_len::<W>();
+        let mut sums = cpu.scratch.take::<W>(self.parts * filter_groups * channel_groups * task_len);
+        sums.par_chunks_mut(task_len).with_max_len(1).enumerate().for_each(|(task, sums)| {
+            let range = |i: usize, len: usize, end: usize| i * len..((i + 1) * len).min(end);
+            let (part, group) = (task / (filter_groups * channel_groups), task % (filter_groups * channel_groups));
+            let filters = range(group / channel_groups, self.group[0], self.all[0]);
+            let channels = range(group % channel_groups, self.group[1], self.all[1]);
+            sums.fill(W::zero());
+            work(range(part, self.units_per_part, self.units), filters, channels, sums);
+        });
+        sums
+    }
+
+    /// Filters and channels of a group.
+    pub(crate) fn group(&self) -> [usize; 2] {
+        self.group
+    }
+
+    /// The groups of channels.
+    pub(crate) fn channel_groups(&self) -> impl Iterator<Item = Range<usize>> {
+        let [_, end] = self.all;
+        (0..end).step_by(self.group[1]).map(move |first| first..(first + self.group[1]).min(end))
+    }
+
+    /// A part's sums of a filter and a tap, for a group of channels.
+    #[inline(always)]
+    pub(crate) fn row<'s, W: Wide>(
+        &self,
+        sums: &'s [W],
+        part: usize,
+        tap: usize,
+        filter: usize,
+        channels: &Range<usize>,
+    ) -> &'s [W] {
+        let ([filter_groups, channel_groups], [filters_padded, channels_padded]) = (self.groups(), self.padded::<W>());
+        let (filter_group, filter) = (filter / self.group[0], filter % self.group[0]);
+        let task = (part * filter_groups + filter_group) * channel_groups + channels.start / self.group[1];
+        let place = task * self.task_len::<W>() + (tap * filters_padded + filter) * channels_padded;
+        &sums[place..][..channels.len()]
     }
 }
 
@@ -323,59 +451,35 @@ pub(crate) fn outer_products<W: Wide>(
     source: &impl Load<W>,
     dw: &mut [W],
 ) {
-    let shape = W::shape();
-    let (k, c, taps) = (target.len(), source.len(), reach.taps());
+    let (c, taps) = (source.len(), reach.taps());
     let tiles = rows.div_ceil(SUM_ROWS);
-    let tasks = OuterTasks::new(tiles, k, c);
-    // Sums of a task: filters (whole micro tiles), taps, channels (whole vectors).
-    let filters_padded = tasks.filters_per_group.next_multiple_of(shape.outer);
-    let channels_padded = tasks.channels_per_group.next_multiple_of(shape.lanes);
-    let target_stride = row_stride(tasks.filters_per_group);
-    let source_stride = row_stride(tasks.channels_per_group);
-    let plans = cpu.plans.get(reach, Strides { source: source_stride, target: target_stride, rows: shape.rows });
-
-    let task_len = filters_padded * taps * channels_padded;
-    let part_len = tasks.filter_groups * tasks.channel_groups * task_len;
-    let mut sums = cpu.scratch.take::<W>(tasks.parts * part_len);
-    sums.par_chunks_mut(task_len).with_max_len(1).enumerate().for_each(|(task, sums)| {
-        let (part, group) =
-            (task / (tasks.filter_groups * tasks.channel_groups), task % (tasks.filter_groups * tasks.channel_groups));
-        let first_filter = group / tasks.channel_groups * tasks.filters_per_group;
-        let first_channel = group % tasks.channel_groups * tasks.channels_per_group;
-        let filters = first_filter..(first_filter + tasks.filters_per_group).min(k);
-        // A short last group keeps the stride that its plan was made for.
-        let channels = first_channel..first_channel + tasks.channels_per_group;
-        sums.fill(W::zero());
-        let mut targets = cpu.scratch.take::<W>(SUM_ROWS * target_stride);
-        targets.fill(W::zero());
-        let part_tiles = part * tasks.tiles_per_part..((part + 1) * tasks.tiles_per_part).min(tiles);
-        for tile in part_tiles {
+    let tasks = OuterTasks::of_tiles(taps, tiles, [target.len(), c]);
+    let [filters_stride, channels_stride] = tasks.group.map(row_stride);
+    let strides = Strides { source: channels_stride, target: filters_stride, rows: W::shape().rows };
+    let plans = cpu.plans.get(reach, strides);
+    let sums = tasks.run(cpu, |part, filters, channels, sums| {
+        // A short last group keeps the strides that its plan was made for.
+        let filters = filters.start..filters.start + tasks.group[0];
+        let channels = channels.start..channels.start + tasks.group[1];
+        let (target, source) = (Clipped::new(target), Clipped::new(source));
+        for tile in part {
             let (plan, first) = plans.tile(tile, rows);
-            let source_tile = load_tile(cpu, &plan, first, &Clipped { load: source, end: c }, channels.clone());
-            vectorize(
-                #[inline(always)]
-                || {
-                    let count = SUM_ROWS.min(rows - tile * SUM_ROWS);
-                    for (row, to) in targets.chunks_exact_mut(target_stride).take(count).enumerate() {
-                        target.row(tile * SUM_ROWS + row, filters.start, &mut to[..filters.len()]);
-                    }
-                },
-            );
-            outer_tile(&plan, &targets, &source_tile, filters.len(), channels_padded, sums);
+            let targets = tile * SUM_ROWS..rows.min((tile + 1) * SUM_ROWS);
+            let targets = load_rows(cpu, &target, 0, &[targets], filters.clone());
+            let sources = load_rows(cpu, &source, first, &plan.sources, channels.clone());
+            outer_tile(&plan.pairs, &targets[filters_stride..], &sources, tasks.group, sums);
         }
     });
     dw.par_chunks_mut(taps * c).enumerate().for_each(|(filter, dw)| {
-        let (filter_group, filter) = (filter / tasks.filters_per_group, filter % tasks.filters_per_group);
         vectorize(
             #[inline(always)]
             || {
                 for (tap, dw) in dw.chunks_exact_mut(c).enumerate() {
-                    for (channel_group, dw) in dw.chunks_mut(tasks.channels_per_group).enumerate() {
-                        let task = filter_group * tasks.channel_groups + channel_group;
-                        let place = task * task_len + (filter * taps + tap) * channels_padded;
-                        dw.copy_from_slice(&sums[place..][..dw.len()]);
+                    for channels in tasks.channel_groups() {
+                        let dw = &mut dw[channels.clone()];
+                        dw.copy_from_slice(tasks.row(&sums, 0, tap, filter, &channels));
                         for part in 1..tasks.parts {
-                            for (dw, sum) in dw.iter_mut().zip(&sums[part * part_len + place..]) {
+                            for (dw, sum) in dw.iter_mut().zip(tasks.row(&sums, part, tap, filter, &channels)) {
                                 *dw += *sum;
                             }
                         }
@@ -389,47 +493,57 @@ pub(crate) fn outer_products<W: Wide>(
 /// Rows of an operand, continued with zeros behind their end.
 struct Clipped<'a, L> {
     load: &'a L,
-    end: usize,
+    len: usize,
+}
+
+impl<'a, L> Clipped<'a, L> {
+    fn new<W>(load: &'a L) -> Self
+    where
+        L: Load<W>,
+    {
+        Self { load, len: load.len() }
+    }
 }
 
 impl<W: Wide, L: Load<W>> Load<W> for Clipped<'_, L> {
     fn len(&self) -> usize {
-        self.load.len()
+        self.len
     }
 
     #[inline(always)]
     fn row(&self, row: usize, column: usize, to: &mut [W]) {
-        let (inside, beyond) = to.split_at_mut(to.len().min(self.end - column));
+        let (inside, beyond) = to.split_at_mut(to.len().min(self.len - column));
         self.load.row(row, column, inside);
         beyond.fill(W::zero());
     }
 }
 
-/// Adds a tile's outer products to `sums`, `[filters, taps, channels]`.
-fn outer_tile<W: Wide>(plan: &TilePlan, targets: &[W], source: &[W], filters: usize, channels: usize, sums: &mut [W]) {
+/// Adds outer products of pairs of rows to `sums`, `[taps, filters, channels]`, padded to whole micro tiles and vectors.
+pub(crate) fn outer_tile<W: Wide>(
+    pairs: &[Vec<Pair>],
+    targets: &[W],
+    sources: &[W],
+    [filters, channels]: [usize; 2],
+    sums: &mut [W],
+) {
     let shape = W::shape();
-    let taps = plan.pairs.len();
-    debug_assert!(filters.next_multiple_of(shape.outer) * taps * channels <= sums.len());
-    for (tap, pairs) in plan.pairs.iter().enumerate() {
-        debug_assert!(
-            pairs.iter().all(|pair| pair.left as usize + filters.next_multiple_of(shape.outer) <= targets.len())
-        );
-        debug_assert!(pairs.iter().all(|pair| pair.right as usize + channels <= source.len()));
+    let (filters, channels) = (filters.next_multiple_of(shape.outer), channels.next_multiple_of(shape.lanes));
+    for (pairs, sums) in pairs.iter().zip(sums.chunks_exact_mut(filters * channels)) {
+        debug_assert!(pairs.iter().all(|pair| pair.left as usize + filters <= targets.len()));
+        debug_assert!(pairs.iter().all(|pair| pair.right as usize + channels <= sources.len()));
         for column in (0..channels).step_by(2 * shape.lanes) {
             let vectors = (channels - column).min(2 * shape.lanes) / shape.lanes;
             for filter in (0..filters).step_by(shape.outer) {
-                let place = (filter * taps + tap) * channels + column;
-                // SAFETY: pairs name rows of the two tiles, which are `row_stride` of their group long: enough for
-                // whole micro tiles of filters and whole vectors of channels; `sums` holds `taps * channels` elements for
-                // each filter of whole micro tiles.
+                // SAFETY: pairs name rows of the two tiles that are long enough for whole micro tiles of filters and whole
+                // vectors of channels, as [`row_stride`] leaves room for both; so is `sums`.
                 unsafe {
                     W::outer(
                         vectors,
                         pairs,
                         targets.as_ptr().add(filter),
-                        source.as_ptr().add(column),
-                        sums.as_mut_ptr().add(place),
-                        taps * channels,
+                        sources.as_ptr().add(column),
+                        sums.as_mut_ptr().add(filter * channels + column),
+                        channels,
                     );
                 }
             }

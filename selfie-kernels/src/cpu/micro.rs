@@ -1,4 +1,4 @@
-//! The two inner loops that all matrix products are made of, for each instruction set.
+//! The inner loops that all matrix products are made of, for each instruction set.
 //!
 //! `rows`: a few rows of a row-major left operand times a packed panel of the right one. The left elements are broadcast
 //! from where they lie, so a convolution needs no im2col: each tap only names other rows. `outer`: sums of outer products
@@ -8,6 +8,7 @@
 //! latency on two ports.
 
 use super::simd::Level;
+use super::winograd::{Square, Transform, squares};
 
 /// Rows of the largest `rows` kernel.
 pub(crate) const MAX_ROWS: usize = 8;
@@ -63,10 +64,17 @@ pub trait MicroKernel: Sized {
     /// `a` and `b` must be valid for these reads, `out` for these reads and writes; `vectors` is 1 or 2.
     #[doc(hidden)]
     unsafe fn outer(vectors: usize, pairs: &[Pair], a: *const Self, b: *const Self, out: *mut Self, stride: usize);
+
+    /// Winograd's transforms of `len` elements, whole vectors of them, of each square's rows.
+    ///
+    /// # Safety
+    /// `from` must be valid for these reads from each place that a square reads, `to` for the writes.
+    #[doc(hidden)]
+    unsafe fn squares(transform: Transform, squares: &[Square], len: usize, from: *const Self, to: *mut Self);
 }
 
 /// A register of numbers.
-trait Lanes: Copy {
+pub(super) trait Lanes: Copy {
     type S: Copy;
     const N: usize;
     /// # Safety
@@ -88,6 +96,9 @@ trait Lanes: Copy {
     /// # Safety
     /// As `zero`.
     unsafe fn add(self, other: Self) -> Self;
+    /// # Safety
+    /// As `zero`.
+    unsafe fn sub(self, other: Self) -> Self;
 }
 
 /// Vectors by plain loops, for targets without a kernel of their own.
@@ -133,6 +144,10 @@ macro_rules! portable_lanes {
             unsafe fn add(self, other: Self) -> Self {
                 Self(std::array::from_fn(|i| self.0[i] + other.0[i]))
             }
+            #[inline(always)]
+            unsafe fn sub(self, other: Self) -> Self {
+                Self(std::array::from_fn(|i| self.0[i] - other.0[i]))
+            }
         }
     };
 }
@@ -145,7 +160,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     macro_rules! x86_lanes {
-        ($v:ty, $s:ty, $n:literal, $zero:ident, $splat:ident, $load:ident, $store:ident, $fma:ident, $add:ident) => {
+        ($v:ty, $s:ty, $n:literal, $zero:ident, $splat:ident, $load:ident, $store:ident, $fma:ident, $add:ident, $sub:ident) => {
             impl Lanes for $v {
                 type S = $s;
                 const N: usize = $n;
@@ -179,17 +194,22 @@ mod x86 {
                     // SAFETY: as above.
                     unsafe { $add(self, other) }
                 }
+                #[inline(always)]
+                unsafe fn sub(self, other: Self) -> Self {
+                    // SAFETY: as above.
+                    unsafe { $sub(self, other) }
+                }
             }
         };
     }
     #[rustfmt::skip]
-    x86_lanes!(__m512, f32, 16, _mm512_setzero_ps, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps, _mm512_add_ps);
+    x86_lanes!(__m512, f32, 16, _mm512_setzero_ps, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps, _mm512_add_ps, _mm512_sub_ps);
     #[rustfmt::skip]
-    x86_lanes!(__m512d, f64, 8, _mm512_setzero_pd, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_fmadd_pd, _mm512_add_pd);
+    x86_lanes!(__m512d, f64, 8, _mm512_setzero_pd, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_fmadd_pd, _mm512_add_pd, _mm512_sub_pd);
     #[rustfmt::skip]
-    x86_lanes!(__m256, f32, 8, _mm256_setzero_ps, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps, _mm256_add_ps);
+    x86_lanes!(__m256, f32, 8, _mm256_setzero_ps, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps, _mm256_add_ps, _mm256_sub_ps);
     #[rustfmt::skip]
-    x86_lanes!(__m256d, f64, 4, _mm256_setzero_pd, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_fmadd_pd, _mm256_add_pd);
+    x86_lanes!(__m256d, f64, 4, _mm256_setzero_pd, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_fmadd_pd, _mm256_add_pd, _mm256_sub_pd);
 }
 
 /// # Safety
@@ -350,6 +370,31 @@ macro_rules! kernels {
                         (Level::Avx2, _) => avx2::<2>(pairs, a, b, out, stride),
                         (Level::Portable, 1) => outer::<Portable<$s>, 4, 1>(pairs, a, b, out, stride),
                         (Level::Portable, _) => outer::<Portable<$s>, 4, 2>(pairs, a, b, out, stride),
+                    }
+                }
+            }
+
+            unsafe fn squares(kind: Transform, all: &[Square], len: usize, from: *const $s, to: *mut $s) {
+                #[cfg(target_arch = "x86_64")]
+                #[target_feature(enable = "avx512f,avx2,fma")]
+                unsafe fn avx512(kind: Transform, all: &[Square], len: usize, from: *const $s, to: *mut $s) {
+                    // SAFETY: the caller's.
+                    unsafe { squares::<$avx512>(kind, all, len, from, to) }
+                }
+                #[cfg(target_arch = "x86_64")]
+                #[target_feature(enable = "avx2,fma")]
+                unsafe fn avx2(kind: Transform, all: &[Square], len: usize, from: *const $s, to: *mut $s) {
+                    // SAFETY: the caller's.
+                    unsafe { squares::<$avx2>(kind, all, len, from, to) }
+                }
+                // SAFETY: the caller vouches for the memory, `detect` for the instruction set.
+                unsafe {
+                    match Level::detect() {
+                        #[cfg(target_arch = "x86_64")]
+                        Level::Avx512 => avx512(kind, all, len, from, to),
+                        #[cfg(target_arch = "x86_64")]
+                        Level::Avx2 => avx2(kind, all, len, from, to),
+                        Level::Portable => squares::<Portable<$s>>(kind, all, len, from, to),
                     }
                 }
             }

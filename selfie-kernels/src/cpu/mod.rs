@@ -12,6 +12,7 @@ mod simd;
 pub(crate) mod sums;
 mod table;
 pub(crate) mod transform;
+pub(crate) mod winograd;
 
 pub use micro::{KernelShape, MicroKernel};
 pub(crate) use plan::Reach;

@@ -105,11 +105,6 @@ pub(crate) struct TilePlan {
 }
 
 impl TilePlan {
-    /// Rows of the source tile, the zero row included.
-    pub(crate) fn source_rows(&self) -> usize {
-        1 + self.sources.iter().map(ExactSizeIterator::len).sum::<usize>()
-    }
-
     /// The micro tiles: their target rows and live taps.
     pub(crate) fn micro_tiles(&self, rows: usize) -> impl Iterator<Item = (&[u32], &[Tap])> {
         self.order.chunks(rows).zip(&self.micro).map(|(order, taps)| (order, &self.taps[taps.clone()]))

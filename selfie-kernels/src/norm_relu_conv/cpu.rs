@@ -6,7 +6,7 @@ use crate::cpu::engine::{Epilogue, Load, Panels, Sums, multiply, outer_products}
 use crate::cpu::lanes::{Place, blocks, map};
 use crate::cpu::sums::{add_grad, tile_stats};
 use crate::cpu::transform::{affine_grad, normalize, relu_grad};
-use crate::cpu::{Cpu, Reach, prefetch};
+use crate::cpu::{Cpu, Reach, prefetch, winograd};
 use crate::{Element, Result, Wide};
 use num_traits::Zero;
 use rayon::prelude::*;
@@ -213,9 +213,14 @@ impl<T: Element> Epilogue<T::Wide> for MaskWithSums<'_, T> {
 pub(crate) fn norm_relu_conv_forward<T: Element>(cpu: &Cpu, args: Forward<'_, Cpu, T>) -> Result<()> {
     let Forward { dims: d, x, norm, w, residual, y, stats } = args;
     cpu.install(|| {
-        let panels = Panels::from_columns(cpu, d.r * d.s * d.c, d.k, w);
+        let source = NormRelu::new(x, norm);
         let epilogues = store_with_stats(d.k, residual, y, stats);
-        multiply(cpu, Reach::forward(&d), d.rows_out(), &NormRelu::new(x, norm), &panels, epilogues);
+        if winograd::pays(&d) {
+            winograd::multiply(cpu, &d, &source, &winograd::forward_panels(cpu, &d, w), epilogues);
+        } else {
+            let panels = Panels::from_columns(cpu, d.r * d.s * d.c, d.k, w);
+            multiply(cpu, Reach::forward(&d), d.rows_out(), &source, &panels, epilogues);
+        }
     });
     Ok(())
 }
@@ -223,7 +228,7 @@ pub(crate) fn norm_relu_conv_forward<T: Element>(cpu: &Cpu, args: Forward<'_, Cp
 pub(crate) fn norm_relu_conv_backward_data<T: Element>(cpu: &Cpu, args: BackwardData<'_, Cpu, T>) -> Result<()> {
     let BackwardData { dims: d, dy, w, x, norm, addend, dz, sums } = args;
     cpu.install(|| {
-        let panels = Panels::from_filter(cpu, d.k, d.r * d.s, d.c, w);
+        let source = GradRows { grad: dy, channels: d.k };
         let epilogues = dz
             .par_chunks_mut(SUM_ROWS * d.c)
             .zip(sums.par_chunks_mut(2 * d.c))
@@ -234,8 +239,12 @@ pub(crate) fn norm_relu_conv_backward_data<T: Element>(cpu: &Cpu, args: Backward
                 let first = tile * SUM_ROWS;
                 MaskWithSums { dims: d, first, addend, x, norm, dz, sums }
             });
-        let source = GradRows { grad: dy, channels: d.k };
-        multiply(cpu, Reach::transposed(&d), d.rows_in(), &source, &panels, epilogues);
+        if winograd::pays(&d) {
+            winograd::multiply(cpu, &d, &source, &winograd::transposed_panels(cpu, &d, w), epilogues);
+        } else {
+            let panels = Panels::from_filter(cpu, d.k, d.r * d.s, d.c, w);
+            multiply(cpu, Reach::transposed(&d), d.rows_in(), &source, &panels, epilogues);
+        }
     });
     Ok(())
 }
@@ -253,8 +262,12 @@ pub(crate) fn projection_backward_data<T: Element>(cpu: &Cpu, args: ProjectionBa
 pub(crate) fn norm_relu_conv_backward_filter<T: Element>(cpu: &Cpu, args: BackwardFilter<'_, Cpu, T>) -> Result<()> {
     let BackwardFilter { dims: d, x, norm, dy, dw } = args;
     cpu.install(|| {
-        let target = GradRows { grad: dy, channels: d.k };
-        outer_products(cpu, Reach::forward(&d), d.rows_out(), &target, &NormRelu::new(x, norm), dw);
+        let (target, source) = (GradRows { grad: dy, channels: d.k }, NormRelu::new(x, norm));
+        if winograd::pays(&d) {
+            winograd::outer_products(cpu, &d, &target, &source, dw);
+        } else {
+            outer_products(cpu, Reach::forward(&d), d.rows_out(), &target, &source, dw);
+        }
     });
     Ok(())
 }

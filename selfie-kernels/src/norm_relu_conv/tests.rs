@@ -1,4 +1,5 @@
 use super::*;
+use crate::cpu::winograd;
 use crate::testing::*;
 use ndarray::{Array2, ArrayView2, ArrayView3, ArrayView4};
 use proptest::prelude::*;
@@ -21,6 +22,10 @@ const CASES: &[(&str, ConvDims)] = &[
     ("3x3 on 8x8, columns shared out", conv([3, 8, 8], [70, 70], [3, 3], 1, 1)),
     ("3x3 on 7x9", conv([3, 7, 9], [64, 1], [3, 3], 1, 1)),
     ("3x3, many tiles", conv([33, 8, 8], [3, 17], [3, 3], 1, 1)),
+    ("minimal filtering, even sides, columns shared out", conv([3, 8, 12], [35, 100], [3, 3], 1, 1)),
+    ("minimal filtering, odd sides, two groups of filters and channels", conv([2, 9, 11], [70, 66], [3, 3], 1, 1)),
+    ("minimal filtering, many tasks", conv([20, 14, 15], [32, 33], [3, 3], 1, 1)),
+    ("minimal filtering, a strip longer than a task", conv([1, 4, 140], [33, 32], [3, 3], 1, 1)),
     ("3x3, stride 2, even sides", conv([2, 8, 6], [16, 33], [3, 3], 2, 1)),
     ("3x3, stride 2, odd sides", conv([2, 9, 7], [33, 16], [3, 3], 2, 1)),
     ("3x3 without padding", conv([2, 5, 6], [3, 5], [3, 3], 1, 0)),
@@ -157,7 +162,11 @@ fn backward_filter<T: Element, B: NormReluConv<T>>(device: &B, layer: &Layer<T>,
 }
 
 fn oracle_forward<T: Element>(layer: &Layer<T>, residual: Option<&[T]>) -> Vec<Exact> {
-    let mut y = convolve(layer.dims, &layer.activation(), &exact(&layer.w));
+    let (d, x, w) = (layer.dims, layer.activation(), exact(&layer.w));
+    let mut y = convolve(d, &x, &w);
+    if winograd::pays(&d) {
+        set_magnitudes(&mut y, minimal::convolution(d, &x, d.k, |k, tap, c| w[(k * 9 + tap) * d.c + c]));
+    }
     for (y, residual) in y.iter_mut().zip(exact(residual.unwrap_or_default())) {
         y.add(residual);
     }
@@ -168,12 +177,17 @@ fn oracle_backward_data<T: Element>(layer: &Layer<T>, dy: &[Exact], addend: Opti
     let d = layer.dims;
     let w = exact(&layer.w);
     let w = ArrayView3::from_shape((d.k, d.r * d.s, d.c), &w).expect("length of w");
-    let dy = ArrayView2::from_shape((d.rows_out(), d.k), dy).expect("length of dy");
+    let rows = ArrayView2::from_shape((d.rows_out(), d.k), dy).expect("length of dy");
     let mut dx = Array2::from_elem((d.rows_in(), d.c), Exact::default());
     for (output, tap, input) in conv_taps(d) {
         for (c, dx) in dx.row_mut(input).iter_mut().enumerate() {
-            (0..d.k).for_each(|k| *dx += dy[[output, k]].times(w[[k, tap, c]]));
+            (0..d.k).for_each(|k| *dx += rows[[output, k]].times(w[[k, tap, c]]));
         }
+    }
+    if winograd::pays(&d) {
+        let dy: Vec<_> = dy.iter().map(|dy| dy.magnitude).collect();
+        let magnitudes = minimal::convolution(d, &dy, d.c, |c, tap, k| w[[k, 8 - tap, c]]);
+        set_magnitudes(dx.as_slice_mut().expect("contiguous"), magnitudes);
     }
     let mut dx = dx.into_shape_with_order((d.n, d.h, d.w, d.c)).expect("as many elements");
     if let Some(HostAddend { values, stride }) = addend {
@@ -186,6 +200,25 @@ fn oracle_backward_data<T: Element>(layer: &Layer<T>, dy: &[Exact], addend: Opti
     }
     let masked = |(z, dx): (f64, Exact)| if z <= 0.0 { Exact::default() } else { dx };
     layer.z().into_iter().zip(dx).map(masked).collect()
+}
+
+fn oracle_backward_filter<T: Element>(layer: &Layer<T>, dy: &[Exact]) -> Vec<Exact> {
+    let (d, x) = (layer.dims, layer.activation());
+    let mut dw = filter_gradient(d, dy, &x);
+    if winograd::pays(&d) {
+        let dy: Vec<_> = dy.iter().map(|dy| dy.magnitude).collect();
+        set_magnitudes(&mut dw, minimal::filter_gradient(d, &dy, &x));
+    }
+    dw
+}
+
+/// The terms of minimal filtering are others. The roundings are fewer, as its sums are a ninth (for a filter's gradient a
+/// quarter) as long, and the transforms add eight and the product one.
+fn set_magnitudes(values: &mut [Exact], magnitudes: Vec<f64>) {
+    for (value, magnitude) in values.iter_mut().zip(magnitudes) {
+        assert!(magnitude >= value.magnitude * (1.0 - 1e-9), "every term of the plain way is among them");
+        value.magnitude = magnitude;
+    }
 }
 
 fn oracle_projection<T: Element>(layer: &Layer<T>, dy: &[Exact]) -> Vec<Exact> {
@@ -224,7 +257,7 @@ fn check<T: Element>(device: &impl NormReluConv<T>, dims: ConvDims, seed: u64) {
             assert_close::<T::Wide, _>("dx", &dx, &oracle_projection(&layer, &want), dims.k + 1 + transform);
         }
         let dw = backward_filter(device, &layer, &dy);
-        let want = filter_gradient(dims, &want, &layer.activation());
+        let want = oracle_backward_filter(&layer, &want);
         assert_close::<T::Wide, _>("dw", &dw, &want, dims.rows_out() + 1 + transform + 1);
     }
 }
@@ -255,6 +288,20 @@ proptest! {
         let pad = pad.min(filter[0] - 1).min(filter[1] - 1);
         let filter = [filter[0].min(image[1] + 2 * pad), filter[1].min(image[2] + 2 * pad)];
         for_each_element!(check, cpu(), conv(image, channels, filter, stride, pad), seed);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    #[test]
+    fn any_shape_by_minimal_filtering(
+        image in [1..3usize, 4..12, 4..12],
+        channels in [32..72usize, 32..72],
+        seed: u64,
+    ) {
+        let dims = conv(image, channels, [3, 3], 1, 1);
+        prop_assume!(winograd::pays(&dims));
+        for_each_element!(check, cpu(), dims, seed);
     }
 }
 
@@ -380,8 +427,51 @@ fn a_nan_of_the_gradient_reaches_what_it_touches() {
 }
 
 #[test]
+fn a_nan_reaches_at_most_one_pixel_more_by_minimal_filtering() {
+    let (dims, middle, mut draws) = (conv([1, 8, 8], [33, 35], [3, 3], 1, 1), 3 * 8 + 3, Draws::new(6));
+    assert!(winograd::pays(&dims));
+    let mut layer = Layer::<f32>::draw(dims, &mut draws);
+    let mut dy = draws.values::<f32>(dims.len_out());
+    let (c, k, z) = (dims.c, dims.k, layer.z());
+    let distance = |pixel: usize| (pixel / 8).abs_diff(3).max((pixel % 8).abs_diff(3));
+    let assert_spread = |what: &str, values: &[f32], channels: usize, live: &dyn Fn(usize) -> bool| {
+        for (i, value) in values.iter().enumerate().filter(|(i, _)| live(*i)) {
+            match distance(i / channels) {
+                0 | 1 => assert!(value.is_nan(), "{what}[{i}] = {value}"),
+                2 => {}
+                _ => assert!(value.is_finite(), "{what}[{i}] = {value}"),
+            }
+        }
+    };
+
+    dy[middle * k + 20] = f32::NAN;
+    let grad = HostGrad::Plain(dy);
+    let (dz, _) = backward_data(cpu(), &layer, &grad, None);
+    assert_spread("dz", &dz, c, &|i| z[i] > 0.0);
+    assert!(dz.iter().zip(&z).all(|(&dz, &z)| z > 0.0 || dz == 0.0), "the mask stops it");
+    assert_nan_where("dw", &backward_filter(cpu(), &layer, &grad), |i| i / (9 * c) == 20);
+
+    layer.x[middle * c + 4] = f32::NAN;
+    let (y, stats) = forward(cpu(), &layer, None);
+    assert_spread("y", &y, k, &|_| true);
+    assert_nan_where("stats", &stats, |_| true);
+    let plain = HostGrad::Plain(vec![1.0; dims.len_out()]);
+    assert_nan_where("dw", &backward_filter(cpu(), &layer, &plain), |i| i % c == 4);
+
+    layer = Layer::draw(dims, &mut Draws::new(7));
+    layer.w[(20 * 9 + 4) * c + 4] = f32::NAN;
+    let (y, _) = forward(cpu(), &layer, None);
+    assert_nan_where("y", &y, |i| i % k == 20);
+}
+
+#[test]
 fn bits_do_not_depend_on_threads() {
-    for dims in [conv([3, 10, 9], [70, 72], [3, 3], 1, 1), conv([33, 8, 8], [17, 16], [3, 3], 1, 1)] {
+    for dims in [
+        conv([3, 7, 7], [70, 72], [3, 3], 1, 1),
+        conv([33, 8, 8], [17, 16], [3, 3], 1, 1),
+        conv([3, 10, 9], [70, 72], [3, 3], 1, 1),
+        conv([20, 8, 8], [35, 33], [3, 3], 1, 1),
+    ] {
         let mut draws = Draws::new(5);
         let layer = Layer::<f32>::draw(dims, &mut draws);
         let [dy, _] = layer.gradients(&mut draws);

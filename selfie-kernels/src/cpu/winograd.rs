@@ -6,7 +6,7 @@
 //! transpose, `dg = G^T [(A dy A^T) * (B^T d B)] G`. The matrices hold 0, 1, -1 and 1/2, so little accuracy is lost: the sums
 //! are of c terms where the plain way sums 9 c.
 //!
-//! A NaN or infinite input spreads over the squares that read it: to at most one pixel more than in the plain way.
+//! A value that is not finite spreads over the squares that read it: to at most one pixel more than in the plain way.
 //!
 //! Source: Winograd 1980, Arithmetic Complexity of Computations; Lavin and Gray 2016 (arXiv 1509.09308).
 
@@ -272,10 +272,10 @@ impl Squares {
         Self { h: d.h, w: d.w, strips: d.h.div_ceil(2), columns: d.w.div_ceil(2) }
     }
 
-    /// Strips that make up about [`SQUARES`], without a rest in micro tiles if that can be.
-    fn strips_at_a_time(&self) -> usize {
-        let most = (SQUARES / self.columns).max(1);
-        (1..=most).rev().find(|strips| (strips * self.columns).is_multiple_of(MAX_ROWS)).unwrap_or(most)
+    /// Strips that make up about [`SQUARES`], such that most of the micro tiles' rows (`rows` each) are used.
+    fn strips_at_a_time(&self, rows: usize) -> usize {
+        let used = |strips: &usize| 1000 * strips * self.columns / (strips * self.columns).next_multiple_of(rows);
+        (1..=SQUARES / self.columns).max_by_key(used).unwrap_or(1)
     }
 
     /// The first pixel of a strip.
@@ -354,6 +354,42 @@ impl<'a, W: Wide> Transformed<'a, W> {
         // SAFETY: just checked; `place` is within the data by its length.
         unsafe { W::squares(transform, &squares, len, tile.as_ptr(), self.data.as_mut_ptr()) }
     }
+
+    /// The products of a few squares, at most the rows of a micro tile, and a panel `[slice, depth, width]`: to
+    /// `[slice, rows of a micro tile, width]`.
+    fn multiply(&self, few: Range<usize>, depth: usize, panel: &[W], width: usize, products: &mut [W]) {
+        let shape = W::shape();
+        assert!(few.len() <= shape.rows && few.end <= self.squares && depth <= self.stride);
+        assert!(panel.len() == SLICES * depth * width && products.len() >= SLICES * shape.rows * width);
+        for (slice, products) in (0..SLICES).zip(products.chunks_exact_mut(shape.rows * width)) {
+            // Rows that the micro tile lacks read the first one.
+            let mut tap = Tap { slice: slice as u32, rows: [0; MAX_ROWS] };
+            for (row, square) in tap.rows.iter_mut().zip(few.clone()) {
+                *row = self.place(slice, square);
+            }
+            // SAFETY: each row of `data` has `depth` elements, the panel `depth * width` for each slice, `products`
+            // `rows * width`.
+            unsafe {
+                let (a, b) = (self.data.as_ptr(), panel.as_ptr());
+                W::rows(width / shape.lanes, &[tap], depth, a, b, products.as_mut_ptr());
+            }
+        }
+    }
+}
+
+/// The pixels of a few squares from their products, `[slice, rows of a micro tile, width]`: each to its place in `sums`, whole
+/// panels wide.
+fn write_pixels<W: Wide>(products: &[W], width: usize, places: &[[u32; SLICES]], sums: &mut [W]) {
+    let rows = W::shape().rows;
+    let mut squares = [Square::default(); MAX_ROWS];
+    for (i, (square, &writes)) in squares.iter_mut().zip(places).enumerate() {
+        *square = Square { reads: std::array::from_fn(|slice| ((slice * rows + i) * width) as u32), writes };
+    }
+    assert!(places.len() <= rows && products.len() >= SLICES * rows * width);
+    let fits = |&place: &u32| place == NOWHERE || place as usize + width <= sums.len();
+    assert!(places.as_flattened().iter().all(fits));
+    // SAFETY: asserted.
+    unsafe { W::squares(Transform::Output, &squares[..places.len()], width, products.as_ptr(), sums.as_mut_ptr()) }
 }
 
 /// Places of the pixels of squares in a tile of [`load_rows`]: its row of zeros stands for those outside the image.
@@ -385,7 +421,7 @@ pub(crate) fn multiply<W: Wide, E: Epilogue<W>>(
     let (shape, depth) = (W::shape(), source.len());
     let squares = Squares::new(d);
     let strips = d.n * squares.strips;
-    let at_a_time = squares.strips_at_a_time();
+    let at_a_time = squares.strips_at_a_time(W::shape().rows);
     let tasks: Vec<Range<usize>> =
         (0..strips).step_by(at_a_time).map(|first| first..(first + at_a_time).min(strips)).collect();
     let lens: Vec<usize> = tasks.iter().map(|strips| squares.pixels(strips).len()).collect();
@@ -412,34 +448,10 @@ pub(crate) fn multiply<W: Wide, E: Epilogue<W>>(
             let to: Vec<[u32; SLICES]> =
                 block.clone().map(|square| squares.places::<2>(square, 0, own.start, stride, NOWHERE)).collect();
             for (column, width, panel) in panels.iter().filter(|(column, ..)| columns.contains(column)) {
-                for (micro, to) in block.clone().step_by(shape.rows).zip(to.chunks(shape.rows)) {
-                    for slice in 0..SLICES {
-                        let mut tap = Tap { slice: slice as u32, rows: [0; MAX_ROWS] };
-                        for (i, row) in tap.rows.iter_mut().enumerate().take(to.len()) {
-                            *row = transformed.place(slice, micro + i - block.start);
-                        }
-                        let products = &mut products[slice * shape.rows * width..][..shape.rows * width];
-                        debug_assert!((slice + 1) * depth * width <= panel.len());
-                        // SAFETY: rows of `transformed` are at least `depth` long (rows that the micro tile lacks read the
-                        // first one); the panel has `depth * width` elements for each slice; `products` has room for
-                        // `rows * width`.
-                        unsafe {
-                            let (a, b) = (transformed.data.as_ptr(), panel.as_ptr());
-                            W::rows(width / shape.lanes, &[tap], depth, a, b, products.as_mut_ptr());
-                        }
-                    }
-                    let mut micro = [Square::default(); MAX_ROWS];
-                    for (i, (square, &writes)) in micro.iter_mut().zip(to).enumerate() {
-                        let reads = std::array::from_fn(|slice| ((slice * shape.rows + i) * width) as u32);
-                        *square = Square { reads, writes };
-                    }
-                    let micro = &micro[..to.len()];
-                    let sums = &mut sums[column - columns.start..];
-                    let fits = |&place: &u32| place == NOWHERE || place as usize + width <= sums.len();
-                    debug_assert!(micro.iter().all(|square| square.writes.iter().all(fits)));
-                    // SAFETY: `products` holds `rows * width` elements of each slice; `places` are those of the task's own
-                    // pixels, for each of which `sums` holds whole panels.
-                    unsafe { W::squares(Transform::Output, micro, width, products.as_ptr(), sums.as_mut_ptr()) }
+                let sums = &mut sums[column - columns.start..];
+                for (micro, to) in (0..block.len()).step_by(shape.rows).zip(to.chunks(shape.rows)) {
+                    transformed.multiply(micro..micro + to.len(), depth, panel, width, &mut products);
+                    write_pixels(&products, width, to, sums);
                 }
             }
         }
@@ -459,7 +471,7 @@ pub(crate) fn outer_products<W: Wide>(
     const GROUP: usize = 64;
     let (c, squares) = (source.len(), Squares::new(d));
     let strips = d.n * squares.strips;
-    let at_a_time = squares.strips_at_a_time();
+    let at_a_time = squares.strips_at_a_time(W::shape().rows);
     let tasks = OuterTasks::new(SLICES, strips.div_ceil(at_a_time), [target.len(), c], [GROUP, GROUP]);
     let sums = tasks.run(cpu, |units, filters, channels, sums| {
         let [mut left, mut right] = tasks.group().map(|len| Transformed::new(cpu, SQUARES.max(squares.columns), len));

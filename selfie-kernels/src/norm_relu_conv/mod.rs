@@ -5,6 +5,9 @@
 //! padded tap contributes 0, not `relu(shift)`. The gradient of the normalisation is affine per channel and is applied
 //! by whoever loads the gradient next ([`Grad::Affine`]).
 //!
+//! How the products are summed is the device's: the CPU does large 3x3 convolutions by minimal filtering, where a value that
+//! is not finite spreads to at most one pixel more than it must.
+//!
 //! Source: pre-activation order of He et al. 2016 (arXiv 1603.05027); batch normalisation of Ioffe and Szegedy 2015.
 
 pub(crate) mod cpu;

@@ -1,6 +1,9 @@
 //! What the benchmarks share.
 
-use selfie_kernels::{Cpu, Element, Philox, Wide};
+use selfie_kernels::norm_relu_conv::{
+    Affine, BackwardData, BackwardFilter, ConvDims, Forward, Grad, NormReluConv, sum_tiles,
+};
+use selfie_kernels::{Cpu, Element, Philox, Result, Wide};
 
 /// Random numbers in (-1, 1): kernels are never timed on zeros.
 pub fn random<T: Element>(seed: u64, len: usize) -> Vec<T> {
@@ -15,3 +18,69 @@ pub fn cpu() -> Cpu {
     let threads = std::env::var("SELFIE_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
     Cpu::new(threads).expect("threads can be started")
 }
+
+/// A convolution with random operands in `f32`, as a network has it: normalised input, statistics, a gradient with its affine
+/// map.
+pub struct Convolution {
+    dims: ConvDims,
+    x: Vec<f32>,
+    norm: Vec<f32>,
+    w: Vec<f32>,
+    y: Vec<f32>,
+    stats: Vec<f32>,
+    dy: [Vec<f32>; 2],
+    coef: Vec<f32>,
+    dz: Vec<f32>,
+    sums: Vec<f32>,
+    dw: Vec<f32>,
+}
+
+impl Convolution {
+    /// Draws the operands.
+    pub fn new(dims: ConvDims) -> Self {
+        Self {
+            dims,
+            x: random(1, dims.len_in()),
+            norm: random(2, 4 * dims.c),
+            w: random(3, dims.len_filter()),
+            y: vec![0.0; dims.len_out()],
+            stats: vec![0.0; sum_tiles(dims.rows_out()) * 2 * dims.k],
+            dy: [random(4, dims.len_out()), random(5, dims.len_out())],
+            coef: random(6, 3 * dims.k),
+            dz: vec![0.0; dims.len_in()],
+            sums: vec![0.0; sum_tiles(dims.rows_in()) * 2 * dims.c],
+            dw: vec![0.0; dims.len_filter()],
+        }
+    }
+
+    /// The forward pass.
+    pub fn forward(&mut self, cpu: &Cpu) -> Result<()> {
+        let Self { dims, x, norm, w, y, stats, .. } = self;
+        let (y, stats) = (&mut y[..], Some(&mut stats[..]));
+        cpu.norm_relu_conv_forward(Forward { dims: *dims, x, norm, w, residual: None, y, stats })
+    }
+
+    /// The gradient of the input.
+    pub fn backward_data(&mut self, cpu: &Cpu) -> Result<()> {
+        let Self { dims, x, norm, w, dy: [dy, raw], coef, dz, sums, .. } = self;
+        let dy = Grad::Affine(Affine { dz: &dy[..], x: &raw[..], coef: &coef[..] });
+        cpu.norm_relu_conv_backward_data(BackwardData { dims: *dims, dy, w, x, norm, addend: None, dz, sums })
+    }
+
+    /// The gradient of the filter.
+    pub fn backward_filter(&mut self, cpu: &Cpu) -> Result<()> {
+        let Self { dims, x, norm, dy: [dy, raw], coef, dw, .. } = self;
+        let dy = Grad::Affine(Affine { dz: &dy[..], x: &raw[..], coef: &coef[..] });
+        cpu.norm_relu_conv_backward_filter(BackwardFilter { dims: *dims, x, norm, dy, dw })
+    }
+}
+
+/// A pass of [`Convolution`].
+pub type Pass = fn(&mut Convolution, &Cpu) -> Result<()>;
+
+/// The passes by name.
+pub const PASSES: [(&str, Pass); 3] = [
+    ("forward", Convolution::forward),
+    ("backward data", Convolution::backward_data),
+    ("backward filter", Convolution::backward_filter),
+];

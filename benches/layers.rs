@@ -30,14 +30,14 @@ fn main() -> Result<()> {
     let args = Args::parse();
     let cpu = cpu();
     println!("{}, images of {}px, batch {}, f32", cpu.describe(), args.image_size, args.batch);
-    println!("{:<30} {:>5}{}", "convolution", "times", PASSES.map(|(name, _)| format!("  {name:>17}")).concat());
-    println!("{:<30} {:>5}{}", "", "", format!("  {:>7} {:>9}", "ms", "GFLOP/s").repeat(PASSES.len()));
+    println!("{:<36} {:>5}{}", "convolution", "times", PASSES.map(|(name, _)| format!("  {name:>17}")).concat());
+    println!("{:<36} {:>5}{}", "", "", format!("  {:>7} {:>9}", "ms", "GFLOP/s").repeat(PASSES.len()));
     let mut totals = [0.0; PASSES.len()];
     for (name, times, dims) in convolutions(args.image_size, args.batch) {
         if !name.contains(&args.only) {
             continue;
         }
-        print!("{name:<30} {times:>5}");
+        print!("{name:<36} {times:>5}");
         let mut convolution = Convolution::new(dims);
         for ((_, pass), total) in PASSES.into_iter().zip(&mut totals) {
             let seconds = median(&mut convolution, pass, &cpu, args.repeats.max(1))?;
@@ -46,7 +46,7 @@ fn main() -> Result<()> {
         }
         println!();
     }
-    println!("{:<30} {:>5}{}", "all", "", totals.map(|ms| format!("  {ms:>7.1} {:>9}", "")).concat());
+    println!("{:<36} {:>5}{}", "all", "", totals.map(|ms| format!("  {ms:>7.1} {:>9}", "")).concat());
     Ok(())
 }
 

@@ -38,7 +38,7 @@ pub struct KernelShape {
     pub lanes: usize,
     /// Rows of a micro tile of `rows`, at most 8.
     pub rows: usize,
-    /// Left elements of `outer`; divides 8.
+    /// Left elements of `outer`, at most 8.
     pub outer: usize,
 }
 
@@ -297,7 +297,7 @@ macro_rules! kernels {
                     #[cfg(target_arch = "x86_64")]
                     Level::Avx512 => KernelShape { lanes: <$avx512>::N, rows: 8, outer: 8 },
                     #[cfg(target_arch = "x86_64")]
-                    Level::Avx2 => KernelShape { lanes: <$avx2>::N, rows: 6, outer: 4 },
+                    Level::Avx2 => KernelShape { lanes: <$avx2>::N, rows: 6, outer: 6 },
                     Level::Portable => KernelShape { lanes: 4, rows: 4, outer: 4 },
                 }
             }
@@ -355,7 +355,7 @@ macro_rules! kernels {
                     stride: usize,
                 ) {
                     // SAFETY: the caller's.
-                    unsafe { outer::<$avx2, 4, NV>(pairs, a, b, out, stride) }
+                    unsafe { outer::<$avx2, 6, NV>(pairs, a, b, out, stride) }
                 }
                 // SAFETY: the caller vouches for the memory, `detect` for the instruction set.
                 unsafe {

@@ -18,7 +18,8 @@ use crate::parameters::Table;
 use crate::tensor_file::{TensorFile, serialize};
 use crate::train_config::MAX_STEPS;
 use crate::trainer::MAX_SKIPPED_IN_A_ROW;
-use crate::transfer::{download, upload};
+use crate::transfer::download;
+use crate::weights::restore;
 use selfie_kernels::{Backend, Element, Wide};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -261,20 +262,7 @@ impl<W: Wide> Checkpoint<W> {
         T: Element<Wide = W>,
         N: Network<B, T>,
     {
-        let (parameters, statistics) = (&network.parameters().table, &network.statistics().table);
-        let mut master = vec![W::default(); parameters.len()];
-        let mut velocity = vec![W::default(); parameters.len()];
-        let mut running = vec![W::default(); statistics.len()];
-        self.weights.place_all(parameters, &mut master)?;
-        self.weights.place_all(statistics, &mut running)?;
-        self.weights.expect_only(&[parameters, statistics], |_| true)?;
-        self.velocity.place_all(parameters, &mut velocity)?;
-        self.velocity.expect_only(&[parameters], |_| true)?;
-        let device = network.device().clone();
-        upload(&*device, &master, &mut network.parameters_mut().master)?;
-        upload(&*device, &velocity, &mut network.parameters_mut().velocity)?;
-        upload(&*device, &running, &mut network.statistics_mut().running)?;
-        Ok(network.refresh_copy()?)
+        restore(network, &self.weights, Some(&self.velocity))
     }
 }
 
@@ -453,13 +441,10 @@ mod tests {
         let progress = Progress { step: 12_000, seconds: 0.1, skipped: 2, skipped_in_a_row: 1, seed: u64::MAX };
         assert_eq!(checkpoint.progress, progress);
         assert_eq!(checkpoint.config, json!({ "train": { "lr": 0.1 } }));
-        let (net, mut flat) = (net(), vec![f32::NAN; 8]);
-        checkpoint.weights.place_all(&net.parameters, &mut flat).expect("same table");
-        assert_eq!(flat, numbers(8, 12_000.0));
-        checkpoint.velocity.place_all(&net.parameters, &mut flat).expect("same table");
-        assert_eq!(flat, numbers(8, 0.5));
-        checkpoint.weights.place_all(&net.statistics, &mut flat).expect("same table");
-        assert_eq!(flat[..2], numbers(2, -1.0));
+        let net = net();
+        assert_eq!(checkpoint.weights.flat(&net.parameters).expect("same table"), numbers(8, 12_000.0));
+        assert_eq!(checkpoint.velocity.flat(&net.parameters).expect("same table"), numbers(8, 0.5));
+        assert_eq!(checkpoint.weights.flat(&net.statistics).expect("same table"), numbers(2, -1.0));
     }
 
     #[test]

@@ -4,12 +4,13 @@
 //! A safetensors file: `batch.images`, `batch.draws`, `batch.targets`, `batch.indices`, the parameters (the master copy)
 //! and running statistics under their names, and everything else as JSON in the metadata.
 
+use crate::ModelConfig;
 use crate::durable::write_file;
 use crate::error::{Error, Result, reading};
 use crate::network::{Build, Inputs, Loss, Mode, Network, Purpose, Update};
 use crate::tensor_file::{Item, TensorFile, serialize_items, stored};
-use crate::transfer::{download, upload};
-use crate::{ModelConfig, Table};
+use crate::transfer::download;
+use crate::weights::restore;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use selfie_kernels::{Backend, Element, Wide};
 use serde::{Deserialize, Serialize};
@@ -214,7 +215,7 @@ impl<W: Wide> Replay<W> {
         T: Element<Wide = W>,
         N: Network<B, T>,
     {
-        self.restore(network)?;
+        restore(network, &self.tensors, None)?;
         let (sizes, parts) = (network.sizes(), self.about.first_samples.len());
         let n = sizes.batch;
         let pixels = sizes.image[0] * sizes.image[1] * 3;
@@ -261,23 +262,5 @@ impl<W: Wide> Replay<W> {
             }
         });
         Ok(Replayed { loss: mean, gradient_norm, finite, tensors: tensors.collect() })
-    }
-
-    fn restore<B, T, N>(&self, network: &mut N) -> Result<()>
-    where
-        B: Backend<T>,
-        T: Element<Wide = W>,
-        N: Network<B, T>,
-    {
-        let flat = |table: &Table| {
-            let mut flat = vec![W::default(); table.len()];
-            self.tensors.place_all(table, &mut flat).map(|()| flat)
-        };
-        let (master, running) = (flat(&network.parameters().table)?, flat(&network.statistics().table)?);
-        self.tensors.expect_only(&[&network.parameters().table, &network.statistics().table], |_| true)?;
-        let device = network.device().clone();
-        upload(&*device, &master, &mut network.parameters_mut().master)?;
-        upload(&*device, &running, &mut network.statistics_mut().running)?;
-        Ok(network.refresh_copy()?)
     }
 }

@@ -93,12 +93,14 @@ impl<W: Wide> TensorFile<W> {
         Ok(())
     }
 
-    /// Fills `flat` with the tensors of `table`.
+    /// The tensors of `table`, each in its place.
     ///
     /// # Errors
     /// As [`TensorFile::place`].
-    pub(crate) fn place_all(&self, table: &Table, flat: &mut [W]) -> Result<()> {
-        table.entries().iter().try_for_each(|entry| self.place(&entry.name, entry, flat))
+    pub(crate) fn flat(&self, table: &Table) -> Result<Vec<W>> {
+        let mut flat = vec![W::default(); table.len()];
+        table.entries().iter().try_for_each(|entry| self.place(&entry.name, entry, &mut flat))?;
+        Ok(flat)
     }
 
     /// Refuses tensors that none of `tables` names, among those that `matter`.
@@ -240,10 +242,8 @@ mod tests {
         let weight: Vec<f32> = numbers(&weight).expect("f32");
         assert_eq!(weight, [3., 6., 4., 7., 5., 8., 9., 12., 10., 13., 11., 14.]);
 
-        let mut back = vec![f32::NAN; 15];
-        let file = TensorFile::parse(Path::new("x.safetensors"), &bytes).expect("our own");
-        file.place_all(&table, &mut back).expect("same table");
-        assert_eq!(back, flat);
+        let file = TensorFile::<f32>::parse(Path::new("x.safetensors"), &bytes).expect("our own");
+        assert_eq!(file.flat(&table).expect("same table"), flat);
     }
 
     #[test]
@@ -270,12 +270,12 @@ mod tests {
         let (table, flat) = (table(), [0f32; 15]);
         let bytes = serialize(&[(&table, &flat[..])], |entry| entry.name == "a.bias");
         let file = TensorFile::<f32>::parse(Path::new("x.safetensors"), &bytes).expect("our own");
-        let missing = file.place_all(&table, &mut [0.0; 15]).expect_err("one is missing").to_string();
+        let missing = file.flat(&table).expect_err("one is missing").to_string();
         assert!(missing.contains("a.conv.weight") && missing.contains("no such tensor"), "{missing}");
 
         let mut other = Table::default();
         other.push("a.bias", &[4], Layout::Plain);
-        let shape = file.place_all(&other, &mut [0.0; 4]).expect_err("3 is not 4").to_string();
+        let shape = file.flat(&other).expect_err("3 is not 4").to_string();
         assert!(shape.contains("[4]") && shape.contains("[3]"), "{shape}");
 
         let unexpected = file.expect_only(&[&Table::default()], |_| true).expect_err("one too many").to_string();

@@ -244,6 +244,36 @@ where
     })
 }
 
+/// Gives the network every parameter and running statistic, as they are, from a file that has nothing else, and the momenta
+/// from another.
+///
+/// # Errors
+/// [`Error::OtherNetwork`] when a tensor is missing, too many or of another shape. The network is then untouched. Those of the
+/// device.
+pub(crate) fn restore<B, T, N>(
+    network: &mut N,
+    weights: &TensorFile<T::Wide>,
+    velocity: Option<&TensorFile<T::Wide>>,
+) -> Result<()>
+where
+    B: Backend<T>,
+    T: Element,
+    N: Network<B, T>,
+{
+    let (parameters, statistics) = (&network.parameters().table, &network.statistics().table);
+    let (master, running) = (weights.flat(parameters)?, weights.flat(statistics)?);
+    weights.expect_only(&[parameters, statistics], |_| true)?;
+    let of = |file: &TensorFile<_>| file.expect_only(&[parameters], |_| true).and_then(|()| file.flat(parameters));
+    let velocity = velocity.map(of).transpose()?;
+    let device = network.device().clone();
+    upload(&*device, &master, &mut network.parameters_mut().master)?;
+    upload(&*device, &running, &mut network.statistics_mut().running)?;
+    if let Some(velocity) = velocity {
+        upload(&*device, &velocity, &mut network.parameters_mut().velocity)?;
+    }
+    Ok(network.refresh_copy()?)
+}
+
 /// Numbers that are not finite would only show as steps that are not.
 fn refuse_not_finite<W: Wide>(path: &Path, name: &str, values: &[W]) -> Result<()> {
     let bad = values.iter().filter(|&&value| !Wide::to_f64(value).is_finite()).count();

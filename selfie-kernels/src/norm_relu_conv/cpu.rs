@@ -12,20 +12,20 @@ use num_traits::Zero;
 use rayon::prelude::*;
 
 /// `relu(scale * x + shift)`, row by row.
-struct NormRelu<'a, T: Element> {
+struct LoadNormRelu<'a, T: Element> {
     x: &'a [T],
     scale: &'a [T::Wide],
     shift: &'a [T::Wide],
 }
 
-impl<'a, T: Element> NormRelu<'a, T> {
+impl<'a, T: Element> LoadNormRelu<'a, T> {
     fn new(x: &'a [T], norm: &'a [T::Wide]) -> Self {
         let c = norm.len() / 4;
         Self { x, scale: &norm[2 * c..3 * c], shift: &norm[3 * c..] }
     }
 }
 
-impl<T: Element> Load<T::Wide> for NormRelu<'_, T> {
+impl<T: Element> Load<T::Wide> for LoadNormRelu<'_, T> {
     fn len(&self) -> usize {
         self.scale.len()
     }
@@ -43,12 +43,12 @@ impl<T: Element> Load<T::Wide> for NormRelu<'_, T> {
 }
 
 /// Rows of a gradient, its affine map applied.
-pub(crate) struct GradRows<'a, T: Element> {
+pub(crate) struct LoadGrad<'a, T: Element> {
     pub(crate) grad: Grad<'a, Cpu, T>,
     pub(crate) channels: usize,
 }
 
-impl<T: Element> Load<T::Wide> for GradRows<'_, T> {
+impl<T: Element> Load<T::Wide> for LoadGrad<'_, T> {
     fn len(&self) -> usize {
         self.channels
     }
@@ -213,7 +213,7 @@ impl<T: Element> Epilogue<T::Wide> for MaskWithSums<'_, T> {
 pub(crate) fn norm_relu_conv_forward<T: Element>(cpu: &Cpu, args: Forward<'_, Cpu, T>) -> Result<()> {
     let Forward { dims: d, x, norm, w, residual, y, stats } = args;
     cpu.install(|| {
-        let source = NormRelu::new(x, norm);
+        let source = LoadNormRelu::new(x, norm);
         let epilogues = store_with_stats(d.k, residual, y, stats);
         if winograd::pays(&d) {
             winograd::multiply(cpu, &d, &source, &winograd::forward_panels(cpu, &d, w), epilogues);
@@ -228,7 +228,7 @@ pub(crate) fn norm_relu_conv_forward<T: Element>(cpu: &Cpu, args: Forward<'_, Cp
 pub(crate) fn norm_relu_conv_backward_data<T: Element>(cpu: &Cpu, args: BackwardData<'_, Cpu, T>) -> Result<()> {
     let BackwardData { dims: d, dy, w, x, norm, addend, dz, sums } = args;
     cpu.install(|| {
-        let source = GradRows { grad: dy, channels: d.k };
+        let source = LoadGrad { grad: dy, channels: d.k };
         let epilogues = dz
             .par_chunks_mut(SUM_ROWS * d.c)
             .zip(sums.par_chunks_mut(2 * d.c))
@@ -253,7 +253,7 @@ pub(crate) fn projection_backward_data<T: Element>(cpu: &Cpu, args: ProjectionBa
     let ProjectionBackwardData { dims: d, dy, w, dx } = args;
     cpu.install(|| {
         let panels = Panels::from_filter(cpu, d.k, 1, d.c, w);
-        let source = GradRows { grad: dy, channels: d.k };
+        let source = LoadGrad { grad: dy, channels: d.k };
         multiply(cpu, Reach::Row, d.rows_out(), &source, &panels, store_with_stats(d.c, None, dx, None));
     });
     Ok(())
@@ -262,7 +262,7 @@ pub(crate) fn projection_backward_data<T: Element>(cpu: &Cpu, args: ProjectionBa
 pub(crate) fn norm_relu_conv_backward_filter<T: Element>(cpu: &Cpu, args: BackwardFilter<'_, Cpu, T>) -> Result<()> {
     let BackwardFilter { dims: d, x, norm, dy, dw } = args;
     cpu.install(|| {
-        let (target, source) = (GradRows { grad: dy, channels: d.k }, NormRelu::new(x, norm));
+        let (target, source) = (LoadGrad { grad: dy, channels: d.k }, LoadNormRelu::new(x, norm));
         if winograd::pays(&d) {
             winograd::outer_products(cpu, &d, &target, &source, dw);
         } else {

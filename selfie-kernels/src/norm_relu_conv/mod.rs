@@ -11,7 +11,7 @@
 //! Source: pre-activation order of He et al. 2016 (arXiv 1603.05027); batch normalisation of Ioffe and Szegedy 2015.
 
 pub(crate) mod cpu;
-pub(crate) use cpu::{GradRows, store_with_stats};
+pub(crate) use cpu::{LoadGrad, store_with_stats};
 #[cfg(test)]
 mod tests;
 

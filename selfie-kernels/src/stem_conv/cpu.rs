@@ -5,7 +5,7 @@ use super::{BackwardFilter, Forward};
 use crate::cpu::engine::{Load, Panels, multiply, outer_products};
 use crate::cpu::{Cpu, Reach};
 use crate::norm_relu_conv::ConvDims;
-use crate::norm_relu_conv::{GradRows, store_with_stats};
+use crate::norm_relu_conv::{LoadGrad, store_with_stats};
 use crate::{Element, Result};
 use num_traits::Zero;
 
@@ -65,7 +65,7 @@ pub(crate) fn stem_conv_forward<T: Element>(cpu: &Cpu, args: Forward<'_, Cpu, T>
 pub(crate) fn stem_conv_backward_filter<T: Element>(cpu: &Cpu, args: BackwardFilter<'_, Cpu, T>) -> Result<()> {
     let BackwardFilter { dims: d, x, dy, dw } = args;
     cpu.install(|| {
-        let target = GradRows { grad: dy, channels: d.k };
+        let target = LoadGrad { grad: dy, channels: d.k };
         outer_products(cpu, Reach::Row, d.rows_out(), &target, &Receptive { dims: d, x }, dw);
     });
     Ok(())

@@ -7,6 +7,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use selfie_benches::median;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -104,12 +105,6 @@ fn output(command: &mut Command) -> Result<String> {
 
 fn number(run: &Value, key: &str) -> Result<f64> {
     run[key].as_f64().with_context(|| format!("no number {key} in {run}"))
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
 }
 
 fn round(x: f64) -> f64 {

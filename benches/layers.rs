@@ -4,7 +4,7 @@
 //! `cargo run --release -p selfie-benches --bin layers -- --image-size 224 --batch 8`
 
 use clap::Parser;
-use selfie_benches::{Convolution, PASSES, Pass, cpu};
+use selfie_benches::{Convolution, PASSES, Pass, cpu, median};
 use selfie_kernels::norm_relu_conv::ConvDims;
 use selfie_kernels::{Cpu, Memory, Result};
 use std::time::Instant;
@@ -40,7 +40,7 @@ fn main() -> Result<()> {
         print!("{name:<36} {times:>5}");
         let mut convolution = Convolution::new(dims);
         for ((_, pass), total) in PASSES.into_iter().zip(&mut totals) {
-            let seconds = median(&mut convolution, pass, &cpu, args.repeats.max(1))?;
+            let seconds = time(&mut convolution, pass, &cpu, args.repeats.max(1))?;
             print!("  {:>7.2} {:>9.0}", 1e3 * seconds, dims.flops() as f64 / seconds / 1e9);
             *total += times as f64 * 1e3 * seconds;
         }
@@ -76,7 +76,7 @@ fn convolutions(image_size: usize, n: usize) -> Vec<(String, usize, ConvDims)> {
 }
 
 /// Median of the seconds of some runs after one that is not timed.
-fn median(convolution: &mut Convolution, pass: Pass, cpu: &Cpu, repeats: usize) -> Result<f64> {
+fn time(convolution: &mut Convolution, pass: Pass, cpu: &Cpu, repeats: usize) -> Result<f64> {
     pass(convolution, cpu)?;
     let mut seconds = Vec::new();
     for _ in 0..repeats {
@@ -84,6 +84,5 @@ fn median(convolution: &mut Convolution, pass: Pass, cpu: &Cpu, repeats: usize) 
         pass(convolution, cpu)?;
         seconds.push(start.elapsed().as_secs_f64());
     }
-    seconds.sort_by(f64::total_cmp);
-    Ok(seconds[seconds.len() / 2])
+    Ok(median(&seconds))
 }

@@ -13,6 +13,13 @@ pub fn random<T: Element>(seed: u64, len: usize) -> Vec<T> {
         .collect()
 }
 
+/// The value in the middle, of an even number the upper one; there must be one.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
 /// The CPU with as many threads as `SELFIE_THREADS` says, or one per core.
 pub fn cpu() -> Cpu {
     let threads = std::env::var("SELFIE_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(0);

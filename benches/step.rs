@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use cpu_time::ProcessTime;
 use half::bf16;
-use selfie_benches::random;
+use selfie_benches::{median, random};
 use selfie_kernels::{Cpu, Element, Memory};
 use selfie_model::{Build, Classifier, Mode, ModelConfig, Network, Preset, Purpose, Selfie, Update};
 use serde_json::json;
@@ -139,12 +139,6 @@ fn orders(images: usize, patches: usize) -> Vec<u32> {
         orders.extend(order);
     }
     orders
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
 }
 
 /// The most memory that this process ever held.

@@ -232,9 +232,7 @@ where
             }
         }
     }
-    upload(&*device, &master, &mut network.parameters_mut().master)?;
-    upload(&*device, &running, &mut network.statistics_mut().running)?;
-    network.refresh_copy()?;
+    give(network, &master, &running)?;
     let names = weights.files().flat_map(|file| file.shapes().map(|(name, _)| name.to_string()));
     Ok(Initialized {
         files: weights.files().map(|file| file.path().into()).collect(),
@@ -265,12 +263,23 @@ where
     weights.expect_only(&[parameters, statistics], |_| true)?;
     let of = |file: &TensorFile<_>| file.expect_only(&[parameters], |_| true).and_then(|()| file.flat(parameters));
     let velocity = velocity.map(of).transpose()?;
-    let device = network.device().clone();
-    upload(&*device, &master, &mut network.parameters_mut().master)?;
-    upload(&*device, &running, &mut network.statistics_mut().running)?;
     if let Some(velocity) = velocity {
+        let device = network.device().clone();
         upload(&*device, &velocity, &mut network.parameters_mut().velocity)?;
     }
+    give(network, &master, &running)
+}
+
+/// Overwrites parameters and statistics.
+fn give<B, T, N>(network: &mut N, master: &[T::Wide], running: &[T::Wide]) -> Result<()>
+where
+    B: Backend<T>,
+    T: Element,
+    N: Network<B, T>,
+{
+    let device = network.device().clone();
+    upload(&*device, master, &mut network.parameters_mut().master)?;
+    upload(&*device, running, &mut network.statistics_mut().running)?;
     Ok(network.refresh_copy()?)
 }
 

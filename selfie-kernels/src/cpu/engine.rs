@@ -353,7 +353,7 @@ pub(crate) struct OuterTasks {
     /// Filters and channels, all of them.
     all: [usize; 2],
     /// Those of a group.
-    group: [usize; 2],
+    pub(crate) group: [usize; 2],
     units: usize,
     units_per_part: usize,
     /// Parts, whose sums are to be added.
@@ -411,11 +411,6 @@ impl OuterTasks {
             work(range(part, self.units_per_part, self.units), filters, channels, sums);
         });
         sums
-    }
-
-    /// Filters and channels of a group.
-    pub(crate) fn group(&self) -> [usize; 2] {
-        self.group
     }
 
     /// The groups of channels.

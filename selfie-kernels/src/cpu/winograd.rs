@@ -47,6 +47,16 @@ pub(crate) enum Transform {
     OutputGradient,
 }
 
+impl Transform {
+    /// The pixels that a map reads or writes: their square's side, and how far before the square's own first pixel it begins.
+    fn pixels(self) -> (usize, usize) {
+        match self {
+            Transform::Input => (4, 1),
+            Transform::Output | Transform::OutputGradient => (2, 0),
+        }
+    }
+}
+
 /// Where the rows of a square begin, before and after a map, as many as it reads and writes.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Square {
@@ -278,6 +288,11 @@ impl Squares {
         (1..=SQUARES / self.columns).max_by_key(used).unwrap_or(1)
     }
 
+    /// The squares of strips.
+    fn of(&self, strips: &Range<usize>) -> Range<usize> {
+        strips.start * self.columns..strips.end * self.columns
+    }
+
     /// The first pixel of a strip.
     fn pixel(&self, strip: usize) -> usize {
         (strip / self.strips * self.h + strip % self.strips * 2) * self.w
@@ -296,26 +311,20 @@ impl Squares {
         own.start - above..own.end + below
     }
 
-    /// Where the `N` by `N` pixels from `halo` before a square's first one begin in rows `stride` apart, of which the first is
-    /// pixel `first`; `outside` for those that the image does not have.
+    /// Where the pixels that a map reads or writes for a square begin in rows `stride` apart, of which the first is pixel
+    /// `first`; `outside` for those that the image does not have.
     #[inline(always)]
-    fn places<const N: usize>(
-        &self,
-        square: usize,
-        halo: usize,
-        first: usize,
-        stride: usize,
-        outside: u32,
-    ) -> [u32; SLICES] {
+    fn places(&self, square: usize, transform: Transform, first: usize, stride: usize, outside: u32) -> [u32; SLICES] {
+        let (side, halo) = transform.pixels();
         let (strip, column) = (square / self.columns, square % self.columns);
         let (image, strip) = (strip / self.strips, strip % self.strips);
         let mut places = [outside; SLICES];
-        for i in 0..N {
-            for j in 0..N {
+        for i in 0..side {
+            for j in 0..side {
                 // What lies before the first row or column wraps around and is outside, too.
                 let (y, x) = ((2 * strip + i).wrapping_sub(halo), (2 * column + j).wrapping_sub(halo));
                 if y < self.h && x < self.w {
-                    places[i * N + j] = (((image * self.h + y) * self.w + x - first) * stride) as u32;
+                    places[i * side + j] = (((image * self.h + y) * self.w + x - first) * stride) as u32;
                 }
             }
         }
@@ -342,12 +351,24 @@ impl<'a, W: Wide> Transformed<'a, W> {
         ((slice * self.squares + square) * self.stride) as u32
     }
 
-    /// Fills the first rows of each slice from `tile`, `len` elements of each, rounded up to whole vectors. `reads` gives
-    /// the places of each square's pixels in it.
-    fn fill(&mut self, transform: Transform, len: usize, tile: &[W], reads: impl Iterator<Item = [u32; SLICES]>) {
-        let writes = |square| std::array::from_fn(|slice| self.place(slice, square));
+    /// Fills the first rows of each slice with the squares `range`, `len` elements of each, rounded up to whole vectors. `tile`
+    /// is one of [`load_rows`], of pixels from `first` on.
+    fn fill(
+        &mut self,
+        transform: Transform,
+        squares: &Squares,
+        range: Range<usize>,
+        tile: &[W],
+        first: usize,
+        len: usize,
+    ) {
+        let stride = row_stride(len);
+        // Pixels outside the image read the tile's row of zeros, which lies one row before its first pixel.
+        let (row, zeros) = (stride as u32, (stride as u32).wrapping_neg());
+        let reads = |square| squares.places(square, transform, first, stride, zeros).map(|at| at.wrapping_add(row));
+        let writes = |row| std::array::from_fn(|slice| self.place(slice, row));
         let squares: Vec<Square> =
-            reads.enumerate().map(|(square, reads)| Square { reads, writes: writes(square) }).collect();
+            range.enumerate().map(|(row, square)| Square { reads: reads(square), writes: writes(row) }).collect();
         let len = len.next_multiple_of(W::shape().lanes);
         assert!(squares.len() <= self.squares && len <= self.stride);
         assert!(squares.iter().flat_map(|square| square.reads).all(|place| place as usize + len <= tile.len()));
@@ -392,21 +413,6 @@ fn write_pixels<W: Wide>(products: &[W], width: usize, places: &[[u32; SLICES]],
     unsafe { W::squares(Transform::Output, &squares[..places.len()], width, products.as_ptr(), sums.as_mut_ptr()) }
 }
 
-/// Places of the pixels of squares in a tile of [`load_rows`]: its row of zeros stands for those outside the image.
-fn behind_zeros<const N: usize>(
-    squares: &Squares,
-    range: Range<usize>,
-    halo: usize,
-    first: usize,
-    stride: usize,
-) -> impl Iterator<Item = [u32; SLICES]> {
-    // One row further; the zeros lie one row before the first.
-    let row = stride as u32;
-    range.map(move |square| {
-        squares.places::<N>(square, halo, first, stride, row.wrapping_neg()).map(|place| place.wrapping_add(row))
-    })
-}
-
 /// Bytes of transformed squares that stay in the second-level cache beside a panel.
 const TRANSFORMED_BYTES: usize = 512 << 10;
 
@@ -421,7 +427,7 @@ pub(crate) fn multiply<W: Wide, E: Epilogue<W>>(
     let (shape, depth) = (W::shape(), source.len());
     let squares = Squares::new(d);
     let strips = d.n * squares.strips;
-    let at_a_time = squares.strips_at_a_time(W::shape().rows);
+    let at_a_time = squares.strips_at_a_time(shape.rows);
     let tasks: Vec<Range<usize>> =
         (0..strips).step_by(at_a_time).map(|first| first..(first + at_a_time).min(strips)).collect();
     let lens: Vec<usize> = tasks.iter().map(|strips| squares.pixels(strips).len()).collect();
@@ -434,19 +440,16 @@ pub(crate) fn multiply<W: Wide, E: Epilogue<W>>(
         let reads = squares.reads(strips);
         let tile = load_rows(cpu, source, 0, std::slice::from_ref(&reads), 0..depth);
         let own = squares.pixels(strips);
-        let all = strips.start * squares.columns..strips.end * squares.columns;
+        let all = squares.of(strips);
         let mut transformed = Transformed::new(cpu, block.min(all.len()).next_multiple_of(shape.rows), depth);
         let mut products = cpu.scratch.take::<W>(SLICES * shape.rows * 2 * shape.lanes);
         for first in all.clone().step_by(block) {
             let block = first..(first + block).min(all.end);
-            transformed.fill(
-                Transform::Input,
-                depth,
-                &tile,
-                behind_zeros::<4>(&squares, block.clone(), 1, reads.start, row_stride(depth)),
-            );
-            let to: Vec<[u32; SLICES]> =
-                block.clone().map(|square| squares.places::<2>(square, 0, own.start, stride, NOWHERE)).collect();
+            transformed.fill(Transform::Input, &squares, block.clone(), &tile, reads.start, depth);
+            let to: Vec<[u32; SLICES]> = block
+                .clone()
+                .map(|square| squares.places(square, Transform::Output, own.start, stride, NOWHERE))
+                .collect();
             for (column, width, panel) in panels.iter().filter(|(column, ..)| columns.contains(column)) {
                 let sums = &mut sums[column - columns.start..];
                 for (micro, to) in (0..block.len()).step_by(shape.rows).zip(to.chunks(shape.rows)) {
@@ -474,31 +477,21 @@ pub(crate) fn outer_products<W: Wide>(
     let at_a_time = squares.strips_at_a_time(W::shape().rows);
     let tasks = OuterTasks::new(SLICES, strips.div_ceil(at_a_time), [target.len(), c], [GROUP, GROUP]);
     let sums = tasks.run(cpu, |units, filters, channels, sums| {
-        let [mut left, mut right] = tasks.group().map(|len| Transformed::new(cpu, SQUARES.max(squares.columns), len));
+        let [mut left, mut right] = tasks.group.map(|len| Transformed::new(cpu, at_a_time * squares.columns, len));
         for unit in units {
             let strips = unit * at_a_time..((unit + 1) * at_a_time).min(strips);
             let (own, reads) = (squares.pixels(&strips), squares.reads(&strips));
-            let all = strips.start * squares.columns..strips.end * squares.columns;
+            let all = squares.of(&strips);
             let tile = load_rows(cpu, target, 0, std::slice::from_ref(&own), filters.clone());
-            left.fill(
-                Transform::OutputGradient,
-                filters.len(),
-                &tile,
-                behind_zeros::<2>(&squares, all.clone(), 0, own.start, row_stride(filters.len())),
-            );
+            left.fill(Transform::OutputGradient, &squares, all.clone(), &tile, own.start, filters.len());
             let tile = load_rows(cpu, source, 0, std::slice::from_ref(&reads), channels.clone());
-            right.fill(
-                Transform::Input,
-                channels.len(),
-                &tile,
-                behind_zeros::<4>(&squares, all.clone(), 1, reads.start, row_stride(channels.len())),
-            );
+            right.fill(Transform::Input, &squares, all.clone(), &tile, reads.start, channels.len());
             let pairs = |slice: usize| -> Vec<Pair> {
                 let pair = |square| Pair { left: left.place(slice, square), right: right.place(slice, square) };
                 (0..all.len()).map(pair).collect()
             };
             let pairs: Vec<Vec<Pair>> = (0..SLICES).map(pairs).collect();
-            outer_tile(&pairs, &left.data, &right.data, tasks.group(), sums);
+            outer_tile(&pairs, &left.data, &right.data, tasks.group, sums);
         }
     });
     dw.par_chunks_mut(9 * c).enumerate().for_each(|(filter, dw)| {

@@ -8,8 +8,7 @@ mod bounded;
 
 pub(crate) use bounded::*;
 
-use crate::norm_relu_conv::{Affine, ConvDims, Grad, SUM_ROWS};
-use crate::{Cpu, Element, Error, Memory, Philox, Result, Scalar, View, ViewMut, Wide};
+use crate::{Affine, ConvDims, Cpu, Element, Error, Memory, Philox, Result, Scalar, View, ViewMut, Wide};
 use ndarray::{Array2, Array3, ArrayView2, ArrayView3};
 use num_traits::Float;
 use std::fmt::Debug;
@@ -423,7 +422,7 @@ pub(crate) fn filter_gradient(d: ConvDims, dy: &[Exact], x: &[f64]) -> Vec<Exact
 /// The magnitudes of the terms where a convolution is done by minimal filtering, F(2x2, 3x3): differences of pixels cancel
 /// there that the plain way never forms. With the matrices of absolute values, of which `cpu::winograd` says more.
 pub(crate) mod minimal {
-    use crate::norm_relu_conv::ConvDims;
+    use crate::ConvDims;
 
     const INPUT: [[f64; 4]; 4] = [[1., 0., 1., 0.], [0., 1., 1., 0.], [0., 1., 1., 0.], [0., 1., 0., 1.]];
     const FILTER: [[f64; 3]; 4] = [[1., 0., 0.], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5], [0., 0., 1.]];

@@ -8,8 +8,7 @@ pub(crate) mod cpu;
 mod tests;
 
 use crate::error::{Result, expect_len};
-use crate::norm_relu_conv::Affine;
-use crate::{Element, Len, Memory, View, ViewMut};
+use crate::{Affine, Element, Len, Memory, View, ViewMut};
 
 /// Arguments of [`GradJoin::grad_join`].
 #[derive(Debug)]

@@ -7,9 +7,8 @@ pub(crate) mod cpu;
 #[cfg(test)]
 mod tests;
 
-use crate::attention::Dropout;
 use crate::error::{Result, expect_len, require};
-use crate::{Element, Len, Memory, View, ViewMut};
+use crate::{Dropout, Element, Len, Memory, View, ViewMut};
 
 /// Rows of the backward pass that share one partial sum of the parameters' gradients.
 pub const SUM_ROWS: usize = 128;

@@ -2,8 +2,7 @@
 //! these numbers says at once what the exact result is and how far from it rounding can lead.
 
 use super::exact;
-use crate::attention::Dropout;
-use crate::{Element, Memory, Philox, Purpose, Wide};
+use crate::{Dropout, Element, Memory, Philox, Purpose, Wide};
 use num_traits::Float;
 use std::ops::{Add, Mul, Sub};
 

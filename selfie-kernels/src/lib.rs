@@ -19,6 +19,7 @@ mod philox;
 mod testing;
 
 pub mod cpu;
+pub mod cuda;
 
 pub mod attention;
 pub mod augment;
@@ -38,6 +39,7 @@ pub mod tokens;
 
 pub use conv_dims::ConvDims;
 pub use cpu::Cpu;
+pub use cuda::Cuda;
 pub use dropout::Dropout;
 pub use element::{Element, Scalar, Wide};
 pub use error::{Error, Result};

@@ -4,6 +4,7 @@
 //! the backward pass, so nothing but q, k, v is kept.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 

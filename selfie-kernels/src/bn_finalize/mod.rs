@@ -10,6 +10,7 @@
 //! nothing to a large mean.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 

@@ -4,6 +4,7 @@
 //! projection's part is in `dz` already), nor has the final norm.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 

@@ -4,6 +4,7 @@
 //! PyTorch. The winner's tap `0..9` is kept for the backward pass.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 

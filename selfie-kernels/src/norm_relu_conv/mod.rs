@@ -12,6 +12,7 @@
 //! Source: pre-activation order of He et al. 2016 (arXiv 1603.05027); batch normalisation of Ioffe and Szegedy 2015.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 pub(crate) use cpu::{LoadGrad, store_with_stats};
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@
 //! cells that an attention head reads. Windows do not overlap and cover the map.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 

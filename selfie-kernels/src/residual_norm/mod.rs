@@ -4,6 +4,7 @@
 //! Source: Ba et al. 2016 (arXiv 1607.06450), biased variance, as PyTorch.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 

@@ -1,6 +1,7 @@
 //! The first convolution: normalised pixels `[n, h, w, 3]` in, raw feature map out; no norm, no ReLU, no data gradient.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 

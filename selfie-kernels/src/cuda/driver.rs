@@ -8,12 +8,17 @@ use std::fmt::Debug;
 
 /// A place in the device's memory; 0 stands for none.
 #[repr(transparent)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, bytemuck::Pod, bytemuck::Zeroable)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, bytemuck::NoUninit)]
 pub(crate) struct Address(pub(crate) u64);
 
 impl Address {
     /// What an optional argument is where it is missing.
     pub(crate) const NONE: Self = Self(0);
+
+    /// Whether kernels may read it in chunks of 16 bytes.
+    pub(crate) fn is_aligned(self) -> bool {
+        self.0.is_multiple_of(16)
+    }
 
     /// The place so many bytes on.
     pub(crate) fn offset(self, bytes: usize) -> Self {

@@ -11,7 +11,7 @@ mod launch;
 
 pub(crate) use driver::Address;
 pub use element::CudaElement;
-pub(crate) use launch::{Grid, blocks};
+pub(crate) use launch::{GradArgs, Grid, TILE_CHANNELS, blocks};
 
 use crate::error::expect_len;
 use crate::{Len, Memory, Result, Scalar};

@@ -30,6 +30,30 @@ pub enum Error {
         /// Where it was asked.
         device: String,
     },
+    /// A device that cannot be used: no driver, an old one, no such device, or one that was lost.
+    #[error("{device}: {reason}")]
+    Device {
+        /// The device, or where it was looked for.
+        device: String,
+        /// What is wrong, and the way out.
+        reason: String,
+    },
+    /// Kernels that the device's driver does not take.
+    #[error("kernels {module}: {reason}")]
+    Module {
+        /// Name of the kernels' file, or of the kernel.
+        module: String,
+        /// What the driver says.
+        reason: String,
+    },
+    /// A kernel that could not be queued, or that failed.
+    #[error("kernel {kernel}: {reason}")]
+    Launch {
+        /// Its name.
+        kernel: String,
+        /// What the driver says.
+        reason: String,
+    },
 }
 
 /// Result of a kernel call.

@@ -6,14 +6,20 @@
 //!
 //! Layouts: images and feature maps are `[n, h, w, c]`, filters `[k, r, s, c]`, matrices row-major.
 
+mod conv_dims;
+mod dropout;
 mod element;
 mod error;
+mod grad;
 mod memory;
+mod partials;
+mod passes;
 mod philox;
 #[cfg(test)]
 mod testing;
 
 pub mod cpu;
+pub mod cuda;
 
 pub mod attention;
 pub mod augment;
@@ -31,10 +37,15 @@ pub mod softmax_cross_entropy;
 pub mod stem_conv;
 pub mod tokens;
 
+pub use conv_dims::ConvDims;
 pub use cpu::Cpu;
+pub use cuda::Cuda;
+pub use dropout::Dropout;
 pub use element::{Element, Scalar, Wide};
 pub use error::{Error, Result};
+pub use grad::{Affine, Grad};
 pub use memory::{Len, Memory, View, ViewMut};
+pub use partials::Partials;
 pub use philox::{Philox, Purpose};
 
 /// Everything a device must offer to train: memory and the operations, in the element type `T` of activations.

@@ -8,10 +8,15 @@ mod bounded;
 
 pub(crate) use bounded::*;
 
-use crate::norm_relu_conv::{Affine, ConvDims, Grad, SUM_ROWS};
-use crate::{Cpu, Element, Error, Memory, Philox, Result, Scalar, View, ViewMut, Wide};
+use crate::partials::Cut;
+use crate::{
+    Affine, Backend, ConvDims, Cpu, Cuda, Element, Error, Grad, Len, Memory, Partials, Philox, Result, Scalar, View,
+    ViewMut, Wide,
+};
 use ndarray::{Array2, Array3, ArrayView2, ArrayView3};
 use num_traits::Float;
+use proptest::strategy::Strategy;
+use proptest::test_runner::{Config as ProptestConfig, TestRunner};
 use std::fmt::Debug;
 use std::sync::OnceLock;
 
@@ -25,10 +30,116 @@ macro_rules! for_each_element {
 }
 pub(crate) use for_each_element;
 
-/// The device of tests that do not care for its number of threads.
+/// Turns checks that are generic over the device into tests of every device: of each element type that it has (`elements`,
+/// checks `fn check<D: Tested<T>, T: Element>()`), or once (`once`, checks `fn check<D: Tested<f32>>()`).
+///
+/// The CUDA backend's are called `on_cuda::..` and ignored unless asked for: they take a GPU, or the emulator's library in
+/// `SELFIE_EMULATOR`.
+macro_rules! on_every_device {
+    ($(elements: $($each:ident),+;)? $(once: $($once:ident),+;)?) => {
+        mod on_cpu {
+            use crate::Cpu;
+            $($(#[test]
+            fn $each() {
+                super::$each::<Cpu, f32>();
+                super::$each::<Cpu, half::bf16>();
+                super::$each::<Cpu, f64>();
+            })+)?
+            $($(#[test]
+            fn $once() {
+                super::$once::<Cpu>();
+            })+)?
+        }
+        mod on_cuda {
+            use crate::Cuda;
+            $($(#[test]
+            #[ignore = "takes a CUDA device, or the emulator"]
+            fn $each() {
+                super::$each::<Cuda, f32>();
+                super::$each::<Cuda, half::bf16>();
+            })+)?
+            $($(#[test]
+            #[ignore = "takes a CUDA device, or the emulator"]
+            fn $once() {
+                super::$once::<Cuda>();
+            })+)?
+        }
+    };
+}
+pub(crate) use on_every_device;
+
+/// A device that the operations' tests run on.
+pub(crate) trait TestDevice: Memory {
+    /// The one that tests share.
+    fn get() -> &'static Self;
+    /// How many of a property test's cases are run, of those that a CPU runs.
+    fn cases(cases: u32) -> u32;
+    /// What operands of products are rounded to, as the distance from 1 to the next number; 0 if they are not.
+    fn operand_epsilon<T: Element>() -> f64;
+    /// Whether the convolution is done by minimal filtering, whose terms are others.
+    fn filters_minimally(dims: &ConvDims) -> bool;
+}
+
+/// A device with all operations in `T`.
+pub(crate) trait Tested<T: Element>: TestDevice + Backend<T> {}
+impl<T: Element, D: TestDevice + Backend<T>> Tested<T> for D {}
+
+impl TestDevice for Cpu {
+    fn get() -> &'static Self {
+        static CPU: OnceLock<Cpu> = OnceLock::new();
+        CPU.get_or_init(|| Cpu::new(2).expect("two threads start"))
+    }
+
+    fn cases(cases: u32) -> u32 {
+        cases
+    }
+
+    fn operand_epsilon<T: Element>() -> f64 {
+        0.0
+    }
+
+    fn filters_minimally(dims: &ConvDims) -> bool {
+        crate::cpu::winograd::pays(dims)
+    }
+}
+
+impl TestDevice for Cuda {
+    fn get() -> &'static Self {
+        static CUDA: OnceLock<Cuda> = OnceLock::new();
+        CUDA.get_or_init(|| {
+            let library = std::env::var_os("SELFIE_EMULATOR").expect("SELFIE_EMULATOR names the emulator's library");
+            Cuda::emulated(library.as_ref()).expect("the emulator loads")
+        })
+    }
+
+    /// Emulation is slow, and each case takes a GPU several transfers.
+    fn cases(cases: u32) -> u32 {
+        cases.div_ceil(8)
+    }
+
+    fn operand_epsilon<T: Element>() -> f64 {
+        // bf16 goes through the tensor cores, f32 does not.
+        if T::EPSILON > f64::from(f32::EPSILON) { T::EPSILON } else { 0.0 }
+    }
+
+    fn filters_minimally(_dims: &ConvDims) -> bool {
+        false
+    }
+}
+
+/// The device of tests that are the CPU's own.
 pub(crate) fn cpu() -> &'static Cpu {
-    static CPU: OnceLock<Cpu> = OnceLock::new();
-    CPU.get_or_init(|| Cpu::new(2).expect("two threads start"))
+    Cpu::get()
+}
+
+/// A property test: `check` on values that `strategy` draws, so many on a CPU.
+pub(crate) fn for_any<D: TestDevice, S: Strategy>(cases: u32, strategy: S, check: impl Fn(S::Value)) {
+    let config = ProptestConfig { cases: D::cases(cases), failure_persistence: None, ..ProptestConfig::default() };
+    let outcome = TestRunner::new(config).run(&strategy, |value| {
+        check(value);
+        Ok(())
+    });
+    outcome.unwrap_or_else(|failure| panic!("{failure}"));
 }
 
 /// Asserts that `run` returns the same bits on one thread and on three.
@@ -193,9 +304,36 @@ impl<M: Memory, S: Scalar> Guarded<M, S> {
     }
 }
 
+/// Room for partial sums of `[rows, c]`, all of it NaN, with guards behind.
+pub(crate) fn room<M: Memory, W: Scalar>(device: &M, rows: usize, c: usize) -> Partials<M, W> {
+    poisoned_partials(device, Partials::<M, W>::room(rows, c) + GUARD)
+}
+
+/// The same without guards, for calls that are to be refused.
+pub(crate) fn bare_room<M: Memory, W: Scalar>(device: &M, rows: usize, c: usize) -> Partials<M, W> {
+    poisoned_partials(device, Partials::<M, W>::room(rows, c))
+}
+
+fn poisoned_partials<M: Memory, W: Scalar>(device: &M, len: usize) -> Partials<M, W> {
+    let mut buffer = device.alloc(len).expect("a test's buffer fits");
+    device.upload(&vec![all_bits_set::<W>(); len], M::all_mut(&mut buffer)).expect("lengths agree");
+    Partials::within(buffer)
+}
+
+/// The partial sums as they were made, one tile `[2, c]` after the other; asserts that nothing was written behind them.
+pub(crate) fn read_partials<M: Memory, W: Scalar>(device: &M, partials: &Partials<M, W>) -> (Cut, Vec<W>) {
+    let (cut, made) = partials.made();
+    let made = made.len();
+    let mut all = vec![W::default(); M::len(partials.buffer())];
+    device.download(M::all(partials.buffer()), &mut all).expect("lengths agree");
+    assert!(bits(&all[made..]).iter().all(|&byte| byte == 0xFF), "written behind the partial sums");
+    all.truncate(made);
+    (cut, all)
+}
+
 /// Buffers of these lengths, for calls that are to be refused.
-pub(crate) fn buffers<S: Scalar, const N: usize>(lens: [usize; N]) -> [Guarded<Cpu, S>; N] {
-    lens.map(|len| Guarded::poisoned(cpu(), len))
+pub(crate) fn buffers<D: TestDevice, S: Scalar, const N: usize>(lens: [usize; N]) -> [Guarded<D, S>; N] {
+    lens.map(|len| Guarded::poisoned(D::get(), len))
 }
 
 /// A [`Grad`] on the host.
@@ -219,6 +357,14 @@ impl<T: Element> HostGrad<T> {
                 let pairs = exact(dz).into_iter().zip(exact(x)).enumerate();
                 pairs.map(|(i, (dz, x))| terms(i % c, dz, x).into_iter().sum()).collect()
             }
+        }
+    }
+
+    /// What an element is rounded to as an operand, where operands are rounded to `operand`: plain ones are of that type.
+    pub(crate) fn operand_epsilon(&self, operand: f64) -> f64 {
+        match self {
+            Self::Plain(_) => 0.0,
+            Self::Affine { .. } => operand,
         }
     }
 
@@ -305,13 +451,28 @@ impl std::iter::Sum<f64> for Exact {
 ///
 /// The oracle's own roundings in `f64` are allowed for; a NaN is near to nothing.
 pub(crate) fn assert_close<A: Wide, S: Element>(what: &str, got: &[S], want: &[Exact], roundings: usize) {
+    assert_close_products::<A, S>(what, got, want, roundings, 0.0);
+}
+
+/// As [`assert_close`], where every term is a product whose operands are rounded before: `operands` is the sum of the
+/// epsilons that they are rounded to.
+pub(crate) fn assert_close_products<A: Wide, S: Element>(
+    what: &str,
+    got: &[S],
+    want: &[Exact],
+    roundings: usize,
+    operands: f64,
+) {
     assert_eq!(got.len(), want.len(), "{what}: length");
+    // Both factors may be rounded: (1 + u)(1 + v) - 1 <= u + v + (u + v)^2 / 4.
+    let operands = operands / 2.0 + (operands / 2.0).powi(2) / 4.0;
     let half = |epsilon: f64| epsilon / 2.0;
     // (1 + u)^n - 1 <= n u / (1 - n u), Higham, Accuracy and Stability of Numerical Algorithms, lemma 3.1.
     let gamma = |u: f64| roundings as f64 * u / (1.0 - roundings as f64 * u);
     let underflow = S::Wide::min_positive_value().to_f64();
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
-        let computed = want.magnitude * (gamma(half(A::EPSILON)) + gamma(half(f64::EPSILON)));
+        let sums = gamma(half(A::EPSILON)) + gamma(half(f64::EPSILON));
+        let computed = want.magnitude * (sums + operands + sums * operands);
         let bound = computed + half(S::EPSILON) * (want.value.abs() + computed) + underflow;
         let error = (got.widen().to_f64() - want.value).abs();
         assert!(
@@ -323,38 +484,92 @@ pub(crate) fn assert_close<A: Wide, S: Element>(what: &str, got: &[S], want: &[E
     }
 }
 
-/// Asserts that `stats` are mean and sum of squared deviations of each tile of the stored map `y`, `[rows, c]`.
-pub(crate) fn assert_tile_stats<T: Element>(y: &[T], c: usize, stats: &[T::Wide]) {
-    for (tile, (y, stats)) in y.chunks(SUM_ROWS * c).zip(stats.chunks(2 * c)).enumerate() {
-        let (y, rows) = (exact(y), y.len() / c);
-        let channel = |k: usize| y[k..].iter().step_by(c).copied();
-        let mean: Vec<_> = (0..c)
-            .map(|k| {
-                // Deviations are summed; what is far from zero, the mean, is rounded only a time or two.
-                let shifted: Exact = channel(k).map(|x| x - y[k]).sum::<Exact>().times(1.0 / rows as f64);
-                let value = y[k] + shifted.value;
-                Exact { value, magnitude: shifted.magnitude + 2.0 * value.abs() / rows as f64 }
-            })
-            .collect();
-        assert_close::<T::Wide, _>(&format!("tile {tile} mean"), &stats[..c], &mean, rows + 2);
-        let squares: Vec<_> =
-            (0..c).map(|k| channel(k).map(|x| (x - stats[k].to_f64()).powi(2)).sum::<Exact>()).collect();
-        assert_close::<T::Wide, _>(&format!("tile {tile} squares"), &stats[c..], &squares, rows + 4);
+/// Asserts that the partial sums of a stored map `y`, `[rows, c]`, merge to its mean and sum of squared deviations.
+///
+/// A tile's own mean is off by d at most: as many roundings as it has rows, of deviations from one of them (which are summed; what is far
+/// from zero, the mean itself, is rounded a time or two). The sum of squares S of `n` rows is off by its own roundings
+/// and, as tiles are merged about their means, by `n d^2 + 2 d sqrt(n S)` (Cauchy and Schwarz).
+pub(crate) fn assert_stats<M: Memory, T: Element>(device: &M, y: &[T], c: usize, stats: &Partials<M, T::Wide>) {
+    let merged = merge_stats(device, stats);
+    let (y, rows) = (exact(y), y.len() / c);
+    assert_eq!((merged.rows, merged.mean.len()), (rows, c), "rows and channels of the statistics");
+    let unit = T::Wide::EPSILON / 2.0;
+    let gamma = |roundings: usize| roundings as f64 * unit / (1.0 - roundings as f64 * unit) + 4.0 * f64::EPSILON;
+    for k in 0..c {
+        let channel = || y[k..].iter().step_by(c).copied();
+        let n = rows as f64;
+        let mean = y[k] + channel().map(|x| x - y[k]).sum::<f64>() / n;
+        let squares: f64 = channel().map(|x| (x - mean).powi(2)).sum();
+        let spread = channel().map(|x| (x - mean).abs()).fold(0.0, f64::max);
+        let d = gamma(merged.tile + 2) * 2.0 * spread + gamma(2) * mean.abs() + T::Wide::min_positive_value().to_f64();
+        let error = (merged.mean[k] - mean).abs();
+        assert!(error <= d, "mean[{k}]: got {:e}, want {mean:e}; error {error:e} > {d:e}", merged.mean[k]);
+        let bound = gamma(merged.tile + 4) * squares + n * d * d + 2.0 * d * (n * squares).sqrt();
+        let error = (merged.squares[k] - squares).abs();
+        assert!(
+            error <= bound,
+            "squares[{k}]: got {:e}, want {squares:e}; error {error:e} > {bound:e}",
+            merged.squares[k]
+        );
     }
 }
 
-/// Asserts that `sums` are the sums of `dz` and of `dz * (x - mean) * rstd` of each tile of `[rows, c]`.
-pub(crate) fn assert_grad_sums<T: Element>(dz: &[T], x: &[T], norm: &[T::Wide], sums: &[T::Wide]) {
-    let c = norm.len() / 4;
-    let tiles = dz.chunks(SUM_ROWS * c).zip(x.chunks(SUM_ROWS * c)).zip(sums.chunks(2 * c));
-    for (tile, ((dz, x), sums)) in tiles.enumerate() {
-        let (dz, x, norm, rows) = (exact(dz), exact(x), exact(norm), dz.len() / c);
-        let channel = |k: usize| (k..dz.len()).step_by(c);
-        let sum: Vec<_> = (0..c).map(|k| channel(k).map(|i| dz[i]).sum::<Exact>()).collect();
-        assert_close::<T::Wide, _>(&format!("tile {tile} sum of dz"), &sums[..c], &sum, rows);
-        let product: Vec<_> =
-            (0..c).map(|k| channel(k).map(|i| dz[i] * (x[i] - norm[k]) * norm[c + k]).sum::<Exact>()).collect();
-        assert_close::<T::Wide, _>(&format!("tile {tile} sum of dz * xhat"), &sums[c..], &product, rows + 4);
+/// Statistics of a map, of all of its tiles.
+pub(crate) struct MergedStats {
+    pub(crate) rows: usize,
+    /// Rows of the longest tile.
+    pub(crate) tile: usize,
+    pub(crate) mean: Vec<f64>,
+    pub(crate) squares: Vec<f64>,
+}
+
+/// As [`crate::bn_finalize`] merges them.
+pub(crate) fn merge_stats<M: Memory, W: Wide>(device: &M, stats: &Partials<M, W>) -> MergedStats {
+    let (cut, tiles) = read_partials(device, stats);
+    let c = tiles.len() / cut.tiles() / 2;
+    let (mut mean, mut squares, mut before) = (vec![0.0; c], vec![0.0; c], 0.0);
+    for (tile, rows) in exact(&tiles).chunks(2 * c).zip(cut.lens()) {
+        let added = rows as f64;
+        for k in 0..c {
+            let delta = tile[k] - mean[k];
+            mean[k] += delta * added / (before + added);
+            squares[k] += tile[c + k] + delta * delta * before * added / (before + added);
+        }
+        before += added;
+    }
+    MergedStats { rows: cut.rows(), tile: cut.lens().max().unwrap_or(0), mean, squares }
+}
+
+/// Sums of `dz` and of `dz * xhat`, `[2, c]`, of all tiles; and the rows of the longest one.
+pub(crate) fn merge_sums<M: Memory, W: Wide>(device: &M, sums: &Partials<M, W>) -> (Vec<f64>, usize) {
+    let (cut, tiles) = read_partials(device, sums);
+    let mut merged = vec![0.0; tiles.len() / cut.tiles()];
+    for tile in exact(&tiles).chunks(merged.len()) {
+        merged.iter_mut().zip(tile).for_each(|(merged, tile)| *merged += tile);
+    }
+    (merged, cut.lens().max().unwrap_or(0))
+}
+
+/// Asserts that the partial sums merge to those of `dz` and of `dz * (x - mean) * rstd` over `[rows, c]`.
+pub(crate) fn assert_grad_sums<M: Memory, T: Element>(
+    device: &M,
+    (dz, x, norm): (&[T], &[T], &[T::Wide]),
+    sums: &Partials<M, T::Wide>,
+) {
+    let (merged, tile) = merge_sums(device, sums);
+    let (dz, x, norm, c) = (exact(dz), exact(x), exact(norm), norm.len() / 4);
+    let channel = |k: usize| (k..dz.len()).step_by(c);
+    let unit = (T::Wide::EPSILON + f64::EPSILON) / 2.0;
+    let assert_sum = |what: &str, k: usize, got: f64, want: Exact, roundings: usize| {
+        let bound = roundings as f64 * unit / (1.0 - roundings as f64 * unit) * want.magnitude;
+        let bound = bound + T::Wide::min_positive_value().to_f64();
+        let error = (got - want.value).abs();
+        assert!(error <= bound, "{what}[{k}]: got {got:e}, want {:e}; error {error:e} > {bound:e}", want.value);
+    };
+    for k in 0..c {
+        assert_sum("sum of dz", k, merged[k], channel(k).map(|i| dz[i]).sum(), tile);
+        let product = channel(k).map(|i| dz[i] * (x[i] - norm[k]) * norm[c + k]).sum();
+        assert_sum("sum of dz * xhat", k, merged[c + k], product, tile + 4);
     }
 }
 
@@ -423,7 +638,7 @@ pub(crate) fn filter_gradient(d: ConvDims, dy: &[Exact], x: &[f64]) -> Vec<Exact
 /// The magnitudes of the terms where a convolution is done by minimal filtering, F(2x2, 3x3): differences of pixels cancel
 /// there that the plain way never forms. With the matrices of absolute values, of which `cpu::winograd` says more.
 pub(crate) mod minimal {
-    use crate::norm_relu_conv::ConvDims;
+    use crate::ConvDims;
 
     const INPUT: [[f64; 4]; 4] = [[1., 0., 1., 0.], [0., 1., 1., 0.], [0., 1., 1., 0.], [0., 1., 0., 1.]];
     const FILTER: [[f64; 3]; 4] = [[1., 0., 0.], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5], [0., 0., 1.]];

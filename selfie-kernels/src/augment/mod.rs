@@ -1,6 +1,7 @@
 //! Bytes to numbers: crop, flip, `(x / 255 - mean) / std`, and the cut into patches, in one pass.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 

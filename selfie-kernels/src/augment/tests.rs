@@ -1,4 +1,5 @@
 use super::*;
+use crate::Cpu;
 use crate::testing::*;
 use ndarray::ArrayView4;
 use proptest::prelude::*;
@@ -108,7 +109,8 @@ fn bits_do_not_depend_on_threads() {
 fn refuses_what_does_not_fit() {
     let good = dims(2, [4, 5], 2, 2);
     let run = |dims, std, images, draws, x| {
-        let ([images], [draws], [mut x]) = (buffers([images]), buffers([draws]), buffers::<f32, 1>([x]));
+        let ([images], [draws], [mut x]) =
+            (buffers::<Cpu, _, _>([images]), buffers::<Cpu, _, _>([draws]), buffers::<Cpu, f32, 1>([x]));
         let (images, draws, x) = (images.view(), draws.view(), x.view_mut());
         cpu().augment(Args { dims, images, draws, mean: MEAN, std, x })
     };

@@ -4,6 +4,7 @@
 //! step writes nothing and there is nothing to roll back.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 

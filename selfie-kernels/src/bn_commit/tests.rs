@@ -1,4 +1,5 @@
 use super::*;
+use crate::Cpu;
 use crate::testing::*;
 use proptest::prelude::*;
 
@@ -69,7 +70,7 @@ fn nan_comes_through() {
 #[test]
 fn refuses_lengths_that_do_not_fit() {
     let run = |finite: usize, batch: usize, running: usize| {
-        let ([finite], [batch, mut running]) = (buffers([finite]), buffers([batch, running]));
+        let ([finite], [batch, mut running]) = (buffers::<Cpu, _, _>([finite]), buffers::<Cpu, _, _>([batch, running]));
         let (finite, batch, running) = (finite.view(), batch.view(), running.view_mut());
         BnCommit::<f32>::bn_commit(cpu(), Commit { momentum: 0.1, finite, batch, running })
     };

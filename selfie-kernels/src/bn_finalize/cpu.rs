@@ -1,6 +1,6 @@
 use super::{Backward, Forward, Inference};
 use crate::cpu::vectorize;
-use crate::norm_relu_conv::SUM_ROWS;
+use crate::partials::Cut;
 use crate::{Cpu, Element, Result, Wide};
 use rayon::prelude::*;
 use std::array;
@@ -10,6 +10,7 @@ const BLOCK: usize = 64;
 
 pub(crate) fn bn_finalize_forward<T: Element>(cpu: &Cpu, args: Forward<'_, Cpu, T>) -> Result<()> {
     let Forward { rows, c, eps, stats, affine, norm, batch } = args;
+    let (cut, stats) = stats.made();
     let tasks: Vec<_> = blocks::<4, _>(norm, c).zip(blocks::<2, _>(batch, c)).enumerate().collect();
     cpu.install(|| {
         tasks.into_par_iter().for_each(|(block, ([mean, rstd, scale, shift], [batch_mean, batch_var]))| {
@@ -18,7 +19,7 @@ pub(crate) fn bn_finalize_forward<T: Element>(cpu: &Cpu, args: Forward<'_, Cpu, 
             vectorize(
                 #[inline(always)]
                 || {
-                    let (means, squares) = merge(stats, rows, c, start, width);
+                    let (means, squares) = merge(stats, cut, c, start, width);
                     for j in 0..width {
                         mean[j] = T::Wide::from_f64(means[j]);
                         batch_mean[j] = mean[j];
@@ -48,6 +49,7 @@ pub(crate) fn bn_finalize_inference<T: Element>(_cpu: &Cpu, args: Inference<'_, 
 
 pub(crate) fn bn_finalize_backward<T: Element>(cpu: &Cpu, args: Backward<'_, Cpu, T>) -> Result<()> {
     let Backward { rows, c, sums, affine, norm, daffine, coef } = args;
+    let (_, sums) = sums.made();
     let tasks: Vec<_> = blocks::<2, _>(daffine, c).zip(blocks::<3, _>(coef, c)).enumerate().collect();
     cpu.install(|| {
         tasks.into_par_iter().for_each(|(block, ([dgamma, dbeta], [dz_factor, x_factor, constant]))| {
@@ -91,18 +93,19 @@ fn blocks<const R: usize, W>(flat: &mut [W], c: usize) -> impl Iterator<Item = [
 
 /// Means and sums of squared deviations of `width` channels from `start` over all tiles, merged in their order.
 #[inline(always)]
-fn merge<W: Wide>(stats: &[W], rows: usize, c: usize, start: usize, width: usize) -> ([f64; BLOCK], [f64; BLOCK]) {
+fn merge<W: Wide>(stats: &[W], cut: Cut, c: usize, start: usize, width: usize) -> ([f64; BLOCK], [f64; BLOCK]) {
     let (mut mean, mut squares) = ([0.0; BLOCK], [0.0; BLOCK]);
-    for (tile, stats) in stats.chunks_exact(2 * c).enumerate() {
-        let before = tile * SUM_ROWS;
-        let added = SUM_ROWS.min(rows - before) as f64;
-        let share = added / (before as f64 + added);
+    let mut before = 0.0;
+    for (stats, rows) in stats.chunks_exact(2 * c).zip(cut.lens()) {
+        let added = rows as f64;
+        let share = added / (before + added);
         let (tile_mean, tile_squares) = (&stats[start..][..width], &stats[c + start..][..width]);
         for j in 0..width {
             let delta = tile_mean[j].to_f64() - mean[j];
             mean[j] += delta * share;
-            squares[j] += tile_squares[j].to_f64() + delta * delta * (before as f64 * share);
+            squares[j] += tile_squares[j].to_f64() + delta * delta * (before * share);
         }
+        before += added;
     }
     (mean, squares)
 }

@@ -10,12 +10,12 @@
 //! nothing to a large mean.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 
 use crate::error::{Result, expect_len, require};
-use crate::norm_relu_conv::sum_tiles;
-use crate::{Element, Len, Memory, View, ViewMut};
+use crate::{Element, Len, Memory, Partials, View, ViewMut};
 
 /// Arguments of [`BnFinalize::bn_finalize_forward`].
 #[derive(Debug)]
@@ -26,8 +26,8 @@ pub struct Forward<'a, M: Memory, T: Element> {
     pub c: usize,
     /// Added to the variance.
     pub eps: f64,
-    /// `[sum_tiles(rows), 2, c]`: mean and sum of squared deviations of each tile.
-    pub stats: View<'a, M, T::Wide>,
+    /// Mean and sum of squared deviations of each tile, as this device's operations leave them.
+    pub stats: &'a Partials<M, T::Wide>,
     /// `[2, c]`: gamma, beta.
     pub affine: View<'a, M, T::Wide>,
     /// `[4, c]`: mean, rstd, scale, shift. The variance is the biased one.
@@ -58,8 +58,8 @@ pub struct Backward<'a, M: Memory, T: Element> {
     pub rows: usize,
     /// Channels.
     pub c: usize,
-    /// `[sum_tiles(rows), 2, c]`: sums of `dz` and of `dz * xhat` of each tile.
-    pub sums: View<'a, M, T::Wide>,
+    /// Sums of `dz` and of `dz * xhat` of each tile, as this device's operations leave them.
+    pub sums: &'a Partials<M, T::Wide>,
     /// `[2, c]`: gamma, beta.
     pub affine: View<'a, M, T::Wide>,
     /// `[4, c]`, the forward pass's.
@@ -96,7 +96,7 @@ impl<M: Memory, T: Element> Forward<'_, M, T> {
         require(OP, self.rows > 1 && c > 0, || {
             format!("rows = {}, c = {c}: a variance takes two rows and a channel", self.rows)
         })?;
-        expect_len(OP, "stats", self.stats.len(), sum_tiles(self.rows) * 2 * c)?;
+        self.stats.check_made(OP, self.rows, c)?;
         expect_len(OP, "affine", self.affine.len(), 2 * c)?;
         expect_len(OP, "norm", self.norm.len(), 4 * c)?;
         expect_len(OP, "batch", self.batch.len(), 2 * c)
@@ -117,7 +117,7 @@ impl<M: Memory, T: Element> Backward<'_, M, T> {
         const OP: &str = "bn_finalize_backward";
         let c = self.c;
         require(OP, self.rows > 0 && c > 0, || format!("rows = {}, c = {c}", self.rows))?;
-        expect_len(OP, "sums", self.sums.len(), sum_tiles(self.rows) * 2 * c)?;
+        self.sums.check_made(OP, self.rows, c)?;
         expect_len(OP, "affine", self.affine.len(), 2 * c)?;
         expect_len(OP, "norm", self.norm.len(), 4 * c)?;
         expect_len(OP, "daffine", self.daffine.len(), 2 * c)?;

@@ -1,10 +1,11 @@
 use super::*;
+use crate::Affine;
 use crate::Wide;
 use crate::cpu::sums::tile_stats;
 use crate::grad_join::{GradJoin, Join};
-use crate::norm_relu_conv::{Affine, SUM_ROWS};
+use crate::partials::{Cut, SUM_ROWS};
 use crate::testing::*;
-use proptest::prelude::*;
+use proptest::prelude::any;
 
 /// (name, rows, channels)
 const CASES: &[(&str, usize, usize)] = &[
@@ -15,6 +16,22 @@ const CASES: &[(&str, usize, usize)] = &[
     ("many tiles", 5000, 5),
 ];
 const EPS: f64 = 1e-5;
+
+on_every_device! {
+    elements: cases, any_shape;
+    once: nan_comes_through_in_its_channel, refuses_what_does_not_fit;
+}
+
+fn sum_tiles(rows: usize) -> usize {
+    Cut::plain(rows).tiles()
+}
+
+/// Partial sums as an operation leaves them that cuts rows plainly.
+fn partials<M: Memory, W: Wide>(device: &M, rows: usize, c: usize, tiles: &[W]) -> Partials<M, W> {
+    let mut partials = room(device, rows, c);
+    device.upload(tiles, partials.make(Cut::plain(rows), c)).expect("as many tiles as the cut has");
+    partials
+}
 
 /// What the forward pass and inference write.
 struct Folded<W> {
@@ -32,17 +49,10 @@ fn forward<T: Element, B: BnFinalize<T>>(
     affine: &[T::Wide],
 ) -> Folded<T::Wide> {
     let c = affine.len() / 2;
-    let (stats, affine) = (Guarded::new(device, stats), Guarded::new(device, affine));
+    let (stats, affine) = (partials(device, rows, c, stats), Guarded::new(device, affine));
     let (mut norm, mut batch) = (Guarded::poisoned(device, 4 * c), Guarded::poisoned(device, 2 * c));
-    let args = Forward {
-        rows,
-        c,
-        eps,
-        stats: stats.view(),
-        affine: affine.view(),
-        norm: norm.view_mut(),
-        batch: batch.view_mut(),
-    };
+    let args =
+        Forward { rows, c, eps, stats: &stats, affine: affine.view(), norm: norm.view_mut(), batch: batch.view_mut() };
     device.bn_finalize_forward(args).expect("lengths fit");
     Folded { norm: norm.read(device), batch: batch.read(device) }
 }
@@ -70,12 +80,13 @@ fn backward<T: Element, B: BnFinalize<T>>(
     norm: &[T::Wide],
 ) -> (Vec<T::Wide>, Vec<T::Wide>) {
     let c = affine.len() / 2;
-    let (sums, affine, norm) = (Guarded::new(device, sums), Guarded::new(device, affine), Guarded::new(device, norm));
+    let (affine, norm) = (Guarded::new(device, affine), Guarded::new(device, norm));
+    let sums = partials(device, rows, c, sums);
     let (mut daffine, mut coef) = (Guarded::poisoned(device, 2 * c), Guarded::poisoned(device, 3 * c));
     let args = Backward {
         rows,
         c,
-        sums: sums.view(),
+        sums: &sums,
         affine: affine.view(),
         norm: norm.view(),
         daffine: daffine.view_mut(),
@@ -185,27 +196,25 @@ fn check_backward<T: Element>(device: &impl BnFinalize<T>, rows: usize, c: usize
     assert_close::<f64, _>("c", &coef[2 * c..], &constant, n + 4);
 }
 
-fn check<T: Element>(rows: usize, c: usize, seed: u64) {
+fn check<T: Element>(device: &impl BnFinalize<T>, rows: usize, c: usize, seed: u64) {
     for mean in [0.0, 1000.0] {
-        check_forward::<T>(cpu(), rows, c, mean, seed);
-        check_backward::<T>(cpu(), rows, c, mean, seed);
+        check_forward::<T>(device, rows, c, mean, seed);
+        check_backward::<T>(device, rows, c, mean, seed);
     }
-    check_inference::<T>(cpu(), c, seed);
+    check_inference::<T>(device, c, seed);
 }
 
-#[test]
-fn cases() {
+fn cases<D: Tested<T>, T: Element>() {
     for &(name, rows, c) in CASES {
-        eprintln!("{name}");
-        for_each_element!(check, rows, c, 1);
+        eprintln!("{}: {name}", T::NAME);
+        check::<T>(D::get(), rows, c, 1);
     }
 }
 
-proptest! {
-    #[test]
-    fn any_shape(rows in 2..600usize, c in 1..40usize, seed: u64) {
-        for_each_element!(check, rows, c, seed);
-    }
+fn any_shape<D: Tested<T>, T: Element>() {
+    for_any::<D, _>(256, (2..600usize, 1..40usize, any::<u64>()), |(rows, c, seed)| {
+        check::<T>(D::get(), rows, c, seed);
+    });
 }
 
 /// Two rows, 0 and 2: PyTorch normalises by the biased variance, 1, and hands on the unbiased one, 2.
@@ -283,13 +292,12 @@ fn gradient() {
     assert_gradient("daffine", &daffine, &affine, roundings, |affine| f(&x, affine));
 }
 
-#[test]
-fn nan_comes_through_in_its_channel() {
+fn nan_comes_through_in_its_channel<D: Tested<f32>>() {
     let stats = [0.0, f32::NAN, 0.0, 1.0, 1.0, 1.0];
     let affine = [1.0f32; 6];
-    let Folded { norm, batch } = forward::<f32, _>(cpu(), 100, EPS, &stats, &affine);
-    let norm_again = inference::<f32, _>(cpu(), EPS, &[0.0, 1.0, 0.0, 1.0, f32::NAN, 1.0], &affine);
-    let (daffine, coef) = backward::<f32, _>(cpu(), 100, &stats, &affine, &[1.0; 12]);
+    let Folded { norm, batch } = forward::<f32, _>(D::get(), 100, EPS, &stats, &affine);
+    let norm_again = inference::<f32, _>(D::get(), EPS, &[0.0, 1.0, 0.0, 1.0, f32::NAN, 1.0], &affine);
+    let (daffine, coef) = backward::<f32, _>(D::get(), 100, &stats, &affine, &[1.0; 12]);
     for k in 0..3 {
         assert!((0..4).all(|row| norm[3 * row + k].is_nan() == (k == 1)));
         assert!((0..2).all(|row| batch[3 * row + k].is_nan() == (k == 1)));
@@ -311,43 +319,48 @@ fn bits_do_not_depend_on_threads() {
     });
 }
 
-#[test]
-fn refuses_what_does_not_fit() {
-    let run = |rows, lens| {
-        let [stats, affine, mut norm, mut batch] = buffers(lens);
-        let (stats, affine, norm, batch) = (stats.view(), affine.view(), norm.view_mut(), batch.view_mut());
+fn refuses_what_does_not_fit<D: Tested<f32>>() {
+    let made = |rows| partials(D::get(), rows, 3, &vec![0.0f32; 6 * sum_tiles(rows)]);
+    let run = |rows, made_rows, lens| {
+        let [affine, mut norm, mut batch] = buffers::<D, f32, 3>(lens);
+        let (stats, affine, norm, batch) = (&made(made_rows), affine.view(), norm.view_mut(), batch.view_mut());
         let args = Forward { rows, c: 3, eps: EPS, stats, affine, norm, batch };
-        BnFinalize::<f32>::bn_finalize_forward(cpu(), args)
+        BnFinalize::<f32>::bn_finalize_forward(D::get(), args)
     };
-    assert_eq!(run(129, [12, 6, 12, 6]), Ok(()));
-    assert_refuses_dims(run(1, [6, 6, 12, 6]));
-    assert_refuses_length(run(128, [12, 6, 12, 6]), "stats");
-    assert_refuses_length(run(129, [12, 3, 12, 6]), "affine");
-    assert_refuses_length(run(129, [12, 6, 6, 6]), "norm");
-    assert_refuses_length(run(129, [12, 6, 12, 3]), "batch");
+    assert_eq!(run(129, 129, [6, 12, 6]), Ok(()));
+    assert_refuses_dims(run(1, 1, [6, 12, 6]));
+    assert_refuses_dims(run(128, 129, [6, 12, 6]));
+    assert_refuses_length(run(129, 129, [3, 12, 6]), "affine");
+    assert_refuses_length(run(129, 129, [6, 6, 6]), "norm");
+    assert_refuses_length(run(129, 129, [6, 12, 3]), "batch");
+    let unmade = room(D::get(), 129, 3);
+    let [affine, mut norm, mut batch] = buffers::<D, f32, 3>([6, 12, 6]);
+    let (affine, norm, batch) = (affine.view(), norm.view_mut(), batch.view_mut());
+    let args = Forward { rows: 129, c: 3, eps: EPS, stats: &unmade, affine, norm, batch };
+    assert_refuses_dims(BnFinalize::<f32>::bn_finalize_forward(D::get(), args));
 
     let run = |lens| {
-        let [running, affine, mut norm] = buffers(lens);
+        let [running, affine, mut norm] = buffers::<D, f32, 3>(lens);
         let (running, affine, norm) = (running.view(), affine.view(), norm.view_mut());
         let args = Inference { c: 3, eps: EPS, running, affine, norm };
-        BnFinalize::<f32>::bn_finalize_inference(cpu(), args)
+        BnFinalize::<f32>::bn_finalize_inference(D::get(), args)
     };
     assert_eq!(run([6, 6, 12]), Ok(()));
     assert_refuses_length(run([3, 6, 12]), "running");
     assert_refuses_length(run([6, 5, 12]), "affine");
     assert_refuses_length(run([6, 6, 13]), "norm");
 
-    let run = |lens| {
-        let [sums, affine, norm, mut daffine, mut coef] = buffers(lens);
-        let (sums, affine, norm) = (sums.view(), affine.view(), norm.view());
+    let run = |made_rows, lens| {
+        let [affine, norm, mut daffine, mut coef] = buffers::<D, f32, 4>(lens);
+        let (sums, affine, norm) = (&made(made_rows), affine.view(), norm.view());
         let (daffine, coef) = (daffine.view_mut(), coef.view_mut());
         let args = Backward { rows: 129, c: 3, sums, affine, norm, daffine, coef };
-        BnFinalize::<f32>::bn_finalize_backward(cpu(), args)
+        BnFinalize::<f32>::bn_finalize_backward(D::get(), args)
     };
-    assert_eq!(run([12, 6, 12, 6, 9]), Ok(()));
-    assert_refuses_length(run([6, 6, 12, 6, 9]), "sums");
-    assert_refuses_length(run([12, 4, 12, 6, 9]), "affine");
-    assert_refuses_length(run([12, 6, 9, 6, 9]), "norm");
-    assert_refuses_length(run([12, 6, 12, 9, 9]), "daffine");
-    assert_refuses_length(run([12, 6, 12, 6, 6]), "coef");
+    assert_eq!(run(129, [6, 12, 6, 9]), Ok(()));
+    assert_refuses_dims(run(128, [6, 12, 6, 9]));
+    assert_refuses_length(run(129, [4, 12, 6, 9]), "affine");
+    assert_refuses_length(run(129, [6, 9, 6, 9]), "norm");
+    assert_refuses_length(run(129, [6, 12, 9, 9]), "daffine");
+    assert_refuses_length(run(129, [6, 12, 6, 6]), "coef");
 }

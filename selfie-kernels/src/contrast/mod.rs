@@ -6,6 +6,7 @@
 //! Computed in `T::Wide` throughout. Source: Trinh, Luong, Le 2019 (arXiv 1906.02940).
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 

@@ -7,7 +7,7 @@ use super::micro::{Pair, Tap};
 use super::plan::{Reach, Strides, TilePlan};
 use super::scratch::Scratch;
 use super::simd::vectorize;
-use crate::norm_relu_conv::SUM_ROWS;
+use crate::partials::SUM_ROWS;
 use crate::{Element, Wide};
 use rayon::prelude::*;
 use std::ops::Range;

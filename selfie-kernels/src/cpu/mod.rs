@@ -2,6 +2,7 @@
 //!
 //! Work is cut into tasks by shape alone and never by the number of threads, so results are the same bits on any.
 
+pub(crate) mod dropout;
 pub(crate) mod engine;
 pub(crate) mod lanes;
 mod micro;

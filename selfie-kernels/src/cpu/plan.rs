@@ -5,7 +5,8 @@
 //! transposed convolution with stride 2 does not have: on Selfie's 8, 4 and 2 pixel wide maps 39% of all 3x3 taps.
 
 use super::micro::{MAX_ROWS, Pair, Tap};
-use crate::norm_relu_conv::{ConvDims, SUM_ROWS};
+use crate::ConvDims;
+use crate::partials::SUM_ROWS;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,4 +1,4 @@
-//! Per-channel sums over one tile of [`crate::norm_relu_conv::SUM_ROWS`] rows, in the order of the rows: what
+//! Per-channel sums over one tile of [`crate::partials::SUM_ROWS`] rows, in the order of the rows: what
 //! [`crate::bn_finalize`] merges. To be called inside [`super::vectorize`].
 
 use super::lanes::{Block, LANES, Place, blocks, map};

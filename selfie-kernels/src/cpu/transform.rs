@@ -2,8 +2,7 @@
 //! see the same bits.
 
 use super::lanes::{Block, Place, map};
-use crate::norm_relu_conv::Affine;
-use crate::{Cpu, Element, Wide};
+use crate::{Affine, Cpu, Element, Wide};
 
 /// `scale * x + shift`, rounded once: batch normalisation with its statistics folded in.
 #[inline(always)]
@@ -24,13 +23,13 @@ pub(crate) fn affine_grad<W: Wide>(dz: W, x: W, a: W, b: W, c: W) -> W {
 }
 
 /// A gradient `[pixels, c]` that is formed while it is loaded: one implementation for each case of
-/// [`crate::norm_relu_conv::Grad`], so that the choice is made once, outside the loops.
+/// [`crate::Grad`], so that the choice is made once, outside the loops.
 pub(crate) trait GradRows<T: Element>: Copy + Sync {
     /// A block of channels of a pixel's gradient; beyond the last one the values have no meaning.
     fn block(&self, pixel: usize, at: impl Place) -> Block<T::Wide>;
 }
 
-/// [`crate::norm_relu_conv::Grad::Plain`].
+/// [`crate::Grad::Plain`].
 #[derive(Clone, Copy)]
 pub(crate) struct PlainRows<'a, T> {
     /// `[pixels, c]`.
@@ -46,7 +45,7 @@ impl<T: Element> GradRows<T> for PlainRows<'_, T> {
     }
 }
 
-/// [`crate::norm_relu_conv::Grad::Affine`].
+/// [`crate::Grad::Affine`].
 #[derive(Clone, Copy)]
 pub(crate) struct AffineRows<'a, T: Element> {
     affine: Affine<'a, Cpu, T>,

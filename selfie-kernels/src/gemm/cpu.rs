@@ -3,7 +3,7 @@
 use super::{Activation, BackwardData, BackwardWeight, Forward, Write};
 use crate::cpu::engine::{Epilogue, Load, Panels, Sums, multiply, outer_products};
 use crate::cpu::{Cpu, Reach, prefetch, vectorize};
-use crate::norm_relu_conv::SUM_ROWS;
+use crate::partials::SUM_ROWS;
 use crate::{Element, Result, Wide};
 use num_traits::Zero;
 use rayon::prelude::*;

@@ -3,6 +3,7 @@
 //! The GELU is `z * (1 + erf(z / sqrt(2))) / 2` (Hendrycks and Gimpel 2016); its input `z` is kept for the backward pass.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::Cpu;
 use crate::testing::*;
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 use proptest::prelude::*;
@@ -335,7 +336,7 @@ fn bits_do_not_depend_on_threads() {
 fn forward_refuses_what_does_not_fit() {
     let dims = dims([3, 5, 4], 2);
     let run = |dims, lens| {
-        let [x, w, bias, mut z, mut y] = buffers::<f32, 5>(lens);
+        let [x, w, bias, mut z, mut y] = buffers::<Cpu, f32, 5>(lens);
         let (x, w, bias, y) = (x.view(), w.view(), bias.view(), y.view_mut());
         let activation = Activation::Gelu { z: z.view_mut() };
         cpu().gemm_forward(Forward { dims, x, w, bias, activation, y })
@@ -355,7 +356,7 @@ fn forward_refuses_what_does_not_fit() {
 fn backward_refuses_what_does_not_fit() {
     let dims = dims([3, 5, 4], 2);
     let run = |dims, lens| {
-        let [dy, w, gelu, addend, mut dx] = buffers::<f32, 5>(lens);
+        let [dy, w, gelu, addend, mut dx] = buffers::<Cpu, f32, 5>(lens);
         let (gelu, addend) = (Some(gelu.view()), Some(addend.view()));
         let (dy, w, dx) = (dy.view(), w.view(), dx.view_mut());
         cpu().gemm_backward_data(BackwardData { dims, dy, w, gelu, addend, write: Write::Overwrite, dx })
@@ -368,7 +369,7 @@ fn backward_refuses_what_does_not_fit() {
     assert_refuses_dims(run(dims, [15, 20, 12, 12, 15]));
     assert_refuses_dims(run(GemmDims { x_stride: 3, ..dims }, [15, 20, 12, 12, 16]));
     let run = |lens| {
-        let [x, dy, mut dw, mut dbias] = buffers::<f32, 4>(lens);
+        let [x, dy, mut dw, mut dbias] = buffers::<Cpu, f32, 4>(lens);
         let (x, dy, dw, dbias) = (x.view(), dy.view(), dw.view_mut(), dbias.view_mut());
         cpu().gemm_backward_weight(BackwardWeight { dims, x, dy, dw, dbias })
     };

@@ -2,7 +2,7 @@ use super::Join;
 use crate::cpu::lanes::{Place, blocks, map};
 use crate::cpu::transform::{AffineRows, GradRows};
 use crate::cpu::vectorize;
-use crate::norm_relu_conv::SUM_ROWS;
+use crate::partials::SUM_ROWS;
 use crate::{Cpu, Element, Result};
 use rayon::prelude::*;
 

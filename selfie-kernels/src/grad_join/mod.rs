@@ -4,12 +4,12 @@
 //! projection's part is in `dz` already), nor has the final norm.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 
 use crate::error::{Result, expect_len};
-use crate::norm_relu_conv::Affine;
-use crate::{Element, Len, Memory, View, ViewMut};
+use crate::{Affine, Element, Len, Memory, View, ViewMut};
 
 /// Arguments of [`GradJoin::grad_join`].
 #[derive(Debug)]

@@ -1,9 +1,9 @@
 //! The gradient check is in [`crate::bn_finalize`]'s tests: it takes both to have something to differentiate.
 
 use super::*;
-use crate::norm_relu_conv::Grad;
+use crate::Grad;
 use crate::testing::*;
-use proptest::prelude::*;
+use proptest::prelude::any;
 
 const CASES: &[(&str, [usize; 2])] = &[
     ("one element", [1, 1]),
@@ -41,32 +41,30 @@ fn check<T: Element>(device: &impl GradJoin<T>, [rows, c]: [usize; 2], seed: u64
     assert_close::<T::Wide, _>("dx with skip", &dx, &want, HostGrad::<T>::ROUNDINGS + 1);
 }
 
-fn check_cases<T: Element>() {
+on_every_device! {
+    elements: cases, any_shape;
+    once: nan_comes_through, refuses_lengths_that_do_not_fit;
+}
+
+fn cases<D: Tested<T>, T: Element>() {
     for &(name, extents) in CASES {
         eprintln!("{}: {name}", T::NAME);
-        check::<T>(cpu(), extents, 1);
+        check::<T>(D::get(), extents, 1);
     }
 }
 
-#[test]
-fn cases() {
-    for_each_element!(check_cases);
+fn any_shape<D: Tested<T>, T: Element>() {
+    for_any::<D, _>(256, (1..300usize, 1..40usize, any::<u64>()), |(rows, c, seed)| {
+        check::<T>(D::get(), [rows, c], seed);
+    });
 }
 
-proptest! {
-    #[test]
-    fn any_shape(rows in 1..300usize, c in 1..40usize, seed: u64) {
-        for_each_element!(check, cpu(), [rows, c], seed);
-    }
-}
-
-#[test]
-fn nan_comes_through() {
+fn nan_comes_through<D: Tested<f32>>() {
     let (c, skip) = (3, [0.0, 0.0, 0.0, f32::NAN, 0.0, 0.0]);
     let grad = HostGrad::Affine { dz: vec![0.0, f32::NAN, 0.0, 0.0, 0.0, 0.0], x: vec![1.0; 6], coef: vec![1.0; 9] };
     let nan = |dx: Vec<f32>| dx.into_iter().map(f32::is_nan).collect::<Vec<_>>();
-    assert_eq!(nan(join(cpu(), c, &grad, None)), [false, true, false, false, false, false]);
-    assert_eq!(nan(join(cpu(), c, &grad, Some(&skip))), [false, true, false, true, false, false]);
+    assert_eq!(nan(join(D::get(), c, &grad, None)), [false, true, false, false, false, false]);
+    assert_eq!(nan(join(D::get(), c, &grad, Some(&skip))), [false, true, false, true, false, false]);
 }
 
 #[test]
@@ -76,12 +74,11 @@ fn bits_do_not_depend_on_threads() {
     assert_same_on_any_threads(|cpu| bits(&join(cpu, 24, &grad, Some(&skip))));
 }
 
-#[test]
-fn refuses_lengths_that_do_not_fit() {
+fn refuses_lengths_that_do_not_fit<D: Tested<f32>>() {
     let run = |lens| {
-        let [dz, x, coef, skip, mut dx] = buffers::<f32, 5>(lens);
+        let [dz, x, coef, skip, mut dx] = buffers::<D, f32, 5>(lens);
         let affine = Affine { dz: dz.view(), x: x.view(), coef: coef.view() };
-        cpu().grad_join(Join { rows: 4, c: 3, affine, skip: Some(skip.view()), dx: dx.view_mut() })
+        D::get().grad_join(Join { rows: 4, c: 3, affine, skip: Some(skip.view()), dx: dx.view_mut() })
     };
     assert_eq!(run([12, 12, 9, 12, 12]), Ok(()));
     assert_refuses_length(run([11, 12, 9, 12, 12]), "dz");

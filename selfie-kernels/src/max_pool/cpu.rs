@@ -3,8 +3,8 @@ use crate::cpu::lanes::{LANES, Place, blocks, map};
 use crate::cpu::sums::tile_stats;
 use crate::cpu::transform::{AffineRows, GradRows, PlainRows};
 use crate::cpu::vectorize;
-use crate::norm_relu_conv::{Grad, SUM_ROWS};
-use crate::{Cpu, Element, Result};
+use crate::partials::{Cut, SUM_ROWS};
+use crate::{Cpu, Element, Grad, Result};
 use num_traits::{Float, Zero};
 use rayon::prelude::*;
 use std::hint::select_unpredictable;
@@ -12,6 +12,7 @@ use std::hint::select_unpredictable;
 pub(crate) fn max_pool_forward<T: Element>(cpu: &Cpu, args: Forward<'_, Cpu, T>) -> Result<()> {
     let Forward { dims, x, y, argmax, stats } = args;
     let (c, p, q) = (dims.c, dims.p(), dims.q());
+    let stats = stats.make(Cut::plain(dims.rows_out()), c);
     cpu.install(|| {
         let outputs = y.par_chunks_mut(SUM_ROWS * c).zip(argmax.par_chunks_mut(SUM_ROWS * c));
         outputs.zip(stats.par_chunks_mut(2 * c)).enumerate().for_each(|(tile, ((y, argmax), stats))| {

@@ -4,12 +4,12 @@
 //! PyTorch. The winner's tap `0..9` is kept for the backward pass.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 
 use crate::error::{Result, expect_len, require};
-use crate::norm_relu_conv::{Grad, sum_tiles};
-use crate::{Element, Len, Memory, View, ViewMut};
+use crate::{Element, Grad, Len, Memory, Partials, View, ViewMut};
 
 /// Sizes: `[n, h, w, c]` to `[n, p, q, c]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -58,8 +58,8 @@ pub struct Forward<'a, M: Memory, T: Element> {
     pub y: ViewMut<'a, M, T>,
     /// `[n, p, q, c]`: tap `3 * row + column` of the winner.
     pub argmax: ViewMut<'a, M, u8>,
-    /// `[sum_tiles(n * p * q), 2, c]`, as [`crate::norm_relu_conv::Forward::stats`].
-    pub stats: ViewMut<'a, M, T::Wide>,
+    /// As [`crate::norm_relu_conv::Forward::stats`]; room for `n * p * q` rows.
+    pub stats: &'a mut Partials<M, T::Wide>,
 }
 
 /// Arguments of [`MaxPool::max_pool_backward`].
@@ -97,7 +97,7 @@ impl<M: Memory, T: Element> Forward<'_, M, T> {
         expect_len(OP, "x", self.x.len(), d.len_in())?;
         expect_len(OP, "y", self.y.len(), d.rows_out() * d.c)?;
         expect_len(OP, "argmax", self.argmax.len(), d.rows_out() * d.c)?;
-        expect_len(OP, "stats", self.stats.len(), sum_tiles(d.rows_out()) * 2 * d.c)
+        self.stats.check(OP, d.rows_out(), d.c)
     }
 }
 

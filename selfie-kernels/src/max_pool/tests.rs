@@ -1,7 +1,7 @@
 use super::*;
 use crate::testing::*;
 use ndarray::ArrayView4;
-use proptest::prelude::*;
+use proptest::prelude::any;
 
 const CASES: &[(&str, [usize; 4])] = &[
     ("one pixel", [1, 1, 1, 1]),
@@ -14,24 +14,29 @@ const CASES: &[(&str, [usize; 4])] = &[
     ("more channels than a block of the sums", [1, 9, 24, 130]),
 ];
 
+on_every_device! {
+    elements: cases, any_shape;
+    once: the_first_of_equal_values_wins, a_nan_wins_and_comes_back, refuses_lengths_that_do_not_fit;
+}
+
 fn dims([n, h, w, c]: [usize; 4]) -> PoolDims {
     PoolDims { n, h, w, c }
 }
 
-struct Pooled<T: Element> {
+struct Pooled<B: Memory, T: Element> {
     y: Vec<T>,
     argmax: Vec<u8>,
-    stats: Vec<T::Wide>,
+    stats: Partials<B, T::Wide>,
 }
 
-fn forward<T: Element, B: MaxPool<T>>(device: &B, dims: PoolDims, x: &[T]) -> Pooled<T> {
+fn forward<T: Element, B: MaxPool<T>>(device: &B, dims: PoolDims, x: &[T]) -> Pooled<B, T> {
     let x = Guarded::new(device, x);
     let mut y = Guarded::poisoned(device, dims.rows_out() * dims.c);
     let mut argmax = Guarded::poisoned(device, dims.rows_out() * dims.c);
-    let mut stats = Guarded::poisoned(device, sum_tiles(dims.rows_out()) * 2 * dims.c);
-    let args = Forward { dims, x: x.view(), y: y.view_mut(), argmax: argmax.view_mut(), stats: stats.view_mut() };
+    let mut stats = room(device, dims.rows_out(), dims.c);
+    let args = Forward { dims, x: x.view(), y: y.view_mut(), argmax: argmax.view_mut(), stats: &mut stats };
     device.max_pool_forward(args).expect("dims and lengths fit");
-    Pooled { y: y.read(device), argmax: argmax.read(device), stats: stats.read(device) }
+    Pooled { y: y.read(device), argmax: argmax.read(device), stats }
 }
 
 fn backward<T: Element, B: MaxPool<T>>(device: &B, dims: PoolDims, dy: &HostGrad<T>, argmax: &[u8]) -> Vec<T> {
@@ -76,12 +81,12 @@ fn oracle_backward(dims: PoolDims, dy: &[Exact], argmax: &[u8]) -> Vec<Exact> {
     dx.into_raw_vec_and_offset().0
 }
 
-fn check_forward<T: Element>(device: &impl MaxPool<T>, dims: PoolDims, x: &[T]) -> Pooled<T> {
+fn check_forward<T: Element, B: MaxPool<T>>(device: &B, dims: PoolDims, x: &[T]) -> Pooled<B, T> {
     let pooled = forward(device, dims, x);
     let (y, argmax): (Vec<f64>, Vec<u8>) = oracle_forward(dims, &exact(x)).into_iter().unzip();
     assert_eq!(exact(&pooled.y), y, "{dims:?}");
     assert_eq!(pooled.argmax, argmax, "{dims:?}");
-    assert_tile_stats(&pooled.y, dims.c, &pooled.stats);
+    assert_stats(device, &pooled.y, dims.c, &pooled.stats);
     pooled
 }
 
@@ -102,23 +107,17 @@ fn check<T: Element>(device: &impl MaxPool<T>, dims: PoolDims, seed: u64) {
     }
 }
 
-fn check_cases<T: Element>() {
+fn cases<D: Tested<T>, T: Element>() {
     for &(name, extents) in CASES {
         eprintln!("{}: {name}", T::NAME);
-        check::<T>(cpu(), dims(extents), 1);
+        check::<T>(D::get(), dims(extents), 1);
     }
 }
 
-#[test]
-fn cases() {
-    for_each_element!(check_cases);
-}
-
-proptest! {
-    #[test]
-    fn any_shape(n in 1..3usize, h in 1..10usize, w in 1..10usize, c in 1..40usize, seed: u64) {
-        for_each_element!(check, cpu(), dims([n, h, w, c]), seed);
-    }
+fn any_shape<D: Tested<T>, T: Element>() {
+    for_any::<D, _>(256, ([1..3usize, 1..10, 1..10, 1..40], any::<u64>()), |(extents, seed)| {
+        check::<T>(D::get(), dims(extents), seed);
+    });
 }
 
 #[test]
@@ -133,31 +132,30 @@ fn gradient() {
     });
 }
 
-#[test]
-fn the_first_of_equal_values_wins() {
+fn the_first_of_equal_values_wins<D: Tested<f32>>() {
     // Windows (0, 0) to (1, 1) of a 4 x 4 map of equal values: their first taps inside are 4, 3, 1, 0.
-    let pooled = forward(cpu(), dims([1, 4, 4, 1]), &[-2.0f32; 16]);
+    let pooled = forward(D::get(), dims([1, 4, 4, 1]), &[-2.0f32; 16]);
     assert_eq!(pooled.argmax, [4, 3, 1, 0]);
-    let pooled = forward(cpu(), dims([1, 4, 4, 1]), &[f32::NEG_INFINITY; 16]);
+    let pooled = forward(D::get(), dims([1, 4, 4, 1]), &[f32::NEG_INFINITY; 16]);
     assert_eq!(pooled.argmax, [4, 3, 1, 0]);
     assert_eq!(pooled.y, [f32::NEG_INFINITY; 4]);
 }
 
-#[test]
-fn a_nan_wins_and_comes_back() {
+fn a_nan_wins_and_comes_back<D: Tested<f32>>() {
     let dims = dims([1, 3, 3, 2]);
     let mut x = Draws::new(3).values::<f32>(dims.len_in());
     x[4 * 2] = f32::NAN; // The middle, which all four windows share; first channel.
-    let pooled = forward(cpu(), dims, &x);
+    let pooled = forward(D::get(), dims, &x);
     for (i, y) in pooled.y.iter().enumerate() {
         assert_eq!(y.is_nan(), i % 2 == 0, "{i}");
     }
     assert_eq!(pooled.argmax.iter().step_by(2).copied().collect::<Vec<_>>(), [8, 6, 2, 0]);
-    assert!(pooled.stats[0].is_nan() && pooled.stats[2].is_nan());
-    assert!(!pooled.stats[1].is_nan() && !pooled.stats[3].is_nan());
+    let stats = merge_stats(D::get(), &pooled.stats);
+    assert!(stats.mean[0].is_nan() && stats.squares[0].is_nan());
+    assert!(!stats.mean[1].is_nan() && !stats.squares[1].is_nan());
 
     let dy = HostGrad::Plain(vec![f32::NAN, 1.0, 2.0, 1.0, 3.0, 1.0, 4.0, 1.0]);
-    let dx = backward(cpu(), dims, &dy, &pooled.argmax);
+    let dx = backward(D::get(), dims, &dy, &pooled.argmax);
     assert!(dx[4 * 2].is_nan());
     assert_eq!(dx.iter().filter(|x| x.is_nan()).count(), 1, "only the winner sees the gradient");
 }
@@ -170,27 +168,27 @@ fn bits_do_not_depend_on_threads() {
     assert_same_on_any_threads(|cpu| {
         let pooled = forward(cpu, dims, &x);
         let dx = backward(cpu, dims, &dy, &pooled.argmax);
-        [bits(&pooled.y), bits(&pooled.argmax), bits(&pooled.stats), bits(&dx)].concat()
+        [bits(&pooled.y), bits(&pooled.argmax), bits(&read_partials(cpu, &pooled.stats).1), bits(&dx)].concat()
     });
 }
 
-#[test]
-fn refuses_lengths_that_do_not_fit() {
+fn refuses_lengths_that_do_not_fit<D: Tested<f32>>() {
     let dims = dims([1, 4, 4, 2]);
-    let run = |argmax, lens| {
-        let ([mut argmax], [x, mut y, mut stats]) = (buffers([argmax]), buffers::<f32, 3>(lens));
-        let (x, y, argmax, stats) = (x.view(), y.view_mut(), argmax.view_mut(), stats.view_mut());
-        cpu().max_pool_forward(Forward { dims, x, y, argmax, stats })
+    let run = |argmax, lens, c| {
+        let ([mut argmax], [x, mut y]) = (buffers::<D, _, _>([argmax]), buffers::<D, f32, 2>(lens));
+        let mut stats = bare_room(D::get(), 4, c);
+        let (x, y, argmax, stats) = (x.view(), y.view_mut(), argmax.view_mut(), &mut stats);
+        D::get().max_pool_forward(Forward { dims, x, y, argmax, stats })
     };
-    assert_eq!(run(8, [32, 8, 4]), Ok(()));
-    assert_refuses_length(run(8, [31, 8, 4]), "x");
-    assert_refuses_length(run(8, [32, 9, 4]), "y");
-    assert_refuses_length(run(7, [32, 8, 4]), "argmax");
-    assert_refuses_length(run(8, [32, 8, 8]), "stats");
+    assert_eq!(run(8, [32, 8], 2), Ok(()));
+    assert_refuses_length(run(8, [31, 8], 2), "x");
+    assert_refuses_length(run(8, [32, 9], 2), "y");
+    assert_refuses_length(run(7, [32, 8], 2), "argmax");
+    assert_refuses_dims(run(8, [32, 8], 1));
     let run = |dims, argmax, lens| {
-        let ([argmax], [dy, mut dx]) = (buffers([argmax]), buffers::<f32, 2>(lens));
+        let ([argmax], [dy, mut dx]) = (buffers::<D, _, _>([argmax]), buffers::<D, f32, 2>(lens));
         let (dy, argmax, dx) = (Grad::Plain(dy.view()), argmax.view(), dx.view_mut());
-        cpu().max_pool_backward(Backward { dims, dy, argmax, dx })
+        D::get().max_pool_backward(Backward { dims, dy, argmax, dx })
     };
     assert_eq!(run(dims, 8, [8, 32]), Ok(()));
     assert_refuses_length(run(dims, 8, [9, 32]), "dy");

@@ -1,13 +1,14 @@
 //! Convolution on the CPU: tiles of output pixels through the matrix engine, the transforms applied while a tile's
 //! source rows are loaded.
 
-use super::{Addend, BackwardData, BackwardFilter, ConvDims, Forward, Grad, ProjectionBackwardData, SUM_ROWS};
+use super::{Addend, BackwardData, BackwardFilter, Forward, ProjectionBackwardData};
 use crate::cpu::engine::{Epilogue, Load, Panels, Sums, multiply, outer_products};
 use crate::cpu::lanes::{Place, blocks, map};
 use crate::cpu::sums::{add_grad, tile_stats};
 use crate::cpu::transform::{affine_grad, normalize, relu_grad};
 use crate::cpu::{Cpu, Reach, prefetch, winograd};
-use crate::{Element, Result, Wide};
+use crate::partials::{Cut, SUM_ROWS};
+use crate::{ConvDims, Element, Grad, Result, Wide};
 use num_traits::Zero;
 use rayon::prelude::*;
 
@@ -214,6 +215,7 @@ pub(crate) fn norm_relu_conv_forward<T: Element>(cpu: &Cpu, args: Forward<'_, Cp
     let Forward { dims: d, x, norm, w, residual, y, stats } = args;
     cpu.install(|| {
         let source = LoadNormRelu::new(x, norm);
+        let stats = stats.map(|stats| stats.make(Cut::plain(d.rows_out()), d.k));
         let epilogues = store_with_stats(d.k, residual, y, stats);
         if winograd::pays(&d) {
             winograd::multiply(cpu, &d, &source, &winograd::forward_panels(cpu, &d, w), epilogues);
@@ -231,7 +233,7 @@ pub(crate) fn norm_relu_conv_backward_data<T: Element>(cpu: &Cpu, args: Backward
         let source = LoadGrad { grad: dy, channels: d.k };
         let epilogues = dz
             .par_chunks_mut(SUM_ROWS * d.c)
-            .zip(sums.par_chunks_mut(2 * d.c))
+            .zip(sums.make(Cut::plain(d.rows_in()), d.c).par_chunks_mut(2 * d.c))
             .zip(x.par_chunks(SUM_ROWS * d.c))
             .enumerate()
             .map(|(tile, ((dz, sums), x))| {

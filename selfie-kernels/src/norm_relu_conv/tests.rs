@@ -1,8 +1,9 @@
 use super::*;
-use crate::cpu::winograd;
+use crate::Affine;
+use crate::Cpu;
 use crate::testing::*;
 use ndarray::{Array2, ArrayView2, ArrayView3, ArrayView4};
-use proptest::prelude::*;
+use proptest::prelude::any;
 
 const fn conv([n, h, w]: [usize; 3], [c, k]: [usize; 2], [r, s]: [usize; 2], stride: usize, pad: usize) -> ConvDims {
     ConvDims { n, h, w, c, k, r, s, stride, pad }
@@ -31,6 +32,15 @@ const CASES: &[(&str, ConvDims)] = &[
     ("3x3 without padding", conv([2, 5, 6], [3, 5], [3, 3], 1, 0)),
     ("5x3", conv([2, 6, 7], [5, 9], [5, 3], 1, 2)),
 ];
+
+on_every_device! {
+    elements: cases, any_shape, any_larger_shape;
+    once:
+        a_padded_tap_contributes_nothing, no_gradient_passes_at_zero, a_nan_of_the_input_reaches_every_output_that_reads_it,
+        a_nan_of_the_filter_reaches_its_outputs, a_nan_of_the_gradient_reaches_what_it_touches,
+        forward_refuses_what_does_not_fit, backward_data_refuses_what_does_not_fit, projection_refuses_what_does_not_fit,
+        backward_filter_refuses_what_does_not_fit;
+}
 
 /// What all passes share.
 #[derive(Debug, Clone)]
@@ -73,19 +83,19 @@ fn forward<T: Element, B: NormReluConv<T>>(
     device: &B,
     layer: &Layer<T>,
     residual: Option<&[T]>,
-) -> (Vec<T>, Vec<T::Wide>) {
-    let mut stats = Guarded::poisoned(device, sum_tiles(layer.dims.rows_out()) * 2 * layer.dims.k);
+) -> (Vec<T>, Partials<B, T::Wide>) {
+    let mut stats = room(device, layer.dims.rows_out(), layer.dims.k);
     let y = run_forward(device, layer, residual, Some(&mut stats));
     let without = run_forward(device, layer, residual, None);
     assert!(bits(&y) == bits(&without), "statistics change the output");
-    (y, stats.read(device))
+    (y, stats)
 }
 
 fn run_forward<T: Element, B: NormReluConv<T>>(
     device: &B,
     layer: &Layer<T>,
     residual: Option<&[T]>,
-    stats: Option<&mut Guarded<B, T::Wide>>,
+    stats: Option<&mut Partials<B, T::Wide>>,
 ) -> Vec<T> {
     let Layer { dims, x, norm, w } = layer;
     let (x, norm, w) = (Guarded::new(device, x), Guarded::new(device, norm), Guarded::new(device, w));
@@ -98,7 +108,7 @@ fn run_forward<T: Element, B: NormReluConv<T>>(
         w: w.view(),
         residual: residual.as_ref().map(Guarded::view),
         y: y.view_mut(),
-        stats: stats.map(Guarded::view_mut),
+        stats,
     };
     device.norm_relu_conv_forward(args).expect("dims and lengths fit");
     y.read(device)
@@ -122,13 +132,13 @@ fn backward_data<T: Element, B: NormReluConv<T>>(
     layer: &Layer<T>,
     dy: &HostGrad<T>,
     addend: Option<&HostAddend<T>>,
-) -> (Vec<T>, Vec<T::Wide>) {
+) -> (Vec<T>, Partials<B, T::Wide>) {
     let Layer { dims, x, norm, w } = layer;
     let (x, norm, w) = (Guarded::new(device, x), Guarded::new(device, norm), Guarded::new(device, w));
     let dy = dy.upload(device);
     let addend = addend.map(|addend| (Guarded::new(device, &addend.values), addend.stride));
     let mut dz = Guarded::poisoned(device, dims.len_in());
-    let mut sums = Guarded::poisoned(device, sum_tiles(dims.rows_in()) * 2 * dims.c);
+    let mut sums = room(device, dims.rows_in(), dims.c);
     let args = BackwardData {
         dims: *dims,
         dy: dy.view(),
@@ -137,10 +147,10 @@ fn backward_data<T: Element, B: NormReluConv<T>>(
         norm: norm.view(),
         addend: addend.as_ref().map(|(values, stride)| Addend { values: values.view(), stride: *stride }),
         dz: dz.view_mut(),
-        sums: sums.view_mut(),
+        sums: &mut sums,
     };
     device.norm_relu_conv_backward_data(args).expect("dims and lengths fit");
-    (dz.read(device), sums.read(device))
+    (dz.read(device), sums)
 }
 
 fn projection<T: Element, B: NormReluConv<T>>(device: &B, layer: &Layer<T>, dy: &HostGrad<T>) -> Vec<T> {
@@ -161,10 +171,10 @@ fn backward_filter<T: Element, B: NormReluConv<T>>(device: &B, layer: &Layer<T>,
     dw.read(device)
 }
 
-fn oracle_forward<T: Element>(layer: &Layer<T>, residual: Option<&[T]>) -> Vec<Exact> {
+fn oracle_forward<D: TestDevice, T: Element>(layer: &Layer<T>, residual: Option<&[T]>) -> Vec<Exact> {
     let (d, x, w) = (layer.dims, layer.activation(), exact(&layer.w));
     let mut y = convolve(d, &x, &w);
-    if winograd::pays(&d) {
+    if D::filters_minimally(&d) {
         set_magnitudes(&mut y, minimal::convolution(d, &x, d.k, |k, tap, c| w[(k * 9 + tap) * d.c + c]));
     }
     for (y, residual) in y.iter_mut().zip(exact(residual.unwrap_or_default())) {
@@ -173,7 +183,11 @@ fn oracle_forward<T: Element>(layer: &Layer<T>, residual: Option<&[T]>) -> Vec<E
     y
 }
 
-fn oracle_backward_data<T: Element>(layer: &Layer<T>, dy: &[Exact], addend: Option<&HostAddend<T>>) -> Vec<Exact> {
+fn oracle_backward_data<D: TestDevice, T: Element>(
+    layer: &Layer<T>,
+    dy: &[Exact],
+    addend: Option<&HostAddend<T>>,
+) -> Vec<Exact> {
     let d = layer.dims;
     let w = exact(&layer.w);
     let w = ArrayView3::from_shape((d.k, d.r * d.s, d.c), &w).expect("length of w");
@@ -184,7 +198,7 @@ fn oracle_backward_data<T: Element>(layer: &Layer<T>, dy: &[Exact], addend: Opti
             (0..d.k).for_each(|k| *dx += rows[[output, k]].times(w[[k, tap, c]]));
         }
     }
-    if winograd::pays(&d) {
+    if D::filters_minimally(&d) {
         let dy: Vec<_> = dy.iter().map(|dy| dy.magnitude).collect();
         let magnitudes = minimal::convolution(d, &dy, d.c, |c, tap, k| w[[k, 8 - tap, c]]);
         set_magnitudes(dx.as_slice_mut().expect("contiguous"), magnitudes);
@@ -202,10 +216,10 @@ fn oracle_backward_data<T: Element>(layer: &Layer<T>, dy: &[Exact], addend: Opti
     layer.z().into_iter().zip(dx).map(masked).collect()
 }
 
-fn oracle_backward_filter<T: Element>(layer: &Layer<T>, dy: &[Exact]) -> Vec<Exact> {
+fn oracle_backward_filter<D: TestDevice, T: Element>(layer: &Layer<T>, dy: &[Exact]) -> Vec<Exact> {
     let (d, x) = (layer.dims, layer.activation());
     let mut dw = filter_gradient(d, dy, &x);
-    if winograd::pays(&d) {
+    if D::filters_minimally(&d) {
         let dy: Vec<_> = dy.iter().map(|dy| dy.magnitude).collect();
         set_magnitudes(&mut dw, minimal::filter_gradient(d, &dy, &x));
     }
@@ -229,7 +243,8 @@ fn oracle_projection<T: Element>(layer: &Layer<T>, dy: &[Exact]) -> Vec<Exact> {
 
 /// Every pass, with and without what is optional. A sum of n products is n roundings deep in whatever order it is
 /// formed, n + 1 where the products are rounded too.
-fn check<T: Element>(device: &impl NormReluConv<T>, dims: ConvDims, seed: u64) {
+fn check<D: Tested<T>, T: Element>(dims: ConvDims, seed: u64) {
+    let (device, operand) = (D::get(), D::operand_epsilon::<T>());
     let mut draws = Draws::new(seed);
     let layer = Layer::draw(dims, &mut draws);
     let residual = draws.values(dims.len_out());
@@ -237,72 +252,59 @@ fn check<T: Element>(device: &impl NormReluConv<T>, dims: ConvDims, seed: u64) {
         let (y, stats) = forward(device, &layer, residual);
         let (transform, add) = (1, 1);
         let roundings = dims.r * dims.s * dims.c + 1 + transform + add;
-        assert_close::<T::Wide, _>("y", &y, &oracle_forward(&layer, residual), roundings);
-        assert_tile_stats(&y, dims.k, &stats);
+        let want = oracle_forward::<D, T>(&layer, residual);
+        assert_close_products::<T::Wide, _>("y", &y, &want, roundings, operand);
+        assert_stats(device, &y, dims.k, &stats);
     }
     let dense = HostAddend::draw(dims, 1, &mut draws);
     let sparse = HostAddend::draw(dims, 2, &mut draws);
     for dy in layer.gradients(&mut draws) {
         let want = dy.oracle(dims.k);
-        let transform = HostGrad::<T>::ROUNDINGS;
+        let (transform, gradient) = (HostGrad::<T>::ROUNDINGS, dy.operand_epsilon(operand));
         for addend in [None, Some(&dense), Some(&sparse)] {
             let (dz, sums) = backward_data(device, &layer, &dy, addend);
-            let want = oracle_backward_data(&layer, &want, addend);
+            let want = oracle_backward_data::<D, T>(&layer, &want, addend);
             let add = 1;
-            assert_close::<T::Wide, _>("dz", &dz, &want, dims.r * dims.s * dims.k + 1 + transform + add);
-            assert_grad_sums(&dz, &layer.x, &layer.norm, &sums);
+            let roundings = dims.r * dims.s * dims.k + 1 + transform + add;
+            assert_close_products::<T::Wide, _>("dz", &dz, &want, roundings, gradient);
+            assert_grad_sums(device, (&dz, &layer.x, &layer.norm), &sums);
         }
         if (dims.r, dims.s, dims.pad) == (1, 1, 0) {
             let dx = projection(device, &layer, &dy);
-            assert_close::<T::Wide, _>("dx", &dx, &oracle_projection(&layer, &want), dims.k + 1 + transform);
+            let want = oracle_projection(&layer, &want);
+            assert_close_products::<T::Wide, _>("dx", &dx, &want, dims.k + 1 + transform, gradient);
         }
         let dw = backward_filter(device, &layer, &dy);
-        let want = oracle_backward_filter(&layer, &want);
-        assert_close::<T::Wide, _>("dw", &dw, &want, dims.rows_out() + 1 + transform + 1);
+        let want = oracle_backward_filter::<D, T>(&layer, &want);
+        let roundings = dims.rows_out() + 1 + transform + 1;
+        assert_close_products::<T::Wide, _>("dw", &dw, &want, roundings, operand + gradient);
     }
 }
 
-fn check_cases<T: Element>() {
+fn cases<D: Tested<T>, T: Element>() {
     for &(name, dims) in CASES {
         eprintln!("{}: {name}", T::NAME);
-        check::<T>(cpu(), dims, 1);
+        check::<D, T>(dims, 1);
     }
 }
 
-#[test]
-fn cases() {
-    for_each_element!(check_cases);
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
-    #[test]
-    fn any_shape(
-        image in [1..4usize, 1..7, 1..7],
-        channels in [1..40usize, 1..40],
-        filter in [1..4usize, 1..4],
-        stride in 1..4usize,
-        pad in 0..3usize,
-        seed: u64,
-    ) {
+fn any_shape<D: Tested<T>, T: Element>() {
+    let images = [1..4usize, 1..7, 1..7];
+    let (channels, filters) = ([1..40usize, 1..40], [1..4usize, 1..4]);
+    let shapes = (images, channels, filters, 1..4usize, 0..3usize, any::<u64>());
+    for_any::<D, _>(128, shapes, |(image, channels, filter, stride, pad, seed)| {
         let pad = pad.min(filter[0] - 1).min(filter[1] - 1);
         let filter = [filter[0].min(image[1] + 2 * pad), filter[1].min(image[2] + 2 * pad)];
-        for_each_element!(check, cpu(), conv(image, channels, filter, stride, pad), seed);
-    }
+        check::<D, T>(conv(image, channels, filter, stride, pad), seed);
+    });
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
-    #[test]
-    fn any_shape_by_minimal_filtering(
-        image in [1..3usize, 4..12, 4..12],
-        channels in [32..72usize, 32..72],
-        seed: u64,
-    ) {
-        let dims = conv(image, channels, [3, 3], 1, 1);
-        prop_assume!(winograd::pays(&dims));
-        for_each_element!(check, cpu(), dims, seed);
-    }
+/// Mostly 3x3 with stride 1, at least 32 channels and room for several squares: by minimal filtering on the CPU.
+fn any_larger_shape<D: Tested<T>, T: Element>() {
+    let shapes = ([1..3usize, 4..12, 4..12], [32..72usize, 32..72], any::<u64>());
+    for_any::<D, _>(32, shapes, |(image, channels, seed)| {
+        check::<D, T>(conv(image, channels, [3, 3], 1, 1), seed);
+    });
 }
 
 #[test]
@@ -321,7 +323,7 @@ fn gradient() {
         let layer = Layer { dims, x, norm, w: draws.values(dims.len_filter()) };
         let dy = draws.values::<f64>(dims.len_out());
         let loss = |layer: &Layer<f64>| {
-            oracle_forward(layer, None).into_iter().zip(&dy).map(|(y, dy)| y.times(*dy)).sum::<Exact>()
+            oracle_forward::<Cpu, _>(layer, None).into_iter().zip(&dy).map(|(y, dy)| y.times(*dy)).sum::<Exact>()
         };
         let roundings = dims.len_out() + dims.r * dims.s * c + 4;
         let plain = HostGrad::Plain(dy.clone());
@@ -340,23 +342,21 @@ fn shifted(dims: ConvDims, shift: f32) -> Layer<f32> {
     Layer { dims, x: vec![0.0; dims.len_in()], norm, w: vec![1.0; dims.len_filter()] }
 }
 
-#[test]
-fn a_padded_tap_contributes_nothing() {
+fn a_padded_tap_contributes_nothing<D: Tested<f32>>() {
     // On 2x2 pixels four taps of nine lie inside at each pixel; each corner tap is inside at one pixel, each side's at
     // two, the middle one at four.
     let layer = shifted(conv([1, 2, 2], [3, 2], [3, 3], 1, 1), 1024.0);
-    let (y, _) = forward(cpu(), &layer, None);
+    let (y, _) = forward(D::get(), &layer, None);
     assert_eq!(y, [4.0 * 3.0 * 1024.0; 8]);
-    let dw = backward_filter(cpu(), &layer, &HostGrad::Plain(vec![1.0; 8]));
+    let dw = backward_filter(D::get(), &layer, &HostGrad::Plain(vec![1.0; 8]));
     let pixels = [1, 2, 1, 2, 4, 2, 1, 2, 1].iter().flat_map(|&pixels| [1024.0 * pixels as f32; 3]);
     assert_eq!(dw, pixels.clone().chain(pixels).collect::<Vec<_>>());
 }
 
-#[test]
-fn no_gradient_passes_at_zero() {
+fn no_gradient_passes_at_zero<D: Tested<f32>>() {
     let dy = HostGrad::Plain(vec![1.0; 8]);
     for (shift, want) in [(0.0, 0.0), (-1.0, 0.0), (f32::MIN_POSITIVE, 8.0)] {
-        let (dz, _) = backward_data(cpu(), &shifted(conv([1, 2, 2], [3, 2], [3, 3], 1, 1), shift), &dy, None);
+        let (dz, _) = backward_data(D::get(), &shifted(conv([1, 2, 2], [3, 2], [3, 3], 1, 1), shift), &dy, None);
         assert_eq!(dz, [want; 12], "shift {shift}");
     }
 }
@@ -380,56 +380,59 @@ fn assert_nan_where(what: &str, values: &[f32], expected: impl Fn(usize) -> bool
     }
 }
 
-#[test]
-fn a_nan_of_the_input_reaches_every_output_that_reads_it() {
+fn assert_stats_nan<M: Memory>(device: &M, stats: &Partials<M, f32>) {
+    let MergedStats { mean, squares, .. } = merge_stats(device, stats);
+    assert!(mean.iter().chain(&squares).all(|x| x.is_nan()));
+}
+
+fn a_nan_of_the_input_reaches_every_output_that_reads_it<D: Tested<f32>>() {
     let (mut layer, dy) = five_by_five();
     let (c, k) = (17, 35);
     layer.x[MIDDLE * c + 4] = f32::NAN;
-    let (y, stats) = forward(cpu(), &layer, None);
+    let (y, stats) = forward(D::get(), &layer, None);
     assert_nan_where("y", &y, |i| near_the_middle(i / k));
-    assert_nan_where("stats", &stats, |_| true);
+    assert_stats_nan(D::get(), &stats);
     let dy = HostGrad::Plain(dy);
-    let dw = backward_filter(cpu(), &layer, &dy);
+    let dw = backward_filter(D::get(), &layer, &dy);
     assert_nan_where("dw", &dw, |i| i % c == 4);
     // Here the mask lets the gradient pass, and only the sum of `dz * xhat` sees the NaN.
-    let want = oracle_backward_data(&layer, &dy.oracle(k), None);
-    let (dz, sums) = backward_data(cpu(), &layer, &dy, None);
+    let want = oracle_backward_data::<D, _>(&layer, &dy.oracle(k), None);
+    let (dz, sums) = backward_data(D::get(), &layer, &dy, None);
     assert!(dz[MIDDLE * c + 4] != 0.0);
     assert_close::<f32, _>("dz", &dz, &want, 9 * k + 2);
-    assert_nan_where("sums", &sums, |i| i == c + 4);
+    let (sums, _) = merge_sums(D::get(), &sums);
+    assert!((0..2 * c).all(|i| sums[i].is_nan() == (i == c + 4)));
 }
 
-#[test]
-fn a_nan_of_the_filter_reaches_its_outputs() {
+fn a_nan_of_the_filter_reaches_its_outputs<D: Tested<f32>>() {
     let (mut layer, dy) = five_by_five();
     let (c, k, tap) = (17, 35, 4);
     layer.w[(20 * 9 + tap) * c + 4] = f32::NAN;
-    let (y, _) = forward(cpu(), &layer, None);
+    let (y, _) = forward(D::get(), &layer, None);
     assert_nan_where("y", &y, |i| i % k == 20);
     let z = layer.z();
-    let (dz, _) = backward_data(cpu(), &layer, &HostGrad::Plain(dy), None);
+    let (dz, _) = backward_data(D::get(), &layer, &HostGrad::Plain(dy), None);
     assert_nan_where("dz", &dz, |i| i % c == 4 && z[i] > 0.0);
 }
 
-#[test]
-fn a_nan_of_the_gradient_reaches_what_it_touches() {
+fn a_nan_of_the_gradient_reaches_what_it_touches<D: Tested<f32>>() {
     let (layer, mut dy) = five_by_five();
     let (c, k) = (17, 35);
     dy[MIDDLE * k + 20] = f32::NAN;
     let dy = HostGrad::Plain(dy);
     let z = layer.z();
-    let (dz, _) = backward_data(cpu(), &layer, &dy, None);
+    let (dz, _) = backward_data(D::get(), &layer, &dy, None);
     assert_nan_where("dz", &dz, |i| near_the_middle(i / c) && z[i] > 0.0);
-    let dw = backward_filter(cpu(), &layer, &dy);
+    let dw = backward_filter(D::get(), &layer, &dy);
     assert_nan_where("dw", &dw, |i| i / (9 * c) == 20);
     let pointwise = Layer::draw(conv([1, 5, 5], [17, 35], [1, 1], 1, 0), &mut Draws::new(4));
-    assert_nan_where("dx", &projection(cpu(), &pointwise, &dy), |i| i / c == MIDDLE);
+    assert_nan_where("dx", &projection(D::get(), &pointwise, &dy), |i| i / c == MIDDLE);
 }
 
 #[test]
 fn a_nan_reaches_at_most_one_pixel_more_by_minimal_filtering() {
     let (dims, middle, mut draws) = (conv([1, 8, 8], [33, 35], [3, 3], 1, 1), 3 * 8 + 3, Draws::new(6));
-    assert!(winograd::pays(&dims));
+    assert!(Cpu::filters_minimally(&dims));
     let mut layer = Layer::<f32>::draw(dims, &mut draws);
     let mut dy = draws.values::<f32>(dims.len_out());
     let (c, k, z) = (dims.c, dims.k, layer.z());
@@ -454,7 +457,7 @@ fn a_nan_reaches_at_most_one_pixel_more_by_minimal_filtering() {
     layer.x[middle * c + 4] = f32::NAN;
     let (y, stats) = forward(cpu(), &layer, None);
     assert_spread("y", &y, k, &|_| true);
-    assert_nan_where("stats", &stats, |_| true);
+    assert_stats_nan(cpu(), &stats);
     let plain = HostGrad::Plain(vec![1.0; dims.len_out()]);
     assert_nan_where("dw", &backward_filter(cpu(), &layer, &plain), |i| i % c == 4);
 
@@ -480,62 +483,62 @@ fn bits_do_not_depend_on_threads() {
             let (y, stats) = forward(cpu, &layer, None);
             let (dz, sums) = backward_data(cpu, &layer, &dy, Some(&addend));
             let dw = backward_filter(cpu, &layer, &dy);
+            let [stats, sums] = [stats, sums].map(|partials| read_partials(cpu, &partials).1);
             [y, stats, dz, sums, dw].map(|values| bits(&values)).concat()
         });
     }
 }
 
-#[test]
-fn forward_refuses_what_does_not_fit() {
+fn forward_refuses_what_does_not_fit<D: Tested<f32>>() {
     let dims = conv([2, 4, 4], [3, 5], [3, 3], 2, 1);
-    let run = |dims, lens| {
-        let [x, norm, w, residual, mut y, mut stats] = buffers::<f32, 6>(lens);
+    let run = |dims, lens, k| {
+        let [x, norm, w, residual, mut y] = buffers::<D, f32, 5>(lens);
+        let mut stats = bare_room(D::get(), 8, k);
         let (x, norm, w, residual) = (x.view(), norm.view(), w.view(), Some(residual.view()));
-        let (y, stats) = (y.view_mut(), Some(stats.view_mut()));
-        cpu().norm_relu_conv_forward(Forward { dims, x, norm, w, residual, y, stats })
+        let (y, stats) = (y.view_mut(), Some(&mut stats));
+        D::get().norm_relu_conv_forward(Forward { dims, x, norm, w, residual, y, stats })
     };
-    assert_eq!(run(dims, [96, 12, 135, 40, 40, 10]), Ok(()));
-    assert_refuses_length(run(dims, [95, 12, 135, 40, 40, 10]), "x");
-    assert_refuses_length(run(dims, [96, 6, 135, 40, 40, 10]), "norm");
-    assert_refuses_length(run(dims, [96, 12, 15, 40, 40, 10]), "w");
-    assert_refuses_length(run(dims, [96, 12, 135, 41, 40, 10]), "residual");
-    assert_refuses_length(run(dims, [96, 12, 135, 40, 160, 10]), "y");
-    assert_refuses_length(run(dims, [96, 12, 135, 40, 40, 5]), "stats");
-    assert_refuses_dims(run(ConvDims { stride: 0, ..dims }, [96, 12, 135, 40, 40, 10]));
-    assert_refuses_dims(run(ConvDims { n: 0, ..dims }, [0, 12, 135, 0, 0, 0]));
-    assert_refuses_dims(run(ConvDims { r: 7, ..dims }, [96, 12, 315, 0, 0, 0]));
-    assert_refuses_dims(run(ConvDims { pad: 3, ..dims }, [96, 12, 135, 160, 160, 10]));
+    assert_eq!(run(dims, [96, 12, 135, 40, 40], 5), Ok(()));
+    assert_refuses_length(run(dims, [95, 12, 135, 40, 40], 5), "x");
+    assert_refuses_length(run(dims, [96, 6, 135, 40, 40], 5), "norm");
+    assert_refuses_length(run(dims, [96, 12, 15, 40, 40], 5), "w");
+    assert_refuses_length(run(dims, [96, 12, 135, 41, 40], 5), "residual");
+    assert_refuses_length(run(dims, [96, 12, 135, 40, 160], 5), "y");
+    assert_refuses_dims(run(dims, [96, 12, 135, 40, 40], 4));
+    assert_refuses_dims(run(ConvDims { stride: 0, ..dims }, [96, 12, 135, 40, 40], 5));
+    assert_refuses_dims(run(ConvDims { n: 0, ..dims }, [0, 12, 135, 0, 0], 5));
+    assert_refuses_dims(run(ConvDims { r: 7, ..dims }, [96, 12, 315, 0, 0], 5));
+    assert_refuses_dims(run(ConvDims { pad: 3, ..dims }, [96, 12, 135, 160, 160], 5));
 }
 
-#[test]
-fn backward_data_refuses_what_does_not_fit() {
+fn backward_data_refuses_what_does_not_fit<D: Tested<f32>>() {
     let dims = conv([2, 4, 4], [3, 5], [3, 3], 2, 1);
-    let run = |stride, lens| {
-        let [dy, w, x, norm, addend, mut dz, mut sums] = buffers::<f32, 7>(lens);
+    let run = |stride, lens, c| {
+        let [dy, w, x, norm, addend, mut dz] = buffers::<D, f32, 6>(lens);
+        let mut sums = bare_room(D::get(), 32, c);
         let (dy, w, x, norm) = (Grad::Plain(dy.view()), w.view(), x.view(), norm.view());
         let addend = Some(Addend { values: addend.view(), stride });
-        let (dz, sums) = (dz.view_mut(), sums.view_mut());
-        cpu().norm_relu_conv_backward_data(BackwardData { dims, dy, w, x, norm, addend, dz, sums })
+        let (dz, sums) = (dz.view_mut(), &mut sums);
+        D::get().norm_relu_conv_backward_data(BackwardData { dims, dy, w, x, norm, addend, dz, sums })
     };
-    assert_eq!(run(2, [40, 135, 96, 12, 24, 96, 6]), Ok(()));
-    assert_eq!(run(1, [40, 135, 96, 12, 96, 96, 6]), Ok(()));
-    assert_refuses_length(run(2, [160, 135, 96, 12, 24, 96, 6]), "dy");
-    assert_refuses_length(run(2, [40, 134, 96, 12, 24, 96, 6]), "w");
-    assert_refuses_length(run(2, [40, 135, 24, 12, 24, 96, 6]), "x");
-    assert_refuses_length(run(2, [40, 135, 96, 6, 24, 96, 6]), "norm");
-    assert_refuses_length(run(2, [40, 135, 96, 12, 96, 96, 6]), "addend");
-    assert_refuses_length(run(2, [40, 135, 96, 12, 24, 24, 6]), "dz");
-    assert_refuses_length(run(2, [40, 135, 96, 12, 24, 96, 12]), "sums");
-    assert_refuses_dims(run(0, [40, 135, 96, 12, 24, 96, 6]));
+    assert_eq!(run(2, [40, 135, 96, 12, 24, 96], 3), Ok(()));
+    assert_eq!(run(1, [40, 135, 96, 12, 96, 96], 3), Ok(()));
+    assert_refuses_length(run(2, [160, 135, 96, 12, 24, 96], 3), "dy");
+    assert_refuses_length(run(2, [40, 134, 96, 12, 24, 96], 3), "w");
+    assert_refuses_length(run(2, [40, 135, 24, 12, 24, 96], 3), "x");
+    assert_refuses_length(run(2, [40, 135, 96, 6, 24, 96], 3), "norm");
+    assert_refuses_length(run(2, [40, 135, 96, 12, 96, 96], 3), "addend");
+    assert_refuses_length(run(2, [40, 135, 96, 12, 24, 24], 3), "dz");
+    assert_refuses_dims(run(2, [40, 135, 96, 12, 24, 96], 2));
+    assert_refuses_dims(run(0, [40, 135, 96, 12, 24, 96], 3));
 }
 
-#[test]
-fn projection_refuses_what_does_not_fit() {
+fn projection_refuses_what_does_not_fit<D: Tested<f32>>() {
     let dims = conv([2, 4, 4], [3, 5], [1, 1], 2, 0);
     let run = |dims, lens| {
-        let [dy, w, mut dx] = buffers::<f32, 3>(lens);
+        let [dy, w, mut dx] = buffers::<D, f32, 3>(lens);
         let (dy, w, dx) = (Grad::Plain(dy.view()), w.view(), dx.view_mut());
-        cpu().projection_backward_data(ProjectionBackwardData { dims, dy, w, dx })
+        D::get().projection_backward_data(ProjectionBackwardData { dims, dy, w, dx })
     };
     assert_eq!(run(dims, [40, 15, 24]), Ok(()));
     assert_refuses_length(run(dims, [39, 15, 24]), "dy");
@@ -544,14 +547,13 @@ fn projection_refuses_what_does_not_fit() {
     assert_refuses_dims(run(ConvDims { r: 3, s: 3, pad: 1, ..dims }, [40, 135, 24]));
 }
 
-#[test]
-fn backward_filter_refuses_what_does_not_fit() {
+fn backward_filter_refuses_what_does_not_fit<D: Tested<f32>>() {
     let dims = conv([2, 4, 4], [3, 5], [3, 3], 2, 1);
     let run = |lens| {
-        let [x, norm, dz, y, coef, mut dw] = buffers::<f32, 6>(lens);
+        let [x, norm, dz, y, coef, mut dw] = buffers::<D, f32, 6>(lens);
         let dy = Grad::Affine(Affine { dz: dz.view(), x: y.view(), coef: coef.view() });
         let (x, norm, dw) = (x.view(), norm.view(), dw.view_mut());
-        cpu().norm_relu_conv_backward_filter(BackwardFilter { dims, x, norm, dy, dw })
+        D::get().norm_relu_conv_backward_filter(BackwardFilter { dims, x, norm, dy, dw })
     };
     assert_eq!(run([96, 12, 40, 40, 15, 135]), Ok(()));
     assert_refuses_length(run([97, 12, 40, 40, 15, 135]), "x");

@@ -3,7 +3,7 @@ use crate::cpu::lanes::{LANES, Place, blocks, map};
 use crate::cpu::sums::add_grad;
 use crate::cpu::transform::{normalize, relu_grad};
 use crate::cpu::vectorize;
-use crate::norm_relu_conv::SUM_ROWS;
+use crate::partials::{Cut, SUM_ROWS};
 use crate::{Cpu, Element, Result, Wide};
 use num_traits::Zero;
 use rayon::prelude::*;
@@ -49,6 +49,7 @@ pub(crate) fn norm_relu_pool_backward<T: Element>(cpu: &Cpu, args: Backward<'_, 
     let AvgDims { w, c, window_h, window_w, .. } = dims;
     let area = T::Wide::from_f64((window_h * window_w) as f64);
     let norm = [0, 1, 2, 3].map(|row| &norm[row * c..][..c]);
+    let sums = sums.make(Cut::plain(dims.rows_in()), c);
     cpu.install(|| {
         let tiles = dz.par_chunks_mut(SUM_ROWS * c).zip(sums.par_chunks_mut(2 * c)).enumerate();
         tiles.for_each(|(tile, (dz, sums))| {

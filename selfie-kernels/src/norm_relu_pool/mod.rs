@@ -2,12 +2,12 @@
 //! cells that an attention head reads. Windows do not overlap and cover the map.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 
 use crate::error::{Result, expect_len, require};
-use crate::norm_relu_conv::sum_tiles;
-use crate::{Element, Len, Memory, View, ViewMut};
+use crate::{Element, Len, Memory, Partials, View, ViewMut};
 
 /// Sizes: `[n, h, w, c]` to `[n, h / window, w / window, c]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -71,8 +71,8 @@ pub struct Backward<'a, M: Memory, T: Element> {
     /// `[n, h, w, c]`: gradient of `scale * x + shift`, zero where that is not above zero (a NaN lets it pass, as in
     /// PyTorch).
     pub dz: ViewMut<'a, M, T>,
-    /// `[sum_tiles(n * h * w), 2, c]`: sums of `dz` and of `dz * xhat`, `dz` as stored.
-    pub sums: ViewMut<'a, M, T::Wide>,
+    /// Sums of `dz` and of `dz * xhat`, `dz` as stored; room for `n * h * w` rows.
+    pub sums: &'a mut Partials<M, T::Wide>,
 }
 
 /// The operation; see the module.
@@ -109,6 +109,6 @@ impl<M: Memory, T: Element> Backward<'_, M, T> {
         expect_len(OP, "x", self.x.len(), d.rows_in() * d.c)?;
         expect_len(OP, "norm", self.norm.len(), 4 * d.c)?;
         expect_len(OP, "dz", self.dz.len(), d.rows_in() * d.c)?;
-        expect_len(OP, "sums", self.sums.len(), sum_tiles(d.rows_in()) * 2 * d.c)
+        self.sums.check(OP, d.rows_in(), d.c)
     }
 }

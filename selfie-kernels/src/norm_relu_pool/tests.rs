@@ -1,7 +1,7 @@
 use super::*;
 use crate::testing::*;
 use ndarray::ArrayView4;
-use proptest::prelude::*;
+use proptest::prelude::any;
 
 const CASES: &[(&str, AvgDims)] = &[
     ("one pixel", dims(1, [1, 1], 1, [1, 1])),
@@ -12,6 +12,11 @@ const CASES: &[(&str, AvgDims)] = &[
     ("oblong windows, a short last tile", dims(3, [6, 12], 9, [3, 2])),
     ("several blocks of channels", dims(1, [2, 2], 130, [1, 2])),
 ];
+
+on_every_device! {
+    elements: cases, any_shape;
+    once: nan_comes_through, refuses_what_does_not_fit;
+}
 
 const fn dims(n: usize, [h, w]: [usize; 2], c: usize, [window_h, window_w]: [usize; 2]) -> AvgDims {
     AvgDims { n, h, w, c, window_h, window_w }
@@ -32,14 +37,13 @@ fn backward<T: Element, B: NormReluPool<T>>(
     dy: &[T],
     x: &[T],
     norm: &[T::Wide],
-) -> (Vec<T>, Vec<T::Wide>) {
+) -> (Vec<T>, Partials<B, T::Wide>) {
     let (dy, x, norm) = (Guarded::new(device, dy), Guarded::new(device, x), Guarded::new(device, norm));
     let mut dz = Guarded::poisoned(device, dims.rows_in() * dims.c);
-    let mut sums = Guarded::poisoned(device, sum_tiles(dims.rows_in()) * 2 * dims.c);
-    let args =
-        Backward { dims, dy: dy.view(), x: x.view(), norm: norm.view(), dz: dz.view_mut(), sums: sums.view_mut() };
+    let mut sums = room(device, dims.rows_in(), dims.c);
+    let args = Backward { dims, dy: dy.view(), x: x.view(), norm: norm.view(), dz: dz.view_mut(), sums: &mut sums };
     device.norm_relu_pool_backward(args).expect("dims and lengths fit");
-    (dz.read(device), sums.read(device))
+    (dz.read(device), sums)
 }
 
 /// `scale * x + shift`, with the sign that one rounding leaves it.
@@ -86,29 +90,22 @@ fn check<T: Element>(device: &impl NormReluPool<T>, dims: AvgDims, seed: u64) {
         let want = oracle_backward(dims, &exact(&dy), &exact(&x), &exact(&norm));
         // One over the area, and the product.
         assert_close::<T::Wide, _>("dz", &dz, &want, 2);
-        assert_grad_sums(&dz, &x, &norm, &sums);
+        assert_grad_sums(device, (&dz, &x, &norm), &sums);
     }
 }
 
-fn check_cases<T: Element>() {
+fn cases<D: Tested<T>, T: Element>() {
     for &(name, dims) in CASES {
         eprintln!("{}: {name}", T::NAME);
-        check::<T>(cpu(), dims, 1);
+        check::<T>(D::get(), dims, 1);
     }
 }
 
-#[test]
-fn cases() {
-    for_each_element!(check_cases);
-}
-
-proptest! {
-    #[test]
-    fn any_shape(
-        n in 1..3usize, p in 1..5usize, q in 1..5usize, c in 1..40usize, window in [1..4usize, 1..4usize], seed: u64,
-    ) {
-        for_each_element!(check, cpu(), dims(n, [p * window[0], q * window[1]], c, window), seed);
-    }
+fn any_shape<D: Tested<T>, T: Element>() {
+    let shapes = ([1..3usize, 1..5, 1..5, 1..40], [1..4usize, 1..4], any::<u64>());
+    for_any::<D, _>(256, shapes, |([n, p, q, c], window, seed)| {
+        check::<T>(D::get(), dims(n, [p * window[0], q * window[1]], c, window), seed);
+    });
 }
 
 /// By x, which `dz` gives times scale, and by gamma and beta, which are the sums.
@@ -134,25 +131,25 @@ fn gradient() {
     let dx: Vec<f64> = dz.iter().enumerate().map(|(i, dz)| dz * scale[i % 3]).collect();
     let roundings = dims.rows_in() * dims.c;
     assert_gradient("dx", &dx, &x, roundings, |x| f(x, &norm(&affine)));
-    let total = |k: usize| sums.chunks(6).map(|tile| tile[k]).sum::<f64>();
-    let daffine: Vec<f64> = [3, 4, 5, 0, 1, 2].map(total).to_vec();
+    let (sums, _) = merge_sums(cpu(), &sums);
+    let daffine: Vec<f64> = [3, 4, 5, 0, 1, 2].map(|k| sums[k]).to_vec();
     assert_gradient("daffine", &daffine, &affine, roundings, |affine| f(&x, &norm(affine)));
 }
 
-#[test]
-fn nan_comes_through() {
+fn nan_comes_through<D: Tested<f32>>() {
     let (dims, norm) = (dims(1, [2, 2], 2, [1, 2]), [0.0f32, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0]);
     let x = [f32::NAN, 1.0, -1.0, 1.0, 1.0, 1.0, 1.0, 1.0];
     let nan = |values: &[f32]| values.iter().map(|x| x.is_nan()).collect::<Vec<_>>();
-    assert_eq!(nan(&forward(cpu(), dims, &x, &norm)), [true, false, false, false]);
-    let (dz, sums) = backward(cpu(), dims, &[1.0, 1.0, f32::NAN, 1.0], &[1.0; 8], &norm);
+    let nan_sums = |sums| merge_sums(D::get(), sums).0.into_iter().map(f64::is_nan).collect::<Vec<_>>();
+    assert_eq!(nan(&forward(D::get(), dims, &x, &norm)), [true, false, false, false]);
+    let (dz, sums) = backward(D::get(), dims, &[1.0, 1.0, f32::NAN, 1.0], &[1.0; 8], &norm);
     assert_eq!(nan(&dz), [false, false, false, false, true, false, true, false]);
-    assert_eq!(nan(&sums), [true, false, true, false]);
-    let (dz, sums) = backward(cpu(), dims, &[6.0; 4], &x, &norm);
+    assert_eq!(nan_sums(&sums), [true, false, true, false]);
+    let (dz, sums) = backward(D::get(), dims, &[6.0; 4], &x, &norm);
     assert_eq!(dz, [3.0, 3.0, 0.0, 3.0, 3.0, 3.0, 3.0, 3.0], "the gradient passes a NaN, as in PyTorch");
-    assert_eq!(nan(&sums), [false, false, true, false]);
+    assert_eq!(nan_sums(&sums), [false, false, true, false]);
     // A masked pixel passes nothing on, not even a NaN.
-    let (dz, _) = backward(cpu(), dims, &[f32::NAN; 4], &[-1.0; 8], &norm);
+    let (dz, _) = backward(D::get(), dims, &[f32::NAN; 4], &[-1.0; 8], &norm);
     assert_eq!(dz, [0.0; 8]);
 }
 
@@ -163,16 +160,15 @@ fn bits_do_not_depend_on_threads() {
     let dy = draws.values::<f32>(dims.len_out());
     assert_same_on_any_threads(|cpu| {
         let (dz, sums) = backward(cpu, dims, &dy, &x, &norm);
-        [bits(&forward(cpu, dims, &x, &norm)), bits(&dz), bits(&sums)].concat()
+        [bits(&forward(cpu, dims, &x, &norm)), bits(&dz), bits(&read_partials(cpu, &sums).1)].concat()
     });
 }
 
-#[test]
-fn refuses_what_does_not_fit() {
+fn refuses_what_does_not_fit<D: Tested<f32>>() {
     let good = dims(1, [2, 4], 3, [2, 2]);
     let run = |dims, lens| {
-        let [x, norm, mut y] = buffers::<f32, 3>(lens);
-        cpu().norm_relu_pool_forward(Forward { dims, x: x.view(), norm: norm.view(), y: y.view_mut() })
+        let [x, norm, mut y] = buffers::<D, f32, 3>(lens);
+        D::get().norm_relu_pool_forward(Forward { dims, x: x.view(), norm: norm.view(), y: y.view_mut() })
     };
     assert_eq!(run(good, [24, 12, 6]), Ok(()));
     assert_refuses_length(run(good, [23, 12, 6]), "x");
@@ -180,15 +176,16 @@ fn refuses_what_does_not_fit() {
     assert_refuses_length(run(good, [24, 12, 24]), "y");
     assert_refuses_dims(run(dims(1, [2, 4], 3, [2, 3]), [24, 12, 6]));
     assert_refuses_dims(run(dims(1, [2, 4], 3, [2, 0]), [24, 12, 6]));
-    let run = |lens| {
-        let [dy, x, norm, mut dz, mut sums] = buffers::<f32, 5>(lens);
-        let (dy, x, norm, dz, sums) = (dy.view(), x.view(), norm.view(), dz.view_mut(), sums.view_mut());
-        cpu().norm_relu_pool_backward(Backward { dims: good, dy, x, norm, dz, sums })
+    let run = |lens, c| {
+        let [dy, x, norm, mut dz] = buffers::<D, f32, 4>(lens);
+        let mut sums = bare_room(D::get(), 8, c);
+        let (dy, x, norm, dz, sums) = (dy.view(), x.view(), norm.view(), dz.view_mut(), &mut sums);
+        D::get().norm_relu_pool_backward(Backward { dims: good, dy, x, norm, dz, sums })
     };
-    assert_eq!(run([6, 24, 12, 24, 6]), Ok(()));
-    assert_refuses_length(run([24, 24, 12, 24, 6]), "dy");
-    assert_refuses_length(run([6, 6, 12, 24, 6]), "x");
-    assert_refuses_length(run([6, 24, 3, 24, 6]), "norm");
-    assert_refuses_length(run([6, 24, 12, 6, 6]), "dz");
-    assert_refuses_length(run([6, 24, 12, 24, 3]), "sums");
+    assert_eq!(run([6, 24, 12, 24], 3), Ok(()));
+    assert_refuses_length(run([24, 24, 12, 24], 3), "dy");
+    assert_refuses_length(run([6, 6, 12, 24], 3), "x");
+    assert_refuses_length(run([6, 24, 3, 24], 3), "norm");
+    assert_refuses_length(run([6, 24, 12, 6], 3), "dz");
+    assert_refuses_dims(run([6, 24, 12, 24], 2));
 }

@@ -2,7 +2,7 @@
 //! and `sum` again needs no memory, where partial sums of rows would.
 
 use super::{Backward, Forward, NormDims, SUM_ROWS};
-use crate::attention::dropout_multipliers;
+use crate::cpu::dropout::dropout_multipliers;
 use crate::cpu::{rows, vectorize};
 use crate::{Cpu, Element, Result, Wide};
 use num_traits::{Float, Zero};

@@ -4,12 +4,12 @@
 //! Source: Ba et al. 2016 (arXiv 1607.06450), biased variance, as PyTorch.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 
-use crate::attention::Dropout;
 use crate::error::{Result, expect_len, require};
-use crate::{Element, Len, Memory, View, ViewMut};
+use crate::{Dropout, Element, Len, Memory, View, ViewMut};
 
 /// Rows of the backward pass that share one partial sum of the parameters' gradients.
 pub const SUM_ROWS: usize = 128;

@@ -4,6 +4,7 @@
 //! `gradient_norm` decides `finite` from loss and gradient; an update that is not finite writes nothing.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::Cpu;
 use crate::Wide;
 use crate::testing::*;
 use proptest::prelude::*;
@@ -199,7 +200,7 @@ fn bits_do_not_depend_on_threads() {
 #[test]
 fn refuses_lengths_that_do_not_fit() {
     let run = |finite, lens| {
-        let ([mut finite], [gradient, loss, mut norm]) = (buffers([finite]), buffers(lens));
+        let ([mut finite], [gradient, loss, mut norm]) = (buffers::<Cpu, _, _>([finite]), buffers::<Cpu, _, _>(lens));
         let (gradient, loss, norm, finite) = (gradient.view(), loss.view(), norm.view_mut(), finite.view_mut());
         Sgd::<f32>::gradient_norm(cpu(), Norm { gradient, loss, norm, finite })
     };
@@ -208,14 +209,15 @@ fn refuses_lengths_that_do_not_fit() {
     assert_refuses_length(run(1, [5, 3, 0]), "norm");
     assert_refuses_length(run(2, [5, 3, 1]), "finite");
     let run = |lens| {
-        let [gradient, mut total] = buffers(lens);
+        let [gradient, mut total] = buffers::<Cpu, _, _>(lens);
         let (gradient, total) = (gradient.view(), total.view_mut());
         Sgd::<f32>::gradient_accumulate(cpu(), Accumulate { scale: 1.0, gradient, total })
     };
     assert_eq!(run([5, 5]), Ok(()));
     assert_refuses_length(run([5, 4]), "total");
     let run = |finite, lens| {
-        let ([finite], [rate, gradient, mut velocity, mut master, mut copy]) = (buffers([finite]), buffers(lens));
+        let ([finite], [rate, gradient, mut velocity, mut master, mut copy]) =
+            (buffers::<Cpu, _, _>([finite]), buffers::<Cpu, _, _>(lens));
         let (rate, finite, gradient) = (rate.view(), finite.view(), gradient.view());
         let (velocity, master, copy) = (velocity.view_mut(), master.view_mut(), copy.view_mut());
         let (momentum, weight_decay) = (0.9, 0.0);

@@ -1,6 +1,7 @@
 //! Classification loss: `-log softmax(logits)[label]`, mean over the batch, its accuracy and its gradient.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 

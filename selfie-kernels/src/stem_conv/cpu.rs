@@ -4,9 +4,9 @@
 use super::{BackwardFilter, Forward};
 use crate::cpu::engine::{Load, Panels, multiply, outer_products};
 use crate::cpu::{Cpu, Reach};
-use crate::norm_relu_conv::ConvDims;
 use crate::norm_relu_conv::{LoadGrad, store_with_stats};
-use crate::{Element, Result};
+use crate::partials::Cut;
+use crate::{ConvDims, Element, Result};
 use num_traits::Zero;
 
 /// The inputs of one output pixel, `[r, s, c]`, zero where the filter hangs over the edge.
@@ -56,6 +56,7 @@ pub(crate) fn stem_conv_forward<T: Element>(cpu: &Cpu, args: Forward<'_, Cpu, T>
     let Forward { dims: d, x, w, y, stats } = args;
     cpu.install(|| {
         let panels = Panels::from_columns(cpu, d.r * d.s * d.c, d.k, w);
+        let stats = stats.map(|stats| stats.make(Cut::plain(d.rows_out()), d.k));
         let epilogues = store_with_stats(d.k, None, y, stats);
         multiply(cpu, Reach::Row, d.rows_out(), &Receptive { dims: d, x }, &panels, epilogues);
     });

@@ -1,12 +1,12 @@
 //! The first convolution: normalised pixels `[n, h, w, 3]` in, raw feature map out; no norm, no ReLU, no data gradient.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 
 use crate::error::{Result, expect_len};
-use crate::norm_relu_conv::{ConvDims, Grad, sum_tiles};
-use crate::{Element, Len, Memory, View, ViewMut};
+use crate::{ConvDims, Element, Grad, Len, Memory, Partials, View, ViewMut};
 
 /// Arguments of [`StemConv::stem_conv_forward`].
 #[derive(Debug)]
@@ -19,8 +19,8 @@ pub struct Forward<'a, M: Memory, T: Element> {
     pub w: View<'a, M, T>,
     /// `[n, p, q, k]`.
     pub y: ViewMut<'a, M, T>,
-    /// `[sum_tiles(n * p * q), 2, k]`, as [`crate::norm_relu_conv::Forward::stats`]; none where max pooling follows.
-    pub stats: Option<ViewMut<'a, M, T::Wide>>,
+    /// As [`crate::norm_relu_conv::Forward::stats`]; none where max pooling follows.
+    pub stats: Option<&'a mut Partials<M, T::Wide>>,
 }
 
 /// Arguments of [`StemConv::stem_conv_backward_filter`].
@@ -59,7 +59,7 @@ impl<M: Memory, T: Element> Forward<'_, M, T> {
         expect_len(OP, "w", self.w.len(), d.len_filter())?;
         expect_len(OP, "y", self.y.len(), d.len_out())?;
         match &self.stats {
-            Some(stats) => expect_len(OP, "stats", stats.len(), sum_tiles(d.rows_out()) * 2 * d.k),
+            Some(stats) => stats.check(OP, d.rows_out(), d.k),
             None => Ok(()),
         }
     }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::*;
-use proptest::prelude::*;
+use proptest::prelude::any;
 
 const fn conv([n, h, w]: [usize; 3], [c, k]: [usize; 2], [r, s]: [usize; 2], stride: usize, pad: usize) -> ConvDims {
     ConvDims { n, h, w, c, k, r, s, stride, pad }
@@ -18,13 +18,18 @@ const CASES: &[(&str, ConvDims)] = &[
     ("5x3 of 17 channels", conv([2, 6, 7], [17, 9], [5, 3], 1, 2)),
 ];
 
+on_every_device! {
+    elements: cases, any_shape;
+    once: a_nan_reaches_what_reads_it, refuses_what_does_not_fit;
+}
+
 /// `y` and its statistics.
-fn forward<T: Element, B: StemConv<T>>(device: &B, dims: ConvDims, x: &[T], w: &[T]) -> (Vec<T>, Vec<T::Wide>) {
-    let mut stats = Guarded::poisoned(device, sum_tiles(dims.rows_out()) * 2 * dims.k);
+fn forward<T: Element, B: StemConv<T>>(device: &B, dims: ConvDims, x: &[T], w: &[T]) -> (Vec<T>, Partials<B, T::Wide>) {
+    let mut stats = room(device, dims.rows_out(), dims.k);
     let y = run_forward(device, dims, x, w, Some(&mut stats));
     let without = run_forward(device, dims, x, w, None);
     assert!(bits(&y) == bits(&without), "statistics change the output");
-    (y, stats.read(device))
+    (y, stats)
 }
 
 fn run_forward<T: Element, B: StemConv<T>>(
@@ -32,11 +37,10 @@ fn run_forward<T: Element, B: StemConv<T>>(
     dims: ConvDims,
     x: &[T],
     w: &[T],
-    stats: Option<&mut Guarded<B, T::Wide>>,
+    stats: Option<&mut Partials<B, T::Wide>>,
 ) -> Vec<T> {
     let (x, w) = (Guarded::new(device, x), Guarded::new(device, w));
     let mut y = Guarded::poisoned(device, dims.len_out());
-    let stats = stats.map(Guarded::view_mut);
     let args = Forward { dims, x: x.view(), w: w.view(), y: y.view_mut(), stats };
     device.stem_conv_forward(args).expect("dims and lengths fit");
     y.read(device)
@@ -52,49 +56,39 @@ fn backward_filter<T: Element, B: StemConv<T>>(device: &B, dims: ConvDims, x: &[
 
 /// Both passes. A sum of n products is n roundings deep in whatever order it is formed, n + 1 where the products are
 /// rounded too.
-fn check<T: Element>(device: &impl StemConv<T>, dims: ConvDims, seed: u64) {
+fn check<D: Tested<T>, T: Element>(device: &D, dims: ConvDims, seed: u64) {
     let mut draws = Draws::new(seed);
     let (x, w) = (draws.values::<T>(dims.len_in()), draws.values(dims.len_filter()));
     let (y, stats) = forward(device, dims, &x, &w);
     assert_close::<T::Wide, _>("y", &y, &convolve(dims, &exact(&x), &exact(&w)), dims.r * dims.s * dims.c + 1);
-    assert_tile_stats(&y, dims.k, &stats);
+    assert_stats(device, &y, dims.k, &stats);
 
     let plain = HostGrad::Plain(draws.values(y.len()));
     let affine = HostGrad::Affine { dz: draws.values(y.len()), x: y, coef: draws.values(3 * dims.k) };
     for dy in [plain, affine] {
         let dw = backward_filter(device, dims, &x, &dy);
         let want = filter_gradient(dims, &dy.oracle(dims.k), &exact(&x));
-        assert_close::<T::Wide, _>("dw", &dw, &want, dims.rows_out() + 1 + HostGrad::<T>::ROUNDINGS);
+        let roundings = dims.rows_out() + 1 + HostGrad::<T>::ROUNDINGS;
+        assert_close_products::<T::Wide, _>("dw", &dw, &want, roundings, D::operand_epsilon::<T>());
     }
 }
 
-fn check_cases<T: Element>() {
+fn cases<D: Tested<T>, T: Element>() {
     for &(name, dims) in CASES {
         eprintln!("{}: {name}", T::NAME);
-        check::<T>(cpu(), dims, 1);
+        check::<D, T>(D::get(), dims, 1);
     }
 }
 
-#[test]
-fn cases() {
-    for_each_element!(check_cases);
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
-    #[test]
-    fn any_shape(
-        image in [1..4usize, 1..9, 1..9],
-        channels in [1..5usize, 1..40],
-        filter in [1..6usize, 1..6],
-        stride in 1..4usize,
-        pad in 0..4usize,
-        seed: u64,
-    ) {
+fn any_shape<D: Tested<T>, T: Element>() {
+    let images = [1..4usize, 1..9, 1..9];
+    let (channels, filters) = ([1..5usize, 1..40], [1..6usize, 1..6]);
+    let shapes = (images, channels, filters, 1..4usize, 0..4usize, any::<u64>());
+    for_any::<D, _>(128, shapes, |(image, channels, filter, stride, pad, seed)| {
         let pad = pad.min(filter[0] - 1).min(filter[1] - 1);
         let filter = [filter[0].min(image[1] + 2 * pad), filter[1].min(image[2] + 2 * pad)];
-        for_each_element!(check, cpu(), conv(image, channels, filter, stride, pad), seed);
-    }
+        check::<D, T>(D::get(), conv(image, channels, filter, stride, pad), seed);
+    });
 }
 
 #[test]
@@ -108,8 +102,7 @@ fn gradient() {
     });
 }
 
-#[test]
-fn a_nan_reaches_what_reads_it() {
+fn a_nan_reaches_what_reads_it<D: Tested<f32>>() {
     // Output (i, j) reads pixels 2i - 3..2i + 4: of 9x9 pixels the middle one, (4, 4), is read by rows and columns 1 to 3
     // of 5.
     let (dims, mut draws) = (conv([1, 9, 9], [3, 17], [7, 7], 2, 3), Draws::new(3));
@@ -127,15 +120,15 @@ fn a_nan_reaches_what_reads_it() {
     };
     let near = |i: usize| (1..4).contains(&(i / 17 / 5)) && (1..4).contains(&(i / 17 % 5));
     let nan_x = poisoned(&x, (4 * 9 + 4) * 3 + 1);
-    assert_nan_where("y", &forward(cpu(), dims, &nan_x, &w).0, &near);
+    assert_nan_where("y", &forward(D::get(), dims, &nan_x, &w).0, &near);
     // The middle tap is inside the map everywhere.
     let nan_w = poisoned(&w, (11 * 49 + 24) * 3 + 1);
-    assert_nan_where("y", &forward(cpu(), dims, &x, &nan_w).0, &|i| i % 17 == 11);
+    assert_nan_where("y", &forward(D::get(), dims, &x, &nan_w).0, &|i| i % 17 == 11);
     // Of stride 2, pixel (4, 4) is read by odd taps.
-    let dw = backward_filter(cpu(), dims, &nan_x, &HostGrad::Plain(dy.clone()));
+    let dw = backward_filter(D::get(), dims, &nan_x, &HostGrad::Plain(dy.clone()));
     assert_nan_where("dw", &dw, &|i| i % 3 == 1 && i / 3 % 7 % 2 == 1 && i / 21 % 7 % 2 == 1);
     let nan_dy = HostGrad::Plain(poisoned(&dy, (2 * 5 + 2) * 17 + 11));
-    assert_nan_where("dw", &backward_filter(cpu(), dims, &x, &nan_dy), &|i| i / (49 * 3) == 11);
+    assert_nan_where("dw", &backward_filter(D::get(), dims, &x, &nan_dy), &|i| i / (49 * 3) == 11);
 }
 
 #[test]
@@ -146,30 +139,30 @@ fn bits_do_not_depend_on_threads() {
         let dy = HostGrad::Plain(draws.values::<f32>(dims.len_out()));
         assert_same_on_any_threads(|cpu| {
             let (y, stats) = forward(cpu, dims, &x, &w);
-            [y, stats, backward_filter(cpu, dims, &x, &dy)].map(|values| bits(&values)).concat()
+            [y, read_partials(cpu, &stats).1, backward_filter(cpu, dims, &x, &dy)].map(|values| bits(&values)).concat()
         });
     }
 }
 
-#[test]
-fn refuses_what_does_not_fit() {
+fn refuses_what_does_not_fit<D: Tested<f32>>() {
     let dims = conv([2, 4, 4], [3, 5], [7, 7], 2, 3);
-    let run = |dims, lens| {
-        let [x, w, mut y, mut stats] = buffers::<f32, 4>(lens);
-        let (x, w, y, stats) = (x.view(), w.view(), y.view_mut(), Some(stats.view_mut()));
-        cpu().stem_conv_forward(Forward { dims, x, w, y, stats })
+    let run = |dims, lens, k| {
+        let [x, w, mut y] = buffers::<D, f32, 3>(lens);
+        let mut stats = bare_room(D::get(), 8, k);
+        let (x, w, y, stats) = (x.view(), w.view(), y.view_mut(), Some(&mut stats));
+        D::get().stem_conv_forward(Forward { dims, x, w, y, stats })
     };
-    assert_eq!(run(dims, [96, 735, 40, 10]), Ok(()));
-    assert_refuses_length(run(dims, [32, 735, 40, 10]), "x");
-    assert_refuses_length(run(dims, [96, 245, 40, 10]), "w");
-    assert_refuses_length(run(dims, [96, 735, 160, 10]), "y");
-    assert_refuses_length(run(dims, [96, 735, 40, 5]), "stats");
-    assert_refuses_dims(run(ConvDims { pad: 0, ..dims }, [96, 735, 40, 10]));
-    assert_refuses_dims(run(ConvDims { k: 0, ..dims }, [96, 0, 0, 0]));
+    assert_eq!(run(dims, [96, 735, 40], 5), Ok(()));
+    assert_refuses_length(run(dims, [32, 735, 40], 5), "x");
+    assert_refuses_length(run(dims, [96, 245, 40], 5), "w");
+    assert_refuses_length(run(dims, [96, 735, 160], 5), "y");
+    assert_refuses_dims(run(dims, [96, 735, 40], 4));
+    assert_refuses_dims(run(ConvDims { pad: 0, ..dims }, [96, 735, 40], 5));
+    assert_refuses_dims(run(ConvDims { k: 0, ..dims }, [96, 0, 0], 5));
     let run = |dims, lens| {
-        let [x, dy, mut dw] = buffers::<f32, 3>(lens);
+        let [x, dy, mut dw] = buffers::<D, f32, 3>(lens);
         let (x, dy, dw) = (x.view(), Grad::Plain(dy.view()), dw.view_mut());
-        cpu().stem_conv_backward_filter(BackwardFilter { dims, x, dy, dw })
+        D::get().stem_conv_backward_filter(BackwardFilter { dims, x, dy, dw })
     };
     assert_eq!(run(dims, [96, 40, 735]), Ok(()));
     assert_refuses_length(run(dims, [95, 40, 735]), "x");

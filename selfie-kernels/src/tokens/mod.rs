@@ -6,6 +6,7 @@
 //! index beyond the patches is a bug of the caller (the CPU panics).
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod tests;
 

@@ -1,0 +1,194 @@
+//! The emulator as a driver: the kernels' own sources, compiled for the CPU by `cuda/emulator/build`, in a library that
+//! this module loads. It needs no GPU, and finds missing barriers, strayed addresses and races that a GPU would hide.
+
+use super::driver::{Address, Call, Driver, Facts, Replay};
+use crate::{Error, Result};
+use libloading::{Library, Symbol};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What an emulated kernel takes; `EmuLaunch` in `cuda/emulator/emulator.h`.
+#[repr(C)]
+struct EmuLaunch {
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared_bytes: u64,
+    args: *const u8,
+    args_bytes: u64,
+}
+
+type Kernel = unsafe extern "C" fn(*const EmuLaunch);
+type Alloc = unsafe extern "C" fn(u64) -> *mut u8;
+type Free = unsafe extern "C" fn(*mut u8);
+
+/// Kernels on the CPU; device memory is host memory.
+#[derive(Debug)]
+pub(crate) struct Emulator {
+    library: Arc<Library>,
+    facts: Facts,
+    /// What is being recorded, if anything is.
+    recording: Mutex<Option<Vec<Entry>>>,
+}
+
+/// A piece of recorded work.
+#[derive(Debug, Clone)]
+enum Entry {
+    Launch { kernel: Kernel, grid: [u32; 3], threads: u32, shared_bytes: u32, args: Vec<u8> },
+    Copy { from: Address, to: Address, bytes: usize },
+    Fill { to: Address, byte: u8, bytes: usize },
+}
+
+impl Entry {
+    fn run(&self) {
+        match self {
+            Entry::Launch { kernel, grid, threads, shared_bytes, args } => {
+                let launch = EmuLaunch {
+                    grid: *grid,
+                    block: [*threads, 1, 1],
+                    shared_bytes: u64::from(*shared_bytes),
+                    args: args.as_ptr(),
+                    args_bytes: args.len() as u64,
+                };
+                // SAFETY: the library's kernels have this type; `args` is whole for the call, which ends before it returns.
+                // The addresses in it are those of live buffers, whose lengths the operation's `check` has seen.
+                unsafe { kernel(&launch) }
+            }
+            // SAFETY: both are addresses of `emu_alloc` with at least so many bytes: views, whose lengths were compared.
+            Entry::Copy { from, to, bytes } => unsafe {
+                std::ptr::copy(from.0 as *const u8, to.0 as *mut u8, *bytes);
+            },
+            // SAFETY: as above.
+            Entry::Fill { to, byte, bytes } => unsafe { std::ptr::write_bytes(to.0 as *mut u8, *byte, *bytes) },
+        }
+    }
+}
+
+impl Emulator {
+    /// Loads the library that `cuda/emulator/build` made.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        // SAFETY: the library is the project's own build; loading it runs nothing but its C++ runtime's initialisation.
+        let library = unsafe { Library::new(path) }
+            .map_err(|e| Error::Device { device: "the emulator".into(), reason: format!("{}: {e}", path.display()) })?;
+        let facts = Facts {
+            name: "emulated GPU".into(),
+            capability: 80,
+            // Few, so that small shapes are cut as large ones are on a GPU.
+            multiprocessors: 3,
+            memory_bytes: usize::MAX,
+            shared_bytes: 160 << 10,
+        };
+        Ok(Self { library: Arc::new(library), facts, recording: Mutex::new(None) })
+    }
+
+    fn symbol<S>(&self, name: &str) -> Result<Symbol<'_, S>> {
+        // SAFETY: each name is asked for with its type in `emulator.h`.
+        unsafe { self.library.get(name) }
+            .map_err(|e| Error::Module { module: name.into(), reason: format!("not in the emulator's library: {e}") })
+    }
+
+    /// Runs, or writes down.
+    fn queue(&self, entry: Entry) {
+        match &mut *self.recording.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(entries) => entries.push(entry),
+            None => entry.run(),
+        }
+    }
+
+    fn assert_not_recording(&self, what: &str) {
+        let recording = self.recording.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        assert!(!recording, "{what} inside a recording");
+    }
+}
+
+impl Driver for Emulator {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn free_bytes(&self) -> Result<usize> {
+        Ok(usize::MAX)
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Address> {
+        self.assert_not_recording("an allocation");
+        let alloc = self.symbol::<Alloc>("emu_alloc")?;
+        // SAFETY: takes any number of bytes.
+        let place = unsafe { alloc(bytes as u64) };
+        if place.is_null() {
+            return Err(Error::OutOfMemory { bytes, device: self.facts.name.clone() });
+        }
+        Ok(Address(place as u64))
+    }
+
+    fn free(&self, address: Address) {
+        if let Ok(free) = self.symbol::<Free>("emu_free") {
+            // SAFETY: an address of `emu_alloc`, given back once, by its buffer's drop.
+            unsafe { free(address.0 as *mut u8) }
+        }
+    }
+
+    fn upload(&self, host: &[u8], to: Address) -> Result<()> {
+        self.assert_not_recording("an upload");
+        // SAFETY: `to` is a live view of `host.len()` bytes: lengths were compared.
+        unsafe { std::ptr::copy(host.as_ptr(), to.0 as *mut u8, host.len()) }
+        Ok(())
+    }
+
+    fn download(&self, from: Address, host: &mut [u8]) -> Result<()> {
+        self.assert_not_recording("a download");
+        // SAFETY: as in `upload`.
+        unsafe { std::ptr::copy(from.0 as *const u8, host.as_mut_ptr(), host.len()) }
+        Ok(())
+    }
+
+    fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<()> {
+        self.queue(Entry::Copy { from, to, bytes });
+        Ok(())
+    }
+
+    fn fill(&self, to: Address, byte: u8, bytes: usize) -> Result<()> {
+        self.queue(Entry::Fill { to, byte, bytes });
+        Ok(())
+    }
+
+    fn launch(&self, call: &Call<'_>) -> Result<()> {
+        let limit = self.facts.shared_bytes;
+        if call.shared_bytes as usize > limit {
+            let reason = format!("{} bytes of shared memory, at most {limit}", call.shared_bytes);
+            return Err(Error::Launch { kernel: call.kernel.into(), reason });
+        }
+        let kernel = *self.symbol::<Kernel>(call.kernel)?;
+        let Call { grid, threads, shared_bytes, args, .. } = *call;
+        self.queue(Entry::Launch { kernel, grid, threads, shared_bytes, args: args.to_vec() });
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn begin_recording(&self) -> Result<()> {
+        self.assert_not_recording("a recording");
+        *self.recording.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_recording(&self) -> Result<Box<dyn Replay>> {
+        let entries = self.recording.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+        Ok(Box::new(Recorded { entries, _library: self.library.clone() }))
+    }
+}
+
+/// Recorded work; keeps the kernels loaded.
+#[derive(Debug)]
+struct Recorded {
+    entries: Vec<Entry>,
+    _library: Arc<Library>,
+}
+
+impl Replay for Recorded {
+    fn replay(&self) -> Result<()> {
+        self.entries.iter().for_each(Entry::run);
+        Ok(())
+    }
+}

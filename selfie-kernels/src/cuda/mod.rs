@@ -1,0 +1,245 @@
+//! An NVIDIA GPU as a device: memory, launches, and the recording of a step.
+//!
+//! An operation's kernels are `<op>/<op>.cu`, its launchers `<op>/cuda.rs`. Everything runs in one queue of the device, in
+//! the order of the calls. No launch waits: errors of a kernel surface at a later call (`SELFIE_SYNC=1` waits after each
+//! launch and names the kernel).
+
+mod driver;
+mod element;
+mod emulator;
+mod launch;
+
+pub(crate) use driver::Address;
+pub use element::CudaElement;
+pub(crate) use launch::{Grid, blocks};
+
+use crate::error::expect_len;
+use crate::{Len, Memory, Result, Scalar};
+use driver::{Driver, Facts};
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Bytes of scratch that operations share, one after the other: partial sums of filters' gradients above all, of which the
+/// largest (512 x 512 x 9 in f32) fits six times.
+const WORKSPACE_BYTES: usize = 64 << 20;
+/// Counters that blocks of one kernel share; zero between kernels.
+const TICKETS: usize = 4096;
+
+/// The CUDA backend: `f32` (no TF32) and `bf16` (stored; sums in `f32`).
+#[derive(Clone)]
+pub struct Cuda {
+    driver: Arc<dyn Driver>,
+    workspace: Arc<Allocation>,
+    tickets: Arc<Allocation>,
+    /// An operation may launch several kernels that share the workspace: one operation at a time.
+    turn: Arc<Mutex<()>>,
+}
+
+impl fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Cuda").field(&self.driver.facts().name).finish()
+    }
+}
+
+impl Cuda {
+    /// The kernels on the CPU, by the library that `cuda/emulator/build` made: for tests.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] when it cannot be loaded.
+    #[doc(hidden)]
+    pub fn emulated(library: &Path) -> Result<Self> {
+        Self::over(Arc::new(emulator::Emulator::open(library)?))
+    }
+
+    fn over(driver: Arc<dyn Driver>) -> Result<Self> {
+        let workspace = Arc::new(Allocation::new(&driver, WORKSPACE_BYTES)?);
+        let tickets = Arc::new(Allocation::new(&driver, TICKETS * size_of::<u32>())?);
+        driver.fill(tickets.address, 0, tickets.bytes)?;
+        Ok(Self { driver, workspace, tickets, turn: Arc::default() })
+    }
+
+    /// What the device is.
+    pub(crate) fn facts(&self) -> &Facts {
+        self.driver.facts()
+    }
+
+    /// To be held over an operation.
+    pub(crate) fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes of [`Cuda::workspace`].
+    pub(crate) fn workspace_bytes(&self) -> usize {
+        self.workspace.bytes
+    }
+
+    /// Scratch of an operation, of any content; aligned to 256 bytes.
+    pub(crate) fn workspace(&self) -> Address {
+        self.workspace.address
+    }
+
+    /// `[4096]` counters that are zero, and that the kernel leaves zero.
+    pub(crate) fn tickets(&self) -> Address {
+        self.tickets.address
+    }
+}
+
+macro_rules! launchers {
+    ($($module:ident::$operation:ident { $($pass:ident($args:ident)),* $(,)? })*) => {
+        $(impl<T: CudaElement> crate::$module::$operation<T> for Cuda {
+            $(fn $pass(&self, args: crate::$module::$args<'_, Self, T>) -> Result<()> {
+                args.check()?;
+                let _turn = self.turn();
+                crate::$module::cuda::$pass(self, args)
+            })*
+        })*
+    };
+}
+crate::passes::for_each_pass!(launchers);
+
+impl<T: CudaElement> crate::Backend<T> for Cuda {}
+
+/// Device memory, given back when dropped.
+#[derive(Debug)]
+struct Allocation {
+    driver: Arc<dyn Driver>,
+    address: Address,
+    bytes: usize,
+}
+
+impl Allocation {
+    fn new(driver: &Arc<dyn Driver>, bytes: usize) -> Result<Self> {
+        Ok(Self { driver: driver.clone(), address: driver.alloc(bytes)?, bytes })
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        self.driver.free(self.address);
+    }
+}
+
+/// Owned storage on the device.
+#[derive(Debug)]
+pub struct Buffer<S> {
+    /// None where there are no elements.
+    allocation: Option<Allocation>,
+    len: usize,
+    kind: PhantomData<S>,
+}
+
+/// A read-only window of a [`Buffer`].
+#[derive(Debug, Clone, Copy)]
+pub struct Window<'a, S> {
+    address: Address,
+    len: usize,
+    kind: PhantomData<&'a S>,
+}
+
+/// A writable window of a [`Buffer`].
+#[derive(Debug)]
+pub struct WindowMut<'a, S> {
+    address: Address,
+    len: usize,
+    kind: PhantomData<&'a mut S>,
+}
+
+impl<S> Buffer<S> {
+    fn place(&self, range: &Range<usize>) -> Address {
+        assert!(range.start <= range.end && range.end <= self.len, "window {range:?} of {} elements", self.len);
+        self.allocation
+            .as_ref()
+            .map_or(Address::NONE, |allocation| allocation.address.offset(range.start * size_of::<S>()))
+    }
+}
+
+impl<S> Window<'_, S> {
+    /// Of the first element.
+    pub(crate) fn address(&self) -> Address {
+        self.address
+    }
+}
+
+impl<S> WindowMut<'_, S> {
+    /// Of the first element.
+    pub(crate) fn address(&self) -> Address {
+        self.address
+    }
+}
+
+impl<S> Len for Window<'_, S> {
+    fn len(&self) -> usize {
+        self.len
+    }
+}
+impl<S> Len for WindowMut<'_, S> {
+    fn len(&self) -> usize {
+        self.len
+    }
+}
+
+impl Memory for Cuda {
+    type Buffer<S: Scalar> = Buffer<S>;
+    type View<'a, S: Scalar> = Window<'a, S>;
+    type ViewMut<'a, S: Scalar> = WindowMut<'a, S>;
+
+    fn describe(&self) -> String {
+        let Facts { name, memory_bytes, capability, .. } = self.facts();
+        format!("{name}, {:.1} GiB, sm_{capability}", *memory_bytes as f64 / (1u64 << 30) as f64)
+    }
+
+    fn alloc<S: Scalar>(&self, len: usize) -> Result<Buffer<S>> {
+        let bytes = len.saturating_mul(size_of::<S>());
+        let allocation = match bytes {
+            0 => None,
+            bytes => {
+                let allocation = Allocation::new(&self.driver, bytes)?;
+                self.driver.fill(allocation.address, 0, bytes)?;
+                Some(allocation)
+            }
+        };
+        Ok(Buffer { allocation, len, kind: PhantomData })
+    }
+
+    fn len<S: Scalar>(buffer: &Buffer<S>) -> usize {
+        buffer.len
+    }
+
+    fn view<S: Scalar>(buffer: &Buffer<S>, range: Range<usize>) -> Window<'_, S> {
+        Window { address: buffer.place(&range), len: range.len(), kind: PhantomData }
+    }
+
+    fn view_mut<S: Scalar>(buffer: &mut Buffer<S>, range: Range<usize>) -> WindowMut<'_, S> {
+        WindowMut { address: buffer.place(&range), len: range.len(), kind: PhantomData }
+    }
+
+    fn split_at<'a, S: Scalar>(view: Self::ViewMut<'a, S>, at: usize) -> (Self::ViewMut<'a, S>, Self::ViewMut<'a, S>) {
+        assert!(at <= view.len, "split at {at} of {} elements", view.len);
+        let second = view.address.offset(at * size_of::<S>());
+        (
+            WindowMut { address: view.address, len: at, kind: PhantomData },
+            WindowMut { address: second, len: view.len - at, kind: PhantomData },
+        )
+    }
+
+    fn upload<S: Scalar>(&self, host: &[S], device: WindowMut<'_, S>) -> Result<()> {
+        expect_len("upload", "host", host.len(), device.len)?;
+        self.driver.upload(bytemuck::cast_slice(host), device.address)
+    }
+
+    fn download<S: Scalar>(&self, device: Window<'_, S>, host: &mut [S]) -> Result<()> {
+        expect_len("download", "host", host.len(), device.len)?;
+        self.driver.download(device.address, bytemuck::cast_slice_mut(host))
+    }
+
+    fn zero<S: Scalar>(&self, device: WindowMut<'_, S>) -> Result<()> {
+        self.driver.fill(device.address, 0, device.len * size_of::<S>())
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.driver.sync()
+    }
+}

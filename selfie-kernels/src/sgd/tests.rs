@@ -5,13 +5,18 @@ use proptest::prelude::*;
 
 const LENGTHS: [usize; 6] = [0, 1, 63, 4096, 4097, 40_001];
 
-/// Norm and flag.
-fn norm<T: Element, B: Sgd<T>>(device: &B, gradient: &[T::Wide], loss: &[T::Wide]) -> (T::Wide, u32) {
-    let (gradient, loss) = (Guarded::new(device, gradient), Guarded::new(device, loss));
-    let (mut norm, mut finite) = (Guarded::poisoned(device, 1), Guarded::poisoned(device, 1));
-    let args = Norm { gradient: gradient.view(), loss: loss.view(), norm: norm.view_mut(), finite: finite.view_mut() };
+/// Norm and flag, for a loss and an accuracy.
+fn norm<T: Element, B: Sgd<T>>(device: &B, gradient: &[T::Wide], measured: [T::Wide; 2]) -> (T::Wide, u32) {
+    let gradient = Guarded::new(device, gradient);
+    let unwritten = T::Wide::from_f64(f64::NAN);
+    let mut metrics = Guarded::new(device, &[measured[0], measured[1], unwritten, unwritten]);
+    let mut finite = Guarded::poisoned(device, 1);
+    let args = Norm { gradient: gradient.view(), metrics: metrics.view_mut(), finite: finite.view_mut() };
     device.gradient_norm(args).expect("lengths fit");
-    (norm.read(device)[0], finite.read(device)[0])
+    let (metrics, finite) = (metrics.read(device), finite.read(device)[0]);
+    assert_eq!(bits(&metrics[..2]), bits(&measured), "loss and accuracy are only read");
+    assert_eq!(metrics[3].to_f64(), f64::from(finite), "the flag is there twice");
+    (metrics[2], finite)
 }
 
 fn accumulate<T: Element, B: Sgd<T>>(device: &B, scale: f64, gradient: &[T::Wide], total: &[T::Wide]) -> Vec<T::Wide> {
@@ -43,7 +48,7 @@ fn update<T: Element, B: Sgd<T>>(
     gradient: &[T::Wide],
     state: &State<T>,
 ) -> State<T> {
-    let (rate, finite) = (Guarded::new(device, &[T::Wide::from_f64(settings.rate)]), Guarded::new(device, &[finite]));
+    let (rate, finite) = (Guarded::new(device, &[settings.rate.to_bits()]), Guarded::new(device, &[finite]));
     let gradient = Guarded::new(device, gradient);
     let (mut velocity, mut master) = (Guarded::new(device, &state.velocity), Guarded::new(device, &state.master));
     let mut copy = Guarded::new(device, &state.copy);
@@ -63,7 +68,7 @@ fn update<T: Element, B: Sgd<T>>(
 
 fn check_norm<T: Element>(device: &impl Sgd<T>, len: usize, seed: u64) {
     let gradient = Draws::new(seed).values::<T::Wide>(len);
-    let (got, finite) = norm(device, &gradient, &[T::Wide::from_f64(1.0)]);
+    let (got, finite) = norm(device, &gradient, [1.0, 0.5].map(T::Wide::from_f64));
     let squares: f64 = exact(&gradient).iter().map(|g| g * g).sum();
     // A partial sum's roundings, those of the sums over them, and the root's.
     assert_close::<T::Wide, _>("norm", &[got], &[Exact::new(squares.sqrt())], SUM_ELEMENTS + 2 + len / SUM_ELEMENTS);
@@ -158,15 +163,15 @@ fn a_bad_step_leaves_every_bit() {
 #[test]
 fn whatever_is_not_finite_is_flagged() {
     let mut gradient = Draws::new(2).values::<f32>(10_000);
-    let (ok, nan, infinite) = ([1.0f32, f32::NAN], [f32::NAN], [f32::INFINITY]);
-    assert_eq!(norm::<f32, _>(cpu(), &gradient, &ok).1, 1, "only the first loss counts");
-    assert_eq!(norm::<f32, _>(cpu(), &gradient, &nan).1, 0);
-    assert_eq!(norm::<f32, _>(cpu(), &gradient, &infinite).1, 0);
+    let ok = [1.0f32, f32::NAN];
+    assert_eq!(norm::<f32, _>(cpu(), &gradient, ok).1, 1, "the accuracy does not count");
+    assert_eq!(norm::<f32, _>(cpu(), &gradient, [f32::NAN, 0.5]).1, 0);
+    assert_eq!(norm::<f32, _>(cpu(), &gradient, [f32::INFINITY, 0.5]).1, 0);
     for at in [0, 4095, 9_999] {
         // The square of 1e30 is beyond f32.
         for bad in [f32::NAN, f32::NEG_INFINITY, 1e30] {
             let good = std::mem::replace(&mut gradient[at], bad);
-            let (norm, finite) = norm::<f32, _>(cpu(), &gradient, &ok);
+            let (norm, finite) = norm::<f32, _>(cpu(), &gradient, ok);
             assert!(!norm.is_finite(), "{bad} at {at}");
             assert_eq!(finite, 0, "{bad} at {at}");
             gradient[at] = good;
@@ -191,7 +196,7 @@ fn bits_do_not_depend_on_threads() {
     assert_same_on_any_threads(|cpu| {
         let after = update(cpu, USUAL, 1, &gradient, &before);
         let total = accumulate::<f32, _>(cpu, 0.3, &gradient, &before.master);
-        let (norm, _) = norm::<f32, _>(cpu, &gradient, &[0.0]);
+        let (norm, _) = norm::<f32, _>(cpu, &gradient, [0.0; 2]);
         [after.velocity, after.master, after.copy, total, vec![norm]].iter().flat_map(|values| bits(values)).collect()
     });
 }
@@ -199,14 +204,13 @@ fn bits_do_not_depend_on_threads() {
 #[test]
 fn refuses_lengths_that_do_not_fit() {
     let run = |finite, lens| {
-        let ([mut finite], [gradient, loss, mut norm]) = (buffers([finite]), buffers(lens));
-        let (gradient, loss, norm, finite) = (gradient.view(), loss.view(), norm.view_mut(), finite.view_mut());
-        Sgd::<f32>::gradient_norm(cpu(), Norm { gradient, loss, norm, finite })
+        let ([mut finite], [gradient, mut metrics]) = (buffers([finite]), buffers(lens));
+        let (gradient, metrics, finite) = (gradient.view(), metrics.view_mut(), finite.view_mut());
+        Sgd::<f32>::gradient_norm(cpu(), Norm { gradient, metrics, finite })
     };
-    assert_eq!(run(1, [5, 3, 1]), Ok(()));
-    assert_refuses_length(run(1, [5, 0, 1]), "loss");
-    assert_refuses_length(run(1, [5, 3, 0]), "norm");
-    assert_refuses_length(run(2, [5, 3, 1]), "finite");
+    assert_eq!(run(1, [5, 4]), Ok(()));
+    assert_refuses_length(run(1, [5, 3]), "metrics");
+    assert_refuses_length(run(2, [5, 4]), "finite");
     let run = |lens| {
         let [gradient, mut total] = buffers(lens);
         let (gradient, total) = (gradient.view(), total.view_mut());
@@ -214,8 +218,9 @@ fn refuses_lengths_that_do_not_fit() {
     };
     assert_eq!(run([5, 5]), Ok(()));
     assert_refuses_length(run([5, 4]), "total");
-    let run = |finite, lens| {
-        let ([finite], [rate, gradient, mut velocity, mut master, mut copy]) = (buffers([finite]), buffers(lens));
+    let run = |finite, [rate, rest @ ..]: [usize; 5]| {
+        let ([finite], [rate]) = (buffers([finite]), buffers([rate]));
+        let [gradient, mut velocity, mut master, mut copy] = buffers(rest);
         let (rate, finite, gradient) = (rate.view(), finite.view(), gradient.view());
         let (velocity, master, copy) = (velocity.view_mut(), master.view_mut(), copy.view_mut());
         let (momentum, weight_decay) = (0.9, 0.0);

@@ -70,6 +70,9 @@ pub(crate) trait Driver: Debug + Send + Sync {
     fn free(&self, address: Address);
     /// Host to device; the host's bytes are free when it returns.
     fn upload(&self, host: &[u8], to: Address) -> Result<()>;
+    /// Host to device beside the queue; the host's bytes are free when it returns. It comes after copies, and replays, that
+    /// were called before, and before those that are called later.
+    fn stage(&self, host: &[u8], to: Address) -> Result<()>;
     /// Device to host, after the work queued so far.
     fn download(&self, from: Address, host: &mut [u8]) -> Result<()>;
     /// Device to device.
@@ -85,6 +88,14 @@ pub(crate) trait Driver: Debug + Send + Sync {
     fn begin_recording(&self) -> Result<()>;
     /// What was written down.
     fn end_recording(&self) -> Result<Box<dyn Replay>>;
+    /// To be called before a replay, which may copy out of what was staged.
+    fn before_replay(&self) -> Result<()> {
+        Ok(())
+    }
+    /// To be called behind a replay.
+    fn after_replay(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Recorded work.

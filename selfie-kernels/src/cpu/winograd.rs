@@ -564,7 +564,8 @@ mod tests {
         let numbers = |n: usize, step: usize| -> Vec<f32> { (0..n).map(|i| (i * step % 7) as f32 - 3.0).collect() };
         let norm: Vec<f32> = [0.0, 1.0, 0.7, 0.3].iter().flat_map(|&value| vec![value; d.c]).collect();
         let (x, w, mut y) = (numbers(d.len_in(), 5), numbers(d.k * 9 * d.c, 3), vec![f32::NAN; d.len_out()]);
-        let args = Forward { dims: d, x: &x[..], norm: &norm[..], w: &w[..], residual: None, y: &mut y[..], stats: None };
+        let args =
+            Forward { dims: d, x: &x[..], norm: &norm[..], w: &w[..], residual: None, y: &mut y[..], stats: None };
         NormReluConv::<f32>::norm_relu_conv_forward(&cpu, args).expect("lengths fit");
         (y, cpu.scratch_bytes())
     }

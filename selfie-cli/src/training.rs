@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use selfie_data::BadFile;
-use selfie_kernels::{Backend, Element};
+use selfie_kernels::{Backend, Element, Memory};
 use selfie_model::{
     About, CheckpointStore, Evaluation, Images, Length, MemoryPlan, ModelConfig, Network, StepMetrics, Trainer,
     write_weights,
@@ -302,12 +302,13 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
     }
 }
 
-/// Says what memory the network takes, and refuses what the machine cannot hold: systems hand out memory that they
-/// don't have, and end the process later.
+/// Says what memory the network takes, the device's own included, and refuses what the device cannot hold, or where that
+/// does not know the machine: systems hand out memory that they don't have, and end the process later.
 ///
 /// # Errors
-/// More than the machine has.
-pub fn check_memory(plan: &MemoryPlan, batch: usize, reporter: &Reporter) -> anyhow::Result<()> {
+/// More than there is.
+pub fn check_memory(plan: MemoryPlan, device: &impl Memory, batch: usize, reporter: &Reporter) -> anyhow::Result<()> {
+    let plan = plan.with_workspace(device);
     let mut parts = plan.summary();
     parts.sort_by_key(|&(_, bytes)| std::cmp::Reverse(bytes));
     let mebibytes = |bytes: usize| bytes as f64 / (1 << 20) as f64;
@@ -316,9 +317,13 @@ pub fn check_memory(plan: &MemoryPlan, batch: usize, reporter: &Reporter) -> any
     parts.retain(|&(_, bytes)| 20 * bytes > plan.total_bytes());
     let parts: Vec<_> = parts.iter().map(|(name, bytes)| format!("{name} {:.1}", mebibytes(*bytes))).collect();
     reporter.say(format!("memory    {:.1} MiB: {}", mebibytes(plan.total_bytes()), parts.join(", ")));
-    match memory_bytes() {
-        Some(there) if plan.total_bytes() as u64 > there => Err(Problem::OutOfMemory(format!(
-            "the network needs {:.1} GiB for a batch of {} and the machine has {:.1} GiB: \
+    let there = match device.capacity() {
+        Some(bytes) => Some(("device", bytes as u64)),
+        None => memory_bytes().map(|bytes| ("machine", bytes)),
+    };
+    match there {
+        Some((place, there)) if plan.total_bytes() as u64 > there => Err(Problem::OutOfMemory(format!(
+            "the network needs {:.1} GiB for a batch of {} and the {place} has {:.1} GiB: \
              lower --batch, or cut it by --accumulate",
             gibibytes(plan.total_bytes() as u64),
             batch,

@@ -49,9 +49,10 @@ pub trait Memory: Sized + Send + Sync + 'static {
     fn describe(&self) -> String;
     /// Bytes that a network may take here, [`Memory::workspace_bytes`] included; `None` where only the system knows.
     fn capacity(&self) -> Option<usize>;
-    /// Bytes that the operations need at most beside the buffers that they are given, whatever the batch: a row of a
-    /// network's memory plan. A device takes them when it is opened or as they are needed.
-    fn workspace_bytes(&self) -> usize;
+    /// Bytes that the operations need at most beside the buffers that they are given, whatever the batch, for a network
+    /// whose largest parameter takes `largest` bytes in the master copy: a row of its memory plan. A device takes them
+    /// when it is opened or as they are needed.
+    fn workspace_bytes(&self, largest: usize) -> usize;
     /// `len` zeroed elements.
     ///
     /// # Errors

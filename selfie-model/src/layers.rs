@@ -105,9 +105,9 @@ impl<M: Memory, T: Element> BatchNormActs<M, T> {
 impl BatchNorm {
     pub(crate) fn new(tables: &mut Tables, name: &str, rows: usize, c: usize, eps: f64) -> Self {
         let gamma = tables.parameters.push(format!("{name}.weight"), &[c], Layout::Plain);
-        let beta = tables.parameters.push(format!("{name}.bias"), &[c], Layout::Plain);
+        let beta = tables.parameters.push_behind(format!("{name}.bias"), &[c], Layout::Plain);
         let mean = tables.statistics.push(format!("{name}.running_mean"), &[c], Layout::Plain);
-        let variance = tables.statistics.push(format!("{name}.running_var"), &[c], Layout::Plain);
+        let variance = tables.statistics.push_behind(format!("{name}.running_var"), &[c], Layout::Plain);
         Self { rows, c, eps, affine: gamma.start..beta.end, statistics: mean.start..variance.end }
     }
 

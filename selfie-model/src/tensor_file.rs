@@ -226,15 +226,21 @@ mod tests {
     fn table() -> Table {
         let mut table = Table::default();
         table.push("a.bias", &[3], Layout::Plain);
-        table.push("a.conv.weight", &[2, 3, 1, 2], Layout::Filter);
+        table.push_behind("a.conv.weight", &[2, 3, 1, 2], Layout::Filter);
         table
+    }
+
+    /// The table's buffer.
+    fn flat<W: Wide>(value: W) -> Vec<W> {
+        vec![value; table().len()]
     }
 
     #[test]
     fn filters_are_kcrs_in_the_file() {
         let table = table();
-        // Flat: bias 0 1 2, then [k, r, s, c] counted up from 3.
-        let flat: Vec<f32> = (0..15).map(|i| i as f32).collect();
+        // Flat: bias 0 1 2, then [k, r, s, c] counted up from 3, then nothing.
+        let mut flat = flat(0f32);
+        (0..15).for_each(|i| flat[i] = i as f32);
         let bytes = serialize(&[(&table, &flat[..])], |_| true);
         let file = SafeTensors::deserialize(&bytes).expect("our own");
         let weight = file.tensor("a.conv.weight").expect("written");
@@ -248,7 +254,7 @@ mod tests {
 
     #[test]
     fn the_same_tensors_are_the_same_bytes() {
-        let (table, flat) = (table(), [0.5f64; 15]);
+        let (table, flat) = (table(), flat(0.5f64));
         let bytes = || serialize(&[(&table, &flat[..])], |_| true);
         assert_eq!(bytes(), bytes());
     }
@@ -267,7 +273,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_named() {
-        let (table, flat) = (table(), [0f32; 15]);
+        let (table, flat) = (table(), flat(0f32));
         let bytes = serialize(&[(&table, &flat[..])], |entry| entry.name == "a.bias");
         let file = TensorFile::<f32>::parse(Path::new("x.safetensors"), &bytes).expect("our own");
         let missing = file.flat(&table).expect_err("one is missing").to_string();
@@ -285,7 +291,7 @@ mod tests {
     #[test]
     fn other_files_are_refused() {
         let path = Path::new("x.safetensors");
-        let bytes = serialize(&[(&table(), &[0f32; 15][..])], |_| true);
+        let bytes = serialize(&[(&table(), &flat(0f32)[..])], |_| true);
         for wrong in [&b""[..], b"PK\x03\x04 a zip archive", &bytes[..bytes.len() - 1], &bytes[..20]] {
             let error = TensorFile::<f32>::parse(path, wrong).expect_err("not safetensors").to_string();
             assert!(error.contains("x.safetensors: expected a safetensors file"), "{error}");
@@ -333,7 +339,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_change_of_a_file_is_read_or_refused(at: proptest::sample::Index, byte: u8, cut: proptest::sample::Index) {
-            let mut bytes = serialize(&[(&table(), &[0.5f32; 15][..])], |_| true);
+            let mut bytes = serialize(&[(&table(), &flat(0.5f32)[..])], |_| true);
             let (at, cut) = (at.index(bytes.len()), cut.index(bytes.len() + 1));
             bytes[at] = byte;
             for bytes in [&bytes[..], &bytes[..cut]] {

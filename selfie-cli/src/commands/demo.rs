@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use selfie_kernels::{Backend, Cpu, Element};
 use selfie_model::durable;
-use selfie_model::{Evaluation, Inputs, Mode, Network, Selfie, Trainer, evaluation_order};
+use selfie_model::{Begin, Evaluation, Inputs, Mode, Network, Selfie, Trainer, evaluation_order};
 
 use super::begin::{Beginning, Outcome};
 use super::{finetune, pretrain};
@@ -315,13 +315,14 @@ impl Show {
         self.last = Instant::now();
         let step = trainer.progress().step;
         let network = trainer.network_mut();
-        network.load(&Inputs {
+        let inputs = Inputs {
             images: &self.images,
             draws: &[0; 3 * BATCH],
             targets: &self.orders,
             first_sample: 0,
             valid: BATCH,
-        })?;
+        };
+        network.load(&inputs, Begin::Evaluation)?;
         network.forward(Mode::Evaluate)?;
         let accuracy = network.loss()?.accuracy;
         let logits = network.puzzle_logits()?;

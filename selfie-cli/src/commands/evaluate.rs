@@ -69,7 +69,7 @@ pub fn run(arguments: &Evaluate) -> anyhow::Result<Exit> {
         Precision::F32 => Classifier::<Cpu, f32>::memory_plan(build, classes.len())?,
         Precision::Bf16 => Classifier::<Cpu, half::bf16>::memory_plan(build, classes.len())?,
     };
-    check_memory(&plan, settings.train.batch, &reporter)?;
+    check_memory(plan, &device, settings.train.batch, &reporter)?;
     let found = match precision {
         Precision::F32 => measure::<_, f32>(device, build, classes.len(), run, &images)?,
         Precision::Bf16 => measure::<_, half::bf16>(device, build, classes.len(), run, &images)?,

@@ -80,7 +80,7 @@ pub fn finetune<B: Backend<T>, T: Element>(
         return Ok(Outcome::AlreadyFinished);
     }
     begin.introduce();
-    check_memory(&plan, begin.settings.train.batch, &begin.reporter)?;
+    check_memory(plan, &device, begin.settings.train.batch, &begin.reporter)?;
     let mut network = Classifier::new(device, build, classes.len())?;
     let init = begin.settings.train.init.as_str();
     // A checkpoint has all weights already.

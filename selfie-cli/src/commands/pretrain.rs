@@ -55,7 +55,7 @@ pub fn pretrain<B: Backend<T>, T: Element>(
         return Ok(Outcome::AlreadyFinished);
     }
     begin.introduce();
-    check_memory(&plan, begin.settings.train.batch, &begin.reporter)?;
+    check_memory(plan, &device, begin.settings.train.batch, &begin.reporter)?;
     begin.folder.describe(&begin.resolved, &begin.parts.as_json())?;
     let chance = 1.0 / begin.model.hidden_patches() as f64;
     begin.reporter.say(format!(

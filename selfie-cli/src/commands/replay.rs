@@ -59,7 +59,7 @@ fn replay<B: Backend<T>, T: Element>(device: B, path: &Path, as_json: bool) -> a
         None => Selfie::<B, T>::memory_plan(build)?,
         Some(classes) => Classifier::<B, T>::memory_plan(build, classes)?,
     };
-    check_memory(&plan, build.batch, &Reporter::new(Voice::Full))?;
+    check_memory(plan, &device, build.batch, &Reporter::new(Voice::Full))?;
     let found = match step.about.classes {
         None => step.run(&mut Selfie::<B, T>::new(device, build)?)?,
         Some(classes) => step.run(&mut Classifier::<B, T>::new(device, build, classes)?)?,

@@ -82,8 +82,8 @@ impl Memory for Cpu {
         None
     }
 
-    fn workspace_bytes(&self) -> usize {
-        scratch::most_bytes(self.threads())
+    fn workspace_bytes(&self, largest: usize) -> usize {
+        scratch::most_bytes(self.threads(), largest)
     }
 
     fn alloc<S: Scalar>(&self, len: usize) -> Result<Vec<S>> {

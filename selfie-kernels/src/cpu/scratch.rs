@@ -14,14 +14,16 @@ struct Line([u64; 8]);
 /// A thread's tiles, transformed squares and products, with what reuse by larger buffers leaves over.
 const THREAD_BYTES: usize = 4 << 20;
 
-/// Sums of the largest filter of ResNet-50, 3 * 3 * 512 * 512 in `f32`, in the at most 16 parts of its gradient; packed and
-/// transformed it takes less than two.
-const FILTER_BYTES: usize = (16 + 2) * (9 * 512 * 512) * size_of::<f32>();
+/// Parts of a filter's gradient, each with sums of its own, and the packed and transformed filter, which takes less than two.
+const FILTERS: usize = 16 + 2;
 
-/// What the networks of this project, none of which has a larger filter than ResNet-50, take here at most: nothing in it
-/// grows with the batch.
-pub(crate) fn most_bytes(threads: usize) -> usize {
-    KEPT_BYTES + FILTER_BYTES + threads * THREAD_BYTES
+/// Sums of a small filter's gradient by minimal filtering: tasks of 64 by 64, of which there are at most 32, by 16 slices.
+const SLICED_BYTES: usize = 32 * 16 * (64 * 64) * size_of::<f32>();
+
+/// What the operations take here at most for a network whose largest parameter takes `largest` bytes: nothing in it grows
+/// with the batch.
+pub(crate) fn most_bytes(threads: usize, largest: usize) -> usize {
+    (KEPT_BYTES + SLICED_BYTES + threads * THREAD_BYTES).saturating_add(FILTERS.saturating_mul(largest))
 }
 
 /// Buffers that are not in use.

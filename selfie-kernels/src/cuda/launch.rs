@@ -3,7 +3,7 @@
 use super::driver::{Address, Call};
 use super::{Cuda, CudaElement, Window, WindowMut};
 use crate::error::require;
-use crate::{Affine, Error, Grad, Memory, Result};
+use crate::{Affine, Error, Grad, Result};
 
 /// How many threads, and how they are grouped.
 #[derive(Debug, Clone, Copy)]

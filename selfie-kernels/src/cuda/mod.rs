@@ -91,6 +91,11 @@ impl Cuda {
         self.workspace.address
     }
 
+    /// Bytes of the workspace.
+    pub(crate) fn workspace_bytes(&self) -> usize {
+        self.workspace.bytes
+    }
+
     /// `[4096]` counters that are zero, and that the kernel leaves zero.
     pub(crate) fn tickets(&self) -> Address {
         self.tickets.address
@@ -225,10 +230,10 @@ impl Memory for Cuda {
 
     /// What is free, and what this device holds already.
     fn capacity(&self) -> Option<usize> {
-        self.driver.free_bytes().ok().map(|free| free.saturating_add(self.workspace_bytes()))
+        self.driver.free_bytes().ok().map(|free| free.saturating_add(self.workspace.bytes))
     }
 
-    fn workspace_bytes(&self) -> usize {
+    fn workspace_bytes(&self, _largest: usize) -> usize {
         self.workspace.bytes
     }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Arg, ArgAction, ArgMatches, Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{KEYS, Key, Kind, Request, Task, by_preset};
+use crate::training::Answer;
 
 /// Self-supervised pretraining of image networks by the Selfie method: hide patches of an image, learn which belongs
 /// where, then train a classifier on few labels.
@@ -90,7 +91,7 @@ pub struct Demo {
     /// Seed of the images, the weights and the choice of labels
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Threads that compute; 0 takes one per core
+    /// Threads that compute; 0 takes one per core that this process may use
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
 }
@@ -104,6 +105,13 @@ pub struct Training<P: Purpose> {
     /// The configuration.
     #[command(flatten)]
     pub flags: ConfigFlags<P>,
+}
+
+impl<P: Purpose> Training<P> {
+    /// What is printed at the end.
+    pub fn answer(&self) -> Answer {
+        if self.json { Answer::Json } else { Answer::Words }
+    }
 }
 
 /// Flags of `evaluate`.
@@ -143,7 +151,7 @@ pub struct Replay {
     /// Type of the activations: the run's own shows what it met, f32 whether that is the cause
     #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = ["auto", "f32", "bf16"])]
     pub precision: String,
-    /// Threads that compute; 0 takes one per core
+    /// Threads that compute; 0 takes one per core that this process may use
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
 }
@@ -198,7 +206,7 @@ pub struct DataCheck {
     /// Report images with a side of fewer pixels
     #[arg(long, value_name = "PIXELS", default_value_t = selfie_data::DEFAULT_MIN_SIDE)]
     pub min_side: usize,
-    /// Threads that read; 0 takes one per core
+    /// Threads that read; 0 takes one per core that this process may use
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
 }

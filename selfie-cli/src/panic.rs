@@ -2,7 +2,8 @@
 
 use std::panic::{self, AssertUnwindSafe};
 
-use crate::exit::Exit;
+use crate::exit::{Exit, printable};
+use crate::screen;
 
 /// Runs the program; a panic becomes exit code 1.
 pub fn guarded(program: impl FnOnce() -> Exit) -> Exit {
@@ -12,7 +13,11 @@ pub fn guarded(program: impl FnOnce() -> Exit) -> Exit {
         let text = payload.downcast_ref::<&str>().copied();
         let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
         // Threads of the loader panic, too: their error is reported where it arrives.
-        eprintln!("error: this is a bug in selfie {}: {text} ({place})", env!("CARGO_PKG_VERSION"));
+        // A panic in here would abort, so nothing that can: not even a standard error that is gone.
+        screen::line(printable(&format!(
+            "error: this is a bug in selfie {}: {text} ({place})",
+            env!("CARGO_PKG_VERSION")
+        )));
         tracing::error!("panic at {place}: {text}");
     }));
     panic::catch_unwind(AssertUnwindSafe(program)).unwrap_or(Exit::Failed)

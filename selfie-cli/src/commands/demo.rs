@@ -16,8 +16,10 @@ use crate::config::{Key, Request, Task};
 use crate::exit::{Exit, Problem};
 use crate::progress::{Reporter, Voice, duration};
 use crate::puzzle::{Colours, Puzzle};
-use crate::run_folder::{Lock, cpu_name};
+use crate::run_folder::Lock;
+use crate::shell;
 use crate::signals::Signals;
+use crate::system::System;
 
 /// Marks a folder as a demo's, which the next demo may replace.
 const MARK: &str = "demo.json";
@@ -50,7 +52,7 @@ pub fn run(arguments: &Demo) -> anyhow::Result<Exit> {
     let signals = Signals::install()?;
     let version = env!("CARGO_PKG_VERSION");
     reporter.say(format!("selfie {version}, a demonstration in {}", duration(clock.all.as_secs_f64())));
-    reporter.say(format!("machine   {}", cpu_name()));
+    reporter.say(format!("machine   {}", System::here().cpu));
     reporter.say("needs     no data, no GPU, no network");
     reporter.say(format!("writes    {}", arguments.out.display()));
 
@@ -92,7 +94,7 @@ pub fn run(arguments: &Demo) -> anyhow::Result<Exit> {
     ));
     comparison(&pairs).iter().for_each(|line| reporter.say(line));
     reporter.say(format!("took        {}", duration(clock.began.elapsed().as_secs_f64())));
-    reporter.say(format!("\nlook closer         selfie inspect {}", arguments.out.join("pretrain").display()));
+    reporter.say(format!("\nlook closer         selfie inspect {}", shell::path(arguments.out.join("pretrain"))));
     reporter.say("on your own images  selfie pretrain --data FOLDER --out runs/pre");
     Ok(Exit::Done)
 }

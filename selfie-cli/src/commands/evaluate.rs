@@ -1,20 +1,22 @@
 //! `evaluate`: how well a finetuned run classifies.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::Path;
 
 use selfie_kernels::{Backend, Cpu, Element};
 use selfie_model::{Build, Classification, Classifier, Images, Purpose, classify, find_weights, load_weights};
 use serde_json::{Value, json};
 
+use super::begin::where_they_were;
+use super::next::{self, Labelled};
 use crate::args::Evaluate;
 use crate::config::{Request, Resolved, Task};
 use crate::data;
 use crate::device::{self, Precision};
 use crate::exit::{Exit, Problem};
+use crate::memory::{self, Beside, Need};
 use crate::progress::{Reporter, Voice};
-use crate::training::check_memory;
+use crate::screen;
 
 /// Confusion matrices of more classes are not printed whole.
 const MATRIX_UP_TO: usize = 20;
@@ -37,9 +39,11 @@ pub fn run(arguments: &Evaluate) -> anyhow::Result<Exit> {
         environment: typed.environment.clone(),
         run: Some(run.clone()),
     };
-    let settings = Resolved::new(Task::Evaluate, &request)?.settings();
+    let resolved = Resolved::new(Task::Evaluate, &request)?;
+    let settings = resolved.settings();
     let chosen = device::choose(&settings.run)?;
-    let (images, note) = data::for_evaluation(&settings.data)?;
+    let images = data::for_evaluation(&settings.data).map_err(|error| where_they_were(error, &resolved));
+    let (images, note) = images?;
     if images.dataset.classes() != classes {
         let found = images.dataset.classes();
         return Err(Problem::input(format!(
@@ -69,16 +73,17 @@ pub fn run(arguments: &Evaluate) -> anyhow::Result<Exit> {
         Precision::F32 => Classifier::<Cpu, f32>::memory_plan(build, classes.len())?,
         Precision::Bf16 => Classifier::<Cpu, half::bf16>::memory_plan(build, classes.len())?,
     };
-    check_memory(&plan, settings.train.batch, &reporter)?;
+    let beside = Beside::Evaluation { workers: settings.data.workers };
+    memory::check(&Need { plan: &plan, batch, image_size: model.image_size, beside }, &reporter)?;
     let found = match precision {
-        Precision::F32 => measure::<_, f32>(device, build, classes.len(), run, &images)?,
-        Precision::Bf16 => measure::<_, half::bf16>(device, build, classes.len(), run, &images)?,
+        Precision::F32 => measure::<_, f32>(device, build, classes.len(), run, &images, &reporter)?,
+        Precision::Bf16 => measure::<_, half::bf16>(device, build, classes.len(), run, &images, &reporter)?,
     };
     for file in &found.skipped {
         reporter.warn(format!("skipped {}: {}", file.key, file.reason));
     }
     let text = if arguments.json { format!("{:#}\n", as_json(&found, &classes)) } else { as_text(&found, &classes) };
-    std::io::stdout().lock().write_all(text.as_bytes())?;
+    screen::print(&text)?;
     Ok(Exit::Done)
 }
 
@@ -88,9 +93,12 @@ fn measure<B: Backend<T>, T: Element>(
     classes: usize,
     run: &Path,
     images: &Images,
+    reporter: &Reporter,
 ) -> anyhow::Result<Classification> {
     let mut network = Classifier::<B, T>::new(device, build, classes)?;
-    load_weights(&mut network, run)?;
+    for name in load_weights(&mut network, run)?.unused {
+        reporter.warn(format!("the weights of {} have `{name}`, which is not used", run.display()));
+    }
     Ok(classify(&mut network, images, |_, _| ())?)
 }
 
@@ -119,9 +127,9 @@ impl Weights {
         if weights.classes.is_empty() {
             return Err(Problem::input(format!(
                 "{} has no classes: it is a pretraining run; finetune from it first: \
-                 selfie finetune --init {} --data PATH --out runs/fine",
+                 {}",
                 run.display(),
-                run.display()
+                next::finetune(run, &Labelled::of_run(run))
             )));
         }
         Ok(weights)

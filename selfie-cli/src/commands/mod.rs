@@ -7,5 +7,6 @@ pub mod demo;
 pub mod evaluate;
 pub mod finetune;
 pub mod inspect;
+mod next;
 pub mod pretrain;
 pub mod replay;

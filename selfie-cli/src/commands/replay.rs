@@ -1,7 +1,6 @@
 //! `replay`: takes a step again whose loss or gradient was not finite.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use selfie_kernels::{Backend, Element};
@@ -12,9 +11,10 @@ use crate::args;
 use crate::config::Run;
 use crate::device::{self, Precision};
 use crate::exit::{Exit, Problem, printable};
+use crate::memory::{self, Beside, Need};
 use crate::progress::{Reporter, Voice};
 use crate::run_folder::step_files;
-use crate::training::check_memory;
+use crate::screen;
 
 /// Lines of each list.
 const SHOWN: usize = 8;
@@ -34,7 +34,7 @@ pub fn run(arguments: &args::Replay) -> anyhow::Result<Exit> {
         Precision::F32 => replay::<_, f32>(chosen.device, &path, arguments.json),
         Precision::Bf16 => replay::<_, half::bf16>(chosen.device, &path, arguments.json),
     }?;
-    std::io::stdout().lock().write_all(text.as_bytes())?;
+    screen::print(&text)?;
     Ok(Exit::Done)
 }
 
@@ -59,7 +59,8 @@ fn replay<B: Backend<T>, T: Element>(device: B, path: &Path, as_json: bool) -> a
         None => Selfie::<B, T>::memory_plan(build)?,
         Some(classes) => Classifier::<B, T>::memory_plan(build, classes)?,
     };
-    check_memory(&plan, build.batch, &Reporter::new(Voice::Full))?;
+    let (batch, image_size, beside) = (build.batch, build.config.image_size, Beside::Nothing);
+    memory::check(&Need { plan: &plan, batch, image_size, beside }, &Reporter::new(Voice::Full))?;
     let found = match step.about.classes {
         None => step.run(&mut Selfie::<B, T>::new(device, build)?)?,
         Some(classes) => step.run(&mut Classifier::<B, T>::new(device, build, classes)?)?,

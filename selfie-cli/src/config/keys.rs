@@ -573,7 +573,7 @@ pub const KEYS: &[Key] = &[
         value_name: "N",
         kind: Kind::Whole(0, 1024),
         default: "0",
-        help: "Threads that compute; 0 takes one per core. Does not change results.",
+        help: "Threads that compute; 0 takes one per core that this process may use (a container's quota counts). Does not change results.",
         used_by: Task::ALL,
         on_resume: MayChange,
     },

@@ -1,0 +1,125 @@
+//! Whether there is the memory that a command will take, before it takes it: systems hand out memory that they don't
+//! have, and end the process later, without a word.
+
+use anyhow::Context;
+use selfie_model::MemoryPlan;
+
+use crate::exit::Problem;
+use crate::progress::Reporter;
+use crate::system::{Limit, Source, System, held_bytes};
+
+/// What is held beside the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beside {
+    /// Batches of images on their way to a training, and the copies that a save makes.
+    Training {
+        /// Threads that load.
+        workers: usize,
+        /// Batches of a step.
+        accumulate: usize,
+    },
+    /// Batches of images on their way to an evaluation.
+    Evaluation {
+        /// Threads that load.
+        workers: usize,
+    },
+    /// The images of a step, which are there already.
+    Nothing,
+}
+
+/// What will be held: a network for `batch` images of `image_size` pixels a side, and what is beside it.
+#[derive(Clone, Copy, Debug)]
+pub struct Need<'a> {
+    /// The network's buffers.
+    pub plan: &'a MemoryPlan,
+    /// Images that it is built for.
+    pub batch: usize,
+    /// Side of the images.
+    pub image_size: usize,
+    /// The rest.
+    pub beside: Beside,
+}
+
+impl Need<'_> {
+    /// Bytes beside the network, from the data that are held already to the buffers of loaders.
+    fn beside_bytes(&self) -> u64 {
+        let images = (self.batch as u64).saturating_mul((3 * self.image_size * self.image_size) as u64);
+        let master = self.plan.rows().iter().find(|(name, _)| name == "parameters.master");
+        let master = master.map_or(0, |&(_, bytes)| bytes as u64);
+        let (batches, copies) = match self.beside {
+            // Two finished and one in the making for each worker, those of the step, and an evaluation's own.
+            Beside::Training { workers, accumulate } => (5 * workers + accumulate + 3, 4),
+            Beside::Evaluation { workers } => (2 * workers + 3, 2),
+            Beside::Nothing => (0, 0),
+        };
+        images.saturating_mul(batches as u64).saturating_add(master.saturating_mul(copies))
+    }
+
+    /// How to need less.
+    fn advice(&self) -> String {
+        let images = match self.beside {
+            Beside::Training { .. } if self.batch > 1 => "lower --batch, or cut it by --accumulate",
+            Beside::Evaluation { .. } if self.batch > 1 => "lower --batch",
+            Beside::Training { .. } => "the batch cannot be smaller (--batch): take a smaller --preset or --image-size",
+            Beside::Evaluation { .. } | Beside::Nothing => "take a machine with more memory",
+        };
+        images.into()
+    }
+
+    /// What is too much, if it is: `held` bytes are held already.
+    fn refusal(&self, there: &Limit<u64>, held: u64) -> Option<String> {
+        let network = self.plan.total_bytes() as u64;
+        let beside = self.beside_bytes().saturating_add(held);
+        if network.saturating_add(beside) <= there.most {
+            return None;
+        }
+        let cut = match self.beside {
+            Beside::Training { accumulate, .. } if accumulate > 1 => {
+                format!(" (a step of {}, cut by --accumulate {accumulate})", self.batch * accumulate)
+            }
+            _ => String::new(),
+        };
+        let whose = match &there.source {
+            Source::Machine => "the machine has".into(),
+            source => format!("{source} allows"),
+        };
+        Some(format!(
+            "the network needs {} for a batch of {}{cut}, with {} for images, saving and what is held already, and {whose} \
+             {}: {}",
+            size(network),
+            self.batch,
+            size(beside),
+            size(there.most),
+            self.advice()
+        ))
+    }
+}
+
+/// Says what memory the network takes, and refuses what the machine or its control group cannot hold.
+///
+/// # Errors
+/// Out of memory.
+pub fn check(need: &Need<'_>, reporter: &Reporter) -> anyhow::Result<()> {
+    let plan = need.plan;
+    let mut parts = plan.summary();
+    parts.sort_by_key(|&(_, bytes)| std::cmp::Reverse(bytes));
+    let mebibytes = |bytes: usize| bytes as f64 / (1 << 20) as f64;
+    // The log has them all.
+    tracing::info!("{plan}");
+    parts.retain(|&(_, bytes)| 20 * bytes > plan.total_bytes());
+    let parts: Vec<_> = parts.iter().map(|(name, bytes)| format!("{name} {:.1}", mebibytes(*bytes))).collect();
+    reporter.say(format!("memory    {:.1} MiB: {}", mebibytes(plan.total_bytes()), parts.join(", ")));
+    let refusal = System::here().memory.and_then(|there| need.refusal(&there, held_bytes().unwrap_or(0)));
+    match refusal {
+        Some(text) => Err(Problem::OutOfMemory(text)).context("out of memory, before the first step"),
+        None => Ok(()),
+    }
+}
+
+/// Bytes for people.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000_000 => format!("{:.1} MiB", bytes as f64 / (1u64 << 20) as f64),
+        _ => format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64),
+    }
+}

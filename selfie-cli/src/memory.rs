@@ -123,3 +123,38 @@ fn size(bytes: u64) -> String {
         _ => format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use selfie_kernels::Cpu;
+    use selfie_model::{Build, Classifier, ModelConfig, Preset, Purpose};
+
+    #[test]
+    fn a_refusal_names_what_would_be_built_and_whose_limit_it_is() {
+        let config = ModelConfig::preset(Preset::Tiny, 32);
+        let build = Build { config: &config, batch: 20, purpose: Purpose::Accumulate, seed: 0 };
+        let plan = Classifier::<Cpu, f32>::memory_plan(build, 4).expect("a sound network");
+        let network = plan.total_bytes() as u64;
+        let training = Beside::Training { workers: 1, accumulate: 4 };
+        let need = |beside| Need { plan: &plan, batch: 20, image_size: 32, beside };
+        let group = Source::ControlGroup("/sys/fs/cgroup/memory.max".into());
+        let there = |most| Limit { most, source: group.clone() };
+
+        // Images: (5 + 4 + 3) batches of 20 * 32 * 32 * 3 bytes; and copies of the parameters.
+        let beside = need(training).beside_bytes();
+        assert!((12 * 20 * 3072 + 1..network).contains(&beside), "{beside}");
+        assert_eq!(need(training).refusal(&there(network + beside), 0), None);
+        assert!(need(training).refusal(&there(network + beside), 1).is_some(), "what is held counts");
+        let text = need(training).refusal(&there(network + beside - 1), 0).expect("a byte too much");
+        for word in ["for a batch of 20 (a step of 80, cut by --accumulate 4)", "memory.max) allows", "lower --batch"] {
+            assert!(text.contains(word), "no `{word}` in {text}");
+        }
+        let there = Limit { most: 1, source: Source::Machine };
+        let text = need(Beside::Evaluation { workers: 1 }).refusal(&there, 0).expect("one byte");
+        assert!(text.contains("for a batch of 20, with") && text.contains("the machine has"), "{text}");
+        assert!(text.ends_with("lower --batch"), "evaluate has no --accumulate: {text}");
+        let text = Need { batch: 1, ..need(training) }.refusal(&there, 0).expect("one byte");
+        assert!(text.contains("--image-size"), "{text}");
+    }
+}

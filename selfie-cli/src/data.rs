@@ -199,6 +199,16 @@ pub fn read_json(path: &Path) -> anyhow::Result<Option<Value>> {
 /// # Errors
 /// Input: they changed.
 pub fn check_unchanged(before: &Value, now: &Value) -> anyhow::Result<()> {
+    match change(before, now) {
+        None => Ok(()),
+        Some(change) => Err(Problem::input(format!(
+            "the data changed since the run began: {change}; restore the data, or give another --out"
+        ))),
+    }
+}
+
+/// The first difference between two descriptions of data that would make another run, in words.
+pub fn change(before: &Value, now: &Value) -> Option<String> {
     let pointers = [
         "/train/images",
         "/train/used",
@@ -212,15 +222,11 @@ pub fn check_unchanged(before: &Value, now: &Value) -> anyhow::Result<()> {
         let (before, now) = (before.pointer(pointer), now.pointer(pointer));
         if before != now {
             let say = |value: Option<&Value>| value.map_or("none".into(), Value::to_string);
-            return Err(Problem::input(format!(
-                "the data changed since the run began: {} was {}, now it is {}; restore the data, or give another --out",
-                pointer.trim_start_matches('/').replace('/', "."),
-                say(before),
-                say(now)
-            )));
+            let name = pointer.trim_start_matches('/').replace('/', ".");
+            return Some(format!("{name} was {}, now it is {}", say(before), say(now)));
         }
     }
-    Ok(())
+    None
 }
 
 fn open(data: &Data, split: Split, need: Need) -> anyhow::Result<Arc<dyn Dataset>> {

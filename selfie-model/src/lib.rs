@@ -49,5 +49,6 @@ pub use tensor_file::TensorFile;
 pub use train_config::{DEFAULT_STEPS, TrainConfig};
 pub use trainer::{MAX_SKIPPED_IN_A_ROW, StepMetrics, Trainer};
 pub use weights::{
-    About, Initialized, MODEL_FILE, POOL_FILE, PatchNorm, find_weights, initialize, load_weights, write_weights,
+    About, Fingerprint, Initialized, MODEL_FILE, POOL_FILE, PatchNorm, find_weights, fingerprint, initialize,
+    load_weights, write_weights,
 };

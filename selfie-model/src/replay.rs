@@ -158,7 +158,7 @@ impl<W: Wide> Replay<W> {
             targets: bytemuck::pod_collect_to_vec(tensor("targets", Dtype::U32)?),
             indices: bytemuck::pod_collect_to_vec(tensor("indices", Dtype::U64)?),
         };
-        let tensors = TensorFile::from_safetensors(path, &file, |name| !name.starts_with(BATCH))?;
+        let tensors = TensorFile::from_safetensors(path, &file, |name| !name.starts_with(BATCH));
         about.model.check()?;
         let replay = Self { about, batch, tensors };
         replay.check(path)?;

@@ -18,6 +18,14 @@ compile_error!("safetensors files are little-endian, and tensors are written as 
 pub struct TensorFile<W> {
     path: PathBuf,
     tensors: BTreeMap<String, Tensor<W>>,
+    others: BTreeMap<String, Other>,
+}
+
+/// A tensor that is no numbers to compute with, such as a counter: known by name, in case someone needs it.
+#[derive(Debug, Clone)]
+struct Other {
+    shape: Vec<usize>,
+    dtype: Dtype,
 }
 
 #[derive(Debug, Clone)]
@@ -27,7 +35,8 @@ struct Tensor<W> {
 }
 
 impl<W: Wide> TensorFile<W> {
-    /// Reads a file whose tensors are f16, bf16, f32 or f64. PyTorch's integer counters of batches are left out.
+    /// Reads the tensors of a file that are f16, bf16, f32 or f64; of those of another type the names, as a network may
+    /// have no use for them. PyTorch's integer counters of batches are left out.
     ///
     /// # Errors
     /// [`Error::Read`]; [`Error::Malformed`] for anything but such a file.
@@ -39,24 +48,20 @@ impl<W: Wide> TensorFile<W> {
     /// The same from the contents of `path`.
     pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let file = SafeTensors::deserialize(bytes).map_err(|error| not_safetensors(path, bytes.len(), &error))?;
-        Self::from_safetensors(path, &file, |name| !name.ends_with("num_batches_tracked"))
+        Ok(Self::from_safetensors(path, &file, |name| !name.ends_with("num_batches_tracked")))
     }
 
     /// The tensors of a file whose names are to be kept.
-    pub(crate) fn from_safetensors(path: &Path, file: &SafeTensors<'_>, keep: impl Fn(&str) -> bool) -> Result<Self> {
-        let mut tensors = BTreeMap::new();
+    pub(crate) fn from_safetensors(path: &Path, file: &SafeTensors<'_>, keep: impl Fn(&str) -> bool) -> Self {
+        let (mut tensors, mut others) = (BTreeMap::new(), BTreeMap::new());
         for (name, view) in file.iter().filter(|(name, _)| keep(name)) {
-            let data = numbers(&view).ok_or_else(|| {
-                Error::malformed(
-                    path,
-                    format!("F16, BF16, F32 or F64 in `{name}`"),
-                    format!("{:?}", view.dtype()),
-                    "convert it to F32",
-                )
-            })?;
-            tensors.insert(name.to_string(), Tensor { shape: view.shape().to_vec(), data });
+            let shape = view.shape().to_vec();
+            match numbers(&view) {
+                Some(data) => drop(tensors.insert(name.to_string(), Tensor { shape, data })),
+                None => drop(others.insert(name.to_string(), Other { shape, dtype: view.dtype() })),
+            }
         }
-        Ok(Self { path: path.into(), tensors })
+        Self { path: path.into(), tensors, others }
     }
 
     /// Where it was read.
@@ -69,6 +74,11 @@ impl<W: Wide> TensorFile<W> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice()))
     }
 
+    /// Names, shapes and types of the tensors of another type, which are passed over, sorted by name.
+    pub fn others(&self) -> impl Iterator<Item = (&str, &[usize], String)> {
+        self.others.iter().map(|(name, other)| (name.as_str(), other.shape.as_slice(), format!("{:?}", other.dtype)))
+    }
+
     /// Shape of a tensor, if the file has it.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|tensor| tensor.shape.as_slice())
@@ -77,8 +87,13 @@ impl<W: Wide> TensorFile<W> {
     /// Copies the tensor `name` to the place of `entry` in `flat`.
     ///
     /// # Errors
-    /// [`Error::OtherNetwork`] when there is none, or its shape is not `entry`'s.
+    /// [`Error::OtherNetwork`] when there is none, or its shape is not `entry`'s; [`Error::Malformed`] when its type is
+    /// none of those that are read.
     pub(crate) fn place(&self, name: &str, entry: &Entry, flat: &mut [W]) -> Result<()> {
+        if let Some(Other { dtype, .. }) = self.others.get(name) {
+            let (expected, found) = (format!("F16, BF16, F32 or F64 in `{name}`"), format!("{dtype:?}"));
+            return Err(Error::malformed(&self.path, expected, found, "convert it to F32"));
+        }
         let tensor = self.tensors.get(name);
         let Some(tensor) = tensor.filter(|tensor| tensor.shape == entry.shape) else {
             return Err(Error::OtherNetwork {
@@ -103,7 +118,7 @@ impl<W: Wide> TensorFile<W> {
         Ok(flat)
     }
 
-    /// Refuses tensors that none of `tables` names, among those that `matter`.
+    /// Refuses tensors that none of `tables` names, among those that `matter`. Those of another type never do.
     ///
     /// # Errors
     /// [`Error::OtherNetwork`] with the first of them.
@@ -118,6 +133,22 @@ impl<W: Wide> TensorFile<W> {
                 found: format!("{shape:?}"),
                 advice: ADVICE.into(),
             }),
+        }
+    }
+}
+
+impl<W> TensorFile<W> {
+    /// Refuses tensors of another type.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] with the first of them.
+    pub(crate) fn expect_no_others(&self) -> Result<()> {
+        match self.others.iter().next() {
+            None => Ok(()),
+            Some((name, other)) => {
+                let found = format!("{:?} in `{name}`", other.dtype);
+                Err(Error::malformed(&self.path, "nothing but F32 or F64", found, "another program changed it"))
+            }
         }
     }
 }
@@ -322,11 +353,23 @@ mod tests {
             ("F32", "[18446744073709551615,2]", "[0,8]"),
             ("F32", "[-2]", "[0,8]"),
             ("F33", "[2]", "[0,8]"),
-            ("I64", "[1]", "[0,8]"),
-            ("BOOL", "[8]", "[0,8]"),
         ] {
             let error = one(dtype, shape, offsets).expect_err(shape);
             assert_eq!(error.kind(), crate::ErrorKind::Input, "{dtype} {shape} {offsets}: {error}");
+        }
+        // Sound, but not to compute with.
+        for (dtype, shape) in [("I64", "[1]"), ("BOOL", "[8]"), ("F8_E4M3", "[2,4]"), ("C64", "[1]"), ("F4", "[16]")] {
+            let file = one(dtype, shape, "[0,8]").expect("a sound header");
+            assert_eq!(file.shapes().count(), 0, "{dtype}");
+            assert_eq!(
+                file.others().map(|(name, _, kind)| format!("{name} {kind}")).collect::<Vec<_>>(),
+                [format!("a {dtype}")]
+            );
+            let mut wanted = Table::default();
+            wanted.push("a", &[1], Layout::Plain);
+            let error = file.flat(&wanted).expect_err("no numbers").to_string();
+            assert!(error.contains("expected F16, BF16, F32 or F64 in `a`") && error.contains(dtype), "{error}");
+            assert!(file.expect_only(&[&Table::default()], |_| true).is_ok() && file.expect_no_others().is_err());
         }
         // Two of one name, two in one place, a header of 2^60 bytes.
         let (whole, half) = (header("F32", "[2]", "[0,8]"), header("F32", "[1]", "[0,4]"));

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt::{Display, Write as _};
-use std::io::Write as _;
 
 use selfie_data::{
     Audit, AuditConfig, DEFAULT_MAX_BAD, Dataset, Leak, PartAudit, Spread, allowed_bad, audit, check_same_classes,
@@ -13,6 +12,8 @@ use crate::args::{Data, DataCheck};
 use crate::data::{self, Whole};
 use crate::exit::{Exit, Problem};
 use crate::progress::{Pass, Reporter, Voice, duration, grouped};
+use crate::screen;
+use crate::system::System;
 
 /// What every writer to a `String` is.
 const INFALLIBLE: &str = "writing to a string cannot fail";
@@ -35,12 +36,13 @@ pub fn run(command: &Data) -> anyhow::Result<Exit> {
 
 fn check(arguments: &DataCheck) -> anyhow::Result<Exit> {
     let Whole { train, test } = data::for_audit(&arguments.data)?;
-    let config = AuditConfig { threads: arguments.threads, min_side: arguments.min_side };
+    let threads = if arguments.threads == 0 { System::here().threads.most } else { arguments.threads };
+    let config = AuditConfig { threads, min_side: arguments.min_side };
     let mut pass = Pass::begin(&Reporter::new(Voice::Full), "checking");
     let found = audit(&*train, test.as_deref(), config, |done, total| pass.at(done, total))?;
     let report = Report { arguments, train: &*train, test: test.as_deref(), found, seconds: pass.end() };
     let text = if arguments.json { format!("{:#}\n", report.as_json()) } else { report.as_text() };
-    std::io::stdout().lock().write_all(text.as_bytes())?;
+    screen::print(&text)?;
     if arguments.strict { report.refuse() } else { Ok(Exit::Done) }
 }
 

@@ -321,12 +321,16 @@ pub fn check_memory(plan: MemoryPlan, device: &impl Memory, batch: usize, report
         Some(bytes) => Some(("device", bytes as u64)),
         None => memory_bytes().map(|bytes| ("machine", bytes)),
     };
+    refuse_beyond(there, plan.total_bytes() as u64, batch)
+}
+
+/// Refuses a network that needs more than there is, where that is known: of what, and how much.
+fn refuse_beyond(there: Option<(&str, u64)>, needed: u64, batch: usize) -> anyhow::Result<()> {
     match there {
-        Some((place, there)) if plan.total_bytes() as u64 > there => Err(Problem::OutOfMemory(format!(
-            "the network needs {:.1} GiB for a batch of {} and the {place} has {:.1} GiB: \
+        Some((place, there)) if needed > there => Err(Problem::OutOfMemory(format!(
+            "the network needs {:.1} GiB for a batch of {batch} and the {place} has {:.1} GiB: \
              lower --batch, or cut it by --accumulate",
-            gibibytes(plan.total_bytes() as u64),
-            batch,
+            gibibytes(needed),
             gibibytes(there)
         )))
         .context("out of memory, before the first step"),
@@ -336,4 +340,22 @@ pub fn check_memory(plan: MemoryPlan, device: &impl Memory, batch: usize, report
 
 fn gibibytes(bytes: u64) -> f64 {
     bytes as f64 / (1u64 << 30) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::refuse_beyond;
+    use crate::exit::Exit;
+
+    #[test]
+    fn more_than_there_is_is_refused() {
+        let gib = 1 << 30;
+        let refused = refuse_beyond(Some(("device", 2 * gib)), 2 * gib + 1, 64).expect_err("a byte too many");
+        assert_eq!(Exit::of(&refused), Exit::OutOfMemory);
+        let said = format!("{refused:#}");
+        assert!(said.contains("2.0 GiB for a batch of 64 and the device has 2.0 GiB"), "{said}");
+        for there in [Some(("machine", 2 * gib)), None] {
+            refuse_beyond(there, 2 * gib, 64).expect("it fits, or nobody knows");
+        }
+    }
 }

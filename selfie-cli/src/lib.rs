@@ -18,6 +18,7 @@ pub mod fuzzing;
 mod log;
 mod memory;
 mod panic;
+mod parity;
 mod progress;
 mod puzzle;
 mod run_folder;

@@ -38,7 +38,7 @@ pub mod stem_conv;
 pub mod tokens;
 
 pub use conv_dims::ConvDims;
-pub use cpu::Cpu;
+pub use cpu::{Cpu, instruction_set};
 pub use cuda::Cuda;
 pub use dropout::Dropout;
 pub use element::{Element, Scalar, Wide};

@@ -121,10 +121,9 @@ fn gradient(network: &mut impl Subject) -> Vec<f64> {
 fn check_gradient(network: &mut impl Subject) {
     network.feed(1);
     // Away from the initial values, whose zeros and ones hide mistakes.
-    let mut drawn = network.parameters().master.clone();
+    let (mut drawn, mut shifts) = (network.parameters().master.clone(), noise(9, usize::MAX));
     for entry in network.parameters().table.entries() {
-        let place = entry.range.start;
-        drawn[entry.range.clone()].iter_mut().zip(noise(9 + place as u64, usize::MAX)).for_each(|(p, e)| *p += 0.1 * e);
+        drawn[entry.range.clone()].iter_mut().zip(&mut shifts).for_each(|(p, e)| *p += 0.1 * e);
     }
     network.parameters_mut().master.copy_from_slice(&drawn);
     network.refresh_copy().expect("a working device");

@@ -15,6 +15,11 @@ mod table;
 pub(crate) mod transform;
 pub(crate) mod winograd;
 
+/// Name of the instruction set that the CPU's kernels use here.
+pub fn instruction_set() -> &'static str {
+    simd::Level::detect().name()
+}
+
 pub use micro::{KernelShape, MicroKernel};
 pub(crate) use plan::Reach;
 pub(crate) use simd::{prefetch, vectorize};

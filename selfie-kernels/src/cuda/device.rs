@@ -84,23 +84,7 @@ impl Device {
     pub(crate) fn open(ordinal: usize) -> Result<Self> {
         let Probe { devices, .. } = probe()?;
         require_ordinal(ordinal, devices)?;
-        let failed =
-            |what: &str, e: DriverError| Error::Device { device: format!("GPU {ordinal}"), reason: reason(what, e) };
-        let context = CudaContext::new(ordinal).map_err(|e| failed("no context", e))?;
-        // SAFETY: nothing is allocated yet, and this backend orders its work itself: one queue, and events for staging.
-        unsafe { context.disable_event_tracking() };
-        let attribute = |attribute| context.attribute(attribute).map_err(|e| failed("no attribute", e));
-        let facts = Facts {
-            name: context.name().map_err(|e| failed("no name", e))?,
-            capability: {
-                let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-                let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-                (10 * major + minor) as u32
-            },
-            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
-            memory_bytes: context.total_mem().map_err(|e| failed("no memory size", e))?,
-            shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
-        };
+        let facts = facts(ordinal)?;
         if facts.capability < LEAST_CAPABILITY {
             return Err(Error::Device {
                 device: format!("GPU {ordinal}, {}", facts.name),
@@ -111,6 +95,10 @@ impl Device {
                 ),
             });
         }
+        let failed = |what: &str, e: DriverError| Error::Device { device: facts.name.clone(), reason: reason(what, e) };
+        let context = CudaContext::new(ordinal).map_err(|e| failed("no context", e))?;
+        // SAFETY: nothing is allocated yet, and this backend orders its work itself: one queue, and events for staging.
+        unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(|e| failed("no stream", e))?;
         let copies = context.new_stream().map_err(|e| failed("no stream", e))?;
         let event = || context.new_event(None).map_err(|e| failed("no event", e));
@@ -186,6 +174,34 @@ impl Device {
         let status = self.stream.capture_status().map_err(|e| self.failed("no status of the queue", e))?;
         Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
     }
+}
+
+/// What GPU number `ordinal` is; nothing is begun on it.
+fn facts(ordinal: usize) -> Result<Facts> {
+    let failed =
+        |what: &str, e: DriverError| Error::Device { device: format!("GPU {ordinal}"), reason: reason(what, e) };
+    let device = result::device::get(ordinal as i32).map_err(|e| failed("no device", e))?;
+    // SAFETY: `device` was given by the driver.
+    let attribute = |attribute| unsafe { result::device::get_attribute(device, attribute) };
+    let attribute = |which| attribute(which).map_err(|e| failed("no attribute", e));
+    let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    Ok(Facts {
+        name: result::device::get_name(device).map_err(|e| failed("no name", e))?,
+        capability: (10 * major + minor) as u32,
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
+        // SAFETY: as above.
+        memory_bytes: unsafe { result::device::total_mem(device) }.map_err(|e| failed("no memory size", e))?,
+        shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
+    })
+}
+
+/// All GPUs of this machine.
+///
+/// # Errors
+/// As [`probe`].
+pub fn gpus() -> Result<Vec<Facts>> {
+    (0..probe()?.devices).map(facts).collect()
 }
 
 /// Refuses a device number beyond those there are.

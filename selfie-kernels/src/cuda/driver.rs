@@ -26,19 +26,19 @@ impl Address {
     }
 }
 
-/// What launchers may base a choice on.
+/// What a GPU is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Facts {
-    /// The device's name.
-    pub(crate) name: String,
+pub struct Facts {
+    /// Its name.
+    pub name: String,
     /// Major and minor compute capability, as 90 for 9.0.
-    pub(crate) capability: u32,
+    pub capability: u32,
     /// Multiprocessors: how many blocks run side by side.
-    pub(crate) multiprocessors: usize,
+    pub multiprocessors: usize,
     /// Memory in all.
-    pub(crate) memory_bytes: usize,
+    pub memory_bytes: usize,
     /// Shared memory that one block may ask for.
-    pub(crate) shared_bytes: usize,
+    pub shared_bytes: usize,
 }
 
 /// A kernel call.

@@ -14,7 +14,9 @@ mod launch;
 mod modules;
 mod probe;
 
+pub use device::gpus;
 pub(crate) use driver::Address;
+pub use driver::Facts as GpuFacts;
 pub use element::CudaElement;
 pub(crate) use launch::{GradArgs, Grid, TILE_CHANNELS, blocks};
 pub use probe::{Probe, probe};

@@ -257,20 +257,21 @@ DEV float block_max(float v) {
   return most;
 }
 
-// Whether this block is the last one to come here, so that it alone goes on with what all of them wrote. `tickets` is
-// zero before the launch and zero again behind it; all threads of a block of one-dimensional grid call it.
-DEV bool last_block(u32* tickets, u32 blocks) {
-  SHARED(u32, ticket, [1]);
-  __threadfence();
+// Whether this block is the last of `blocks` to come here, so that it alone goes on with what all of them wrote. `ticket`
+// is zero before the launch and zero again behind it. All threads of a block call it.
+DEV bool last_block(u32* ticket, u32 blocks) {
+  SHARED(u32, drawn, [1]);
   __syncthreads();
-  if (threadIdx.x == 0) ticket[0] = atomicAdd(tickets, 1u);
-  __syncthreads();
-  bool last = ticket[0] == blocks - 1;
-  __syncthreads();
-  if (last) {
+  if (threadIdx.x == 0) {
+    // The barriers take the one thread's fences for all: what the block wrote is seen before its ticket, and what
+    // other blocks wrote before theirs is seen behind it.
     __threadfence();
-    if (threadIdx.x == 0) *tickets = 0;
+    drawn[0] = atomicAdd(ticket, 1u);
+    __threadfence();
   }
+  __syncthreads();
+  bool last = drawn[0] == blocks - 1;
+  if (last && threadIdx.x == 0) *ticket = 0;
   return last;
 }
 

@@ -133,6 +133,8 @@ struct Fiber {
   Context context;
   Identity identity;
   Copies copies;
+  bool fenced;                       // since it began
+  std::vector<const void*> atomics;  // places, since the last fence
 };
 
 struct Warp {
@@ -140,7 +142,6 @@ struct Warp {
   Site site;         // where that is
   void* slots[32];   // what each of them brings
   u32 turn;          // collectives so far
-  char ordered[2];   // addresses for the sanitizer, by turn
 };
 
 struct Block;
@@ -162,8 +163,11 @@ struct Block {
   u32 at_barrier = 0;
   Site barrier_site = {};
   u32 barriers = 0;
-  char barrier_ordered[2];
-  char ended = 0, began = 0;  // addresses for the sanitizer
+
+  // Addresses that stand for what the sanitizer is to take for ordered: two for the barriers and two for each warp's, by
+  // turns. From the heap for each block, or one block would seem ordered after another that used the same address.
+  std::vector<char> ordered;
+  char thread_ends = 0, block_ends = 0;
 
   std::map<const void*, void*> arrays;  // shared ones
   u64 array_bytes = 0;
@@ -238,7 +242,7 @@ void Block::release_barrier() {
 void Block::finish_thread() {
   if (!current->copies.queue.empty()) fail("a thread ends with a cp.async that it has not waited for");
   if (*(u64*)current->stack != CANARY) fail("a thread used more than %zu bytes of stack", STACK_BYTES);
-  release(&ended);
+  release(&thread_ends);
   current->state = State::Done;
   alive--;
   // On a GPU a barrier waits for the threads that are still there.
@@ -286,8 +290,11 @@ void Block::start_fibers(u64 number, char* stacks) {
     fiber.context.start(fiber.stack, thread_entry);
     fiber.identity = new_identity();
     fiber.copies = Copies();
+    fiber.fenced = false;
+    fiber.atomics.clear();
   }
   for (Warp& warp : warps) warp.arrived = 0;
+  std::vector<char>(2 + 2 * warps.size()).swap(ordered);
   alive = kernel.threads;
   at_barrier = 0;
 }
@@ -299,6 +306,7 @@ void Block::end_fibers() {
   array_bytes = 0;
   free(dynamic);
   dynamic = nullptr;
+  std::vector<char>().swap(ordered);
 }
 
 char* map_stacks(u32 threads) {
@@ -321,11 +329,11 @@ void Block::run(u64 number) {
   start_fibers(number, stacks);
   while (alive > 0)
     if (!run_ready_fibers()) report_deadlock();
-  acquire(&ended);
+  acquire(&thread_ends);
   end_fibers();
   running = nullptr;
   munmap(stacks, STACK_BYTES * kernel.threads);
-  release(&began);
+  release(&block_ends);
   become(host);
   end_identity(identity);
 }
@@ -346,7 +354,7 @@ void warp_collective(u32 mask, Site site, void* slot, Order order, Work work) {
   }
   warp.slots[fiber.lane] = slot;
   warp.arrived |= 1u << fiber.lane;
-  const void* ordered = &warp.ordered[warp.turn & 1];
+  const void* ordered = &block.ordered[2 + fiber.warp * 2 + (warp.turn & 1)];
   if (order == Order::Memory) release(ordered);
   if (warp.arrived == 0xffffffffu) {
     work(warp.slots);
@@ -375,7 +383,7 @@ void block_barrier(Site site) {
     fail("a block diverges: %u threads are at the barrier of %s:%d, this one at %s:%d", block.at_barrier,
          block.barrier_site.file, block.barrier_site.line, site.file, site.line);
   }
-  const void* ordered = &block.barrier_ordered[block.barriers & 1];
+  const void* ordered = &block.ordered[block.barriers & 1];
   release(ordered);
   if (++block.at_barrier == block.alive) {
     block.release_barrier();
@@ -468,12 +476,19 @@ void mma_m16n8k16(float* d, const u32* a, const u32* b, Site site) {
   });
 }
 
+// What the sanitizer takes for ordered is what CUDA's memory model orders: what a thread did before a fence and an atomic
+// behind it comes before what another does behind an atomic at the same place and a fence behind that.
 void memory_fence() {
-  // One address for all fences: what was written before one is seen behind every later one.
-  static char fences;
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  release(&fences);
-  acquire(&fences);
+  Fiber& fiber = *running->current;
+  fiber.fenced = true;
+  for (const void* place : fiber.atomics) acquire(place);
+  fiber.atomics.clear();
+}
+void atomic_done(const void* place) {
+  Fiber& fiber = *running->current;
+  if (fiber.fenced) release(place);
+  fiber.atomics.push_back(place);
 }
 
 // ---- Memory.
@@ -500,9 +515,9 @@ void* shared_array(const void* key, size_t bytes) {
     if (block.array_bytes > STATIC_SHARED_BYTES) fail("%llu bytes of static shared memory", block.array_bytes);
     if (block.array_bytes + block.launch.shared_bytes > SHARED_BYTES)
       fail("%llu bytes of shared memory", block.array_bytes + block.launch.shared_bytes);
-    release(key);
+    release(array);
   }
-  acquire(key);
+  acquire(array);
   return array;
 }
 
@@ -510,9 +525,9 @@ void* dynamic_shared() {
   Block& block = *running;
   if (!block.dynamic) {
     block.dynamic = poisoned(1024, block.launch.shared_bytes);
-    release(&block.dynamic);
+    release(block.dynamic);
   }
-  acquire(&block.dynamic);
+  acquire(block.dynamic);
   return block.dynamic;
 }
 
@@ -568,7 +583,7 @@ void launch(const EmuLaunch& launch, const Kernel& kernel) {
   auto work = [&] {
     Block block(launch, kernel, seed);
     for (u64 i; (i = next++) < order.size();) block.run(order[i]);
-    acquire(&block.began);
+    acquire(&block.block_ends);
   };
   std::vector<std::thread> others;
   for (u64 i = 1; i < host_threads && i < order.size(); i++) others.emplace_back(work);

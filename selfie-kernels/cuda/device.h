@@ -28,7 +28,7 @@ typedef unsigned long long u64;
 
 // SHARED(bf16, tile, [16][24]): an array in shared memory, the same for the whole block, undefined at first.
 #define SHARED(T, name, dims) __shared__ __align__(128) T name dims
-// The bytes of shared memory that the launch asked for: char*, aligned to 1024.
+// The bytes of shared memory that the launch asked for: char*, aligned to 1024. Only in a KERNEL itself, which hands it on.
 #define DYN_SHARED(name) extern __shared__ __align__(1024) char name[]
 
 struct bf16 {

@@ -45,7 +45,7 @@ pub use element::{Element, Scalar, Wide};
 pub use error::{Error, Result};
 pub use grad::{Affine, Grad};
 pub use memory::{Len, Memory, View, ViewMut};
-pub use partials::Partials;
+pub use partials::{Partials, partials_room};
 pub use philox::{Philox, Purpose};
 
 /// Everything a device must offer to train: memory and the operations, in the element type `T` of activations.

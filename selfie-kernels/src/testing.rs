@@ -8,7 +8,7 @@ mod bounded;
 
 pub(crate) use bounded::*;
 
-use crate::partials::Cut;
+use crate::partials::{Cut, partials_room};
 use crate::{
     Affine, Backend, ConvDims, Cpu, Cuda, Element, Error, Grad, Len, Memory, Partials, Philox, Result, Scalar, View,
     ViewMut, Wide,
@@ -306,12 +306,12 @@ impl<M: Memory, S: Scalar> Guarded<M, S> {
 
 /// Room for partial sums of `[rows, c]`, all of it NaN, with guards behind.
 pub(crate) fn room<M: Memory, W: Scalar>(device: &M, rows: usize, c: usize) -> Partials<M, W> {
-    poisoned_partials(device, Partials::<M, W>::room(rows, c) + GUARD)
+    poisoned_partials(device, partials_room(rows, c) + GUARD)
 }
 
 /// The same without guards, for calls that are to be refused.
 pub(crate) fn bare_room<M: Memory, W: Scalar>(device: &M, rows: usize, c: usize) -> Partials<M, W> {
-    poisoned_partials(device, Partials::<M, W>::room(rows, c))
+    poisoned_partials(device, partials_room(rows, c))
 }
 
 fn poisoned_partials<M: Memory, W: Scalar>(device: &M, len: usize) -> Partials<M, W> {

@@ -8,9 +8,8 @@ use crate::memory_plan::Ledger;
 use crate::state::{Buffer, State};
 use crate::{ModelConfig, Purpose};
 use selfie_kernels::max_pool::{self, PoolDims};
-use selfie_kernels::norm_relu_conv::{ConvDims, sum_tiles};
 use selfie_kernels::norm_relu_pool::{self, AvgDims};
-use selfie_kernels::{Backend, Element, Memory, Result, grad_join};
+use selfie_kernels::{Backend, ConvDims, Element, Memory, Result, grad_join};
 use std::mem::swap;
 
 /// Stem, stages, final normalisation and average: `[n, side, side, 3]` to `[n, width]`.
@@ -175,7 +174,7 @@ impl Resnet {
             x: B::view(x, 0..rows * c),
             norm: norm.view(c),
             dz: B::view_mut(&mut scratch.dz, 0..rows * c),
-            sums: B::view_mut(&mut state.partial, 0..self.norm.partial_len()),
+            sums: &mut state.partial,
         })?;
         self.norm.backward(state, norm)?;
         state.device.grad_join(grad_join::Join {
@@ -255,7 +254,7 @@ impl Stem {
             x: B::view(map, 0..dims.len_in()),
             y: B::view_mut(&mut acts.y, 0..len),
             argmax: B::view_mut(&mut acts.argmax, 0..len),
-            stats: B::view_mut(&mut state.partial, 0..sum_tiles(dims.rows_out()) * 2 * dims.c),
+            stats: &mut state.partial,
         })
     }
 

@@ -4,7 +4,7 @@ use crate::layers::Tables;
 use crate::memory_plan::Ledger;
 use crate::network::Build;
 use crate::{Loss, Mode, ModelConfig, Parameters, Purpose, Statistics, Update, init};
-use selfie_kernels::{Backend, Element, Error, Memory, Result, Wide, bn_commit, sgd};
+use selfie_kernels::{Backend, Element, Error, Memory, Partials, Result, Wide, bn_commit, sgd};
 use std::sync::Arc;
 
 /// A buffer of `B`.
@@ -25,7 +25,7 @@ pub(crate) struct State<B: Memory, T: Element> {
     /// Summands of `total` since the last update.
     micro_batches: usize,
     /// Partial sums of the operation that just ran, until they are finalised.
-    pub(crate) partial: Buffer<B, T::Wide>,
+    pub(crate) partial: Partials<B, T::Wide>,
     /// Mean loss, accuracy.
     pub(crate) loss: Buffer<B, T::Wide>,
     /// What changes per step: seed and number of the first sample; learning rate.
@@ -62,7 +62,7 @@ impl<B: Memory, T: Element> State<B, T> {
             bn_momentum: config.bn_momentum,
             total,
             micro_batches: 0,
-            partial: ledger.alloc("partial", partial)?,
+            partial: Partials::within(ledger.alloc("partial", partial)?),
             loss: ledger.alloc("loss", 2)?,
             rng: ledger.alloc("rng", 2)?,
             rate: ledger.alloc("rate", 1)?,

@@ -8,12 +8,17 @@ use std::fmt::Debug;
 
 /// A place in the device's memory; 0 stands for none.
 #[repr(transparent)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, bytemuck::Pod, bytemuck::Zeroable)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, bytemuck::NoUninit)]
 pub(crate) struct Address(pub(crate) u64);
 
 impl Address {
     /// What an optional argument is where it is missing.
     pub(crate) const NONE: Self = Self(0);
+
+    /// Whether kernels may read it in chunks of 16 bytes.
+    pub(crate) fn is_aligned(self) -> bool {
+        self.0.is_multiple_of(16)
+    }
 
     /// The place so many bytes on.
     pub(crate) fn offset(self, bytes: usize) -> Self {
@@ -65,6 +70,9 @@ pub(crate) trait Driver: Debug + Send + Sync {
     fn free(&self, address: Address);
     /// Host to device; the host's bytes are free when it returns.
     fn upload(&self, host: &[u8], to: Address) -> Result<()>;
+    /// Host to device beside the queue; the host's bytes are free when it returns. It comes after copies, and replays, that
+    /// were called before, and before those that are called later.
+    fn stage(&self, host: &[u8], to: Address) -> Result<()>;
     /// Device to host, after the work queued so far.
     fn download(&self, from: Address, host: &mut [u8]) -> Result<()>;
     /// Device to device.
@@ -80,6 +88,14 @@ pub(crate) trait Driver: Debug + Send + Sync {
     fn begin_recording(&self) -> Result<()>;
     /// What was written down.
     fn end_recording(&self) -> Result<Box<dyn Replay>>;
+    /// To be called before a replay, which may copy out of what was staged.
+    fn before_replay(&self) -> Result<()> {
+        Ok(())
+    }
+    /// To be called behind a replay.
+    fn after_replay(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Recorded work.

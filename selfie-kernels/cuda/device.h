@@ -42,6 +42,8 @@ struct __align__(16) u32x4 {
 };
 
 DEV float bits_to_float(u32 bits) { return __uint_as_float(bits); }
+#define INFINITY bits_to_float(0x7f800000u)
+#define NAN bits_to_float(0x7fffffffu)
 DEV u32 float_to_bits(float v) { return __float_as_uint(v); }
 
 // max(0, v) that keeps NaN (the CPU's `if v < 0 { 0 } else { v }`); -0 gives +0.
@@ -135,7 +137,8 @@ DEV void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 #endif  // EMULATOR: what follows is the same in both worlds. CUDA's own names that the emulator has too: threadIdx.x,
         // blockIdx, blockDim.x, gridDim, __syncthreads(), __syncwarp(), __shfl_sync, __shfl_xor_sync, __shfl_up_sync,
         // __shfl_down_sync (with WARP), __ballot_sync, __threadfence(), atomicAdd on u32, min and max of integers,
-        // float2 and float4 with make_*, and the functions of <math.h>.
+        // float2 and float4 with make_*, and the functions of <math.h>
+        // with INFINITY and NAN.
 
 static constexpr u32 WARP = 0xffffffffu;
 DEV int lane() { return (int)(threadIdx.x % 32); }

@@ -14,7 +14,7 @@ struct alignas(64) TensorMap {
   u64 size[5];     // elements
   u64 stride[5];   // bytes; [0] is 2
   u32 box[5];      // elements
-  u32 unused;
+  u32 unused[3];
 };
 static_assert(sizeof(TensorMap) == 128, "a tensor map");
 

@@ -6,6 +6,8 @@
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod conformance_sm90;
 mod device;
 mod driver;
 mod element;

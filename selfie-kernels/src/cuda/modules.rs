@@ -9,6 +9,7 @@ macro_rules! modules {
 }
 modules! {
     "conformance",
+    "conformance_sm90",
 }
 
 /// The PTX of `<module>.cu`.

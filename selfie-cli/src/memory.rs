@@ -127,9 +127,8 @@ pub fn check(need: &Need<'_>, device: &impl Memory, reporter: &Reporter) -> anyh
     parts.retain(|&(_, bytes)| 20 * bytes > plan.total_bytes());
     let parts: Vec<_> = parts.iter().map(|(name, bytes)| format!("{name} {:.1}", mebibytes(*bytes))).collect();
     reporter.say(format!("memory    {:.1} MiB: {}", mebibytes(plan.total_bytes()), parts.join(", ")));
-    let here = |network: u64| {
-        System::here().memory.and_then(|there| need.refusal(network, &there, held_bytes().unwrap_or(0)))
-    };
+    let here =
+        |network: u64| System::here().memory.and_then(|there| need.refusal(network, &there, held_bytes().unwrap_or(0)));
     let refusal = match device.capacity() {
         Some(capacity) => need.refusal_of_device(capacity as u64).or_else(|| here(0)),
         None => here(plan.total_bytes() as u64),

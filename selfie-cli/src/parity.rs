@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use selfie_kernels::{Backend, Cpu, Element, Memory, Wide};
+use selfie_kernels::{Backend, Cpu, Element, Philox, Purpose as Draw, Wide};
 use selfie_model::{
-    Begin, Build, Classifier, Inputs, ModelConfig, Network, PhiloxDraws, Preset, Purpose, Selfie, Update, evaluation_order,
+    Begin, Build, Classifier, Inputs, ModelConfig, Network, Preset, Purpose, Selfie, Update, evaluation_order,
 };
 use serde_json::{Value, json};
 
@@ -112,23 +112,24 @@ fn gradients<B: Backend<T>, T: Element>(device: B, kind: Kind) -> anyhow::Result
 /// Loss and gradients of a step on random images.
 fn step<B: Backend<T>, T: Element, N: Network<B, T>>(mut network: N, targets: &[u32]) -> anyhow::Result<Gradients> {
     let images = random_bytes(BATCH * SIDE * SIDE * 3);
-    let inputs =
-        Inputs { images: &images, draws: &[0; 3 * BATCH], targets, first_sample: 0, valid: BATCH };
+    let inputs = Inputs { images: &images, draws: &[0; 3 * BATCH], targets, first_sample: 0, valid: BATCH };
     network.load(&inputs, Begin::Step { rate: 0.01 })?;
     network.train_step(Update { momentum: 0.9, weight_decay: 1e-4 })?;
     let metrics = network.metrics()?;
     let parameters = network.parameters();
     let mut flat = vec![T::Wide::from_f64(0.0); B::len(&parameters.gradient)];
     network.device().download(B::all(&parameters.gradient), &mut flat)?;
-    let tensors = parameters.table.entries().iter().map(|entry| {
-        (entry.name.clone(), flat[entry.range.clone()].iter().map(|&x| Wide::to_f64(x)).collect())
-    });
+    let tensors = parameters
+        .table
+        .entries()
+        .iter()
+        .map(|entry| (entry.name.clone(), flat[entry.range.clone()].iter().map(|&x| Wide::to_f64(x)).collect()));
     Ok(std::iter::once(("loss".to_owned(), vec![metrics.loss])).chain(tensors).collect())
 }
 
 fn random_bytes(len: usize) -> Vec<u8> {
-    let draws = PhiloxDraws::seeded(11);
-    (0..len).map(|i| draws.words(i as u64)[0] as u8).collect()
+    let philox = Philox { seed: 11 };
+    (0..len as u64).map(|i| philox.words(Draw::Synthetic as u32, i, 0)[0] as u8).collect()
 }
 
 impl Layer {
@@ -174,7 +175,8 @@ impl fmt::Display for Parity {
                 writeln!(f, "{:<44} {:>10.1e} {:>10.1e}{mark}", layer.name, layer.device, layer.cpu)?;
             }
         }
-        let verdict = if self.holds() { "as near to f64 as the CPU is" } else { "too far from f64: do not train on it" };
+        let verdict =
+            if self.holds() { "as near to f64 as the CPU is" } else { "too far from f64: do not train on it" };
         writeln!(f, "\nparity    the device is {verdict}")
     }
 }

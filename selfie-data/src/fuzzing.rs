@@ -41,8 +41,8 @@ pub fn cifar_tar(tar: &[u8]) {
 pub fn tar_folder(path: &Path) {
     for (split, need) in [(Split::Train, Need::Images), (Split::Train, Need::Labels), (Split::Test, Need::Labels)] {
         let file = File::open(path).expect("the target wrote it");
-        let Ok(members) = tar_index::index(path, &file) else { return };
-        if let Ok(data) = Files::from_tar(path, file, members, split, need) {
+        let Ok(index) = tar_index::index(path, &file) else { return };
+        if let Ok(data) = Files::from_tar(path, file, &index, split, need) {
             all_are_sound(&data);
         }
     }
@@ -78,7 +78,8 @@ pub fn val_labels(text: &[u8]) {
     let (classes, images) = (names(&["cat", "dog"]), names(&["1.jpg", "2.jpg"]));
     for name in ["val.txt", "LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt"] {
         let read = |path: &Path| Ok((path == Path::new(name)).then(|| text.to_vec()));
-        let flat = Flat { root: Path::new("data"), part: "val", classes: &classes, images: &images, read: &read };
+        let flat =
+            Flat { root: Path::new("data"), part: Path::new("val"), classes: &classes, images: &images, read: &read };
         if let Ok(Some(labels)) = flat.labels() {
             assert!(labels.len() == images.len() && labels.iter().all(|&label| (label as usize) < classes.len()));
         }

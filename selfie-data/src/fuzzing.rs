@@ -1,5 +1,6 @@
 //! Doors for the targets in `fuzz/`: what a parser of this crate makes of any bytes, without a look at the disk.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -118,10 +119,16 @@ pub fn synthetic(text: &str) {
 
 fn all_are_sound(data: &dyn Dataset) {
     assert!(!data.is_empty());
+    let mut keys = HashSet::new();
     for index in 0..data.len() {
         assert!(data.label(index).is_none_or(|label| (label as usize) < data.classes().len()));
-        assert!(!data.key(index).split('/').any(|part| part == ".."));
+        let key = data.key(index);
+        assert!(!key.split('/').any(|part| part == ".."));
+        assert!(!key.chars().any(char::is_control), "{key:?} in a list");
+        assert!(keys.insert(key), "two images of one name");
     }
+    let classes: HashSet<_> = data.classes().iter().collect();
+    assert_eq!(classes.len(), data.classes().len(), "two classes of one name");
 }
 
 fn chosen_are_sound(data: &Plain, chosen: Vec<usize>) {

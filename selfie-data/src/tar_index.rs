@@ -155,14 +155,20 @@ impl Index {
         matches!(self.nodes[id].what, What::Folder(_))
     }
 
-    /// What a hard link to `target` is, when tar comes to it.
-    fn hard_link(&self, target: &[&OsStr]) -> What {
-        let path: PathBuf = target.iter().collect();
-        match self.find(&path).map(|id| &self.nodes[id].what) {
-            Some(What::File(extent)) => What::File(*extent),
-            // It may come later; a folder has no hard links.
-            Some(What::Folder(_) | What::Link(_) | What::Lost(_)) | None => What::Link(Path::new("/").join(path)),
+    /// What a hard link to `target` is, when tar comes to it: another name of a file or of a link. `None` for what is
+    /// not there, which tar does not make.
+    fn hard_link(&self, target: &[&OsStr]) -> Option<What> {
+        match &self.nodes[self.unfollowed(target)?].what {
+            What::File(extent) => Some(What::File(*extent)),
+            What::Link(path) => Some(What::Link(path.clone())),
+            What::Folder(_) | What::Lost(_) => None,
         }
+    }
+
+    /// The node of a name, the last link on the way not followed.
+    fn unfollowed(&self, path: &[&OsStr]) -> Option<usize> {
+        let (last, folders) = path.split_last()?;
+        self.child(self.find(&folders.iter().collect::<PathBuf>())?, last)
     }
 
     /// The node at a path from the root, links followed.
@@ -334,7 +340,12 @@ pub(crate) fn index(path: &Path, file: &File) -> Result<Index> {
             }
             EntryType::Directory => What::Folder(BTreeMap::new()),
             EntryType::Symlink => What::Link(target()?.into_owned()),
-            EntryType::Link => index.hard_link(&inside(&target()?)),
+            EntryType::Link => match index.hard_link(&inside(&target()?)) {
+                Some(what) => what,
+                // What has the name already keeps it.
+                None if index.unfollowed(&names).is_some() => continue,
+                None => What::Lost(NOWHERE),
+            },
             EntryType::GNUSparse => What::Lost("sparse files"),
             EntryType::Char | EntryType::Block | EntryType::Fifo => What::Lost("pipes and devices"),
             _ => continue,

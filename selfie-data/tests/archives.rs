@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+#[cfg(unix)]
+use proptest::prelude::*;
 use selfie_data::{Dataset, Draws, LabelBudget, Need, Purpose, Result, Split, open, write_labels};
 
 struct Zero;
@@ -96,6 +98,77 @@ fn a_name_that_comes_again_is_the_last_one() {
         let folder = unpacked("archives/twice.tar");
         let unpacked = open(folder.path(), Split::Train, Need::Labels, &seeded).expect("well formed");
         assert_eq!(all(&*unpacked), all(&*data));
+    }
+}
+
+/// A member of a random tar.
+#[cfg(unix)]
+#[derive(Clone, Debug)]
+enum Packed {
+    File(u8),
+    Soft(&'static str),
+    Hard(&'static str),
+}
+
+#[cfg(unix)]
+fn member() -> impl Strategy<Value = (&'static str, Packed)> {
+    const FILES: [&str; 5] = ["p/a/1.ppm", "p/a/2.ppm", "p/b/1.ppm", "./p/b/2.ppm", "p/c/1.ppm"];
+    const TARGETS: [&str; 7] =
+        ["1.ppm", "2.ppm", "../a/1.ppm", "../b/2.ppm", "../c/1.ppm", "../../out.ppm", "../d/1.ppm"];
+    let file = prop::sample::select(&FILES[..]);
+    let packed = prop_oneof![
+        3 => any::<u8>().prop_map(Packed::File),
+        2 => prop::sample::select(&TARGETS[..]).prop_map(Packed::Soft),
+        1 => prop::sample::select(&FILES[..]).prop_map(Packed::Hard),
+    ];
+    let folder = prop::sample::select(&["a", "b", "c", ".."][..]).prop_map(|target| ("p/d", Packed::Soft(target)));
+    prop_oneof![5 => (file, packed), 1 => folder]
+}
+
+#[cfg(unix)]
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// What is read of a tar is what can be read of the folder that the system's tar makes of it.
+    #[test]
+    fn any_tar_is_what_tar_unpacks(more in prop::collection::vec(member(), 0..12)) {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        let path = root.path().join("data.tar");
+        let mut tar = tar::Builder::new(std::fs::File::create(&path).expect("writable"));
+        let first = [("p/a/0.ppm", Packed::File(1)), ("p/b/0.ppm", Packed::File(2)), ("p/c/0.ppm", Packed::File(3))];
+        for (name, packed) in first.iter().chain(&more) {
+            let mut header = tar::Header::new_gnu();
+            header.set_mode(0o644);
+            header.set_size(0);
+            let (kind, target, bytes) = match packed {
+                Packed::File(red) => (tar::EntryType::Regular, None, [b"P6 1 1 255\n".as_slice(), &[*red, 0, 0]].concat()),
+                Packed::Soft(target) => (tar::EntryType::Symlink, Some(target), Vec::new()),
+                Packed::Hard(target) => (tar::EntryType::Link, Some(target), Vec::new()),
+            };
+            header.set_entry_type(kind);
+            header.set_size(bytes.len() as u64);
+            header.set_path(name).expect("a short name");
+            if let Some(target) = target {
+                header.set_link_name(target).expect("a short name");
+            }
+            header.set_cksum();
+            tar.append(&header, bytes.as_slice()).expect("writable");
+        }
+        tar.finish().expect("writable");
+        let folder = root.path().join("unpacked");
+        std::fs::create_dir(&folder).expect("writable");
+        let said = std::process::Command::new("tar").arg("-xf").arg(&path).arg("-C").arg(&folder).output();
+        prop_assert!(said.is_ok());
+
+        let red = |data: &dyn Dataset, index: usize| data.read(index).map(|image| image.pixels[0]);
+        let packed = open(&path, Split::Train, Need::Images, &seeded).expect("three images at least");
+        let packed: Vec<_> =
+            (0..packed.len()).map(|index| (packed.key(index), red(&*packed, index).expect("a member"))).collect();
+        let unpacked = open(&folder, Split::Train, Need::Images, &seeded).expect("three images at least");
+        let unpacked: Vec<_> = (0..unpacked.len())
+            .filter_map(|index| Some((unpacked.key(index), red(&*unpacked, index).ok()?)))
+            .collect();
+        prop_assert_eq!(packed, unpacked);
     }
 }
 

@@ -25,9 +25,13 @@ mod folder;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+mod gzip;
 mod labels;
+mod left_out;
 mod loader;
+mod names;
 mod npz;
+mod parts;
 mod pickle;
 mod picture;
 mod records;
@@ -37,11 +41,12 @@ mod synthetic;
 mod tar_index;
 #[cfg(any(test, fuzzing))]
 mod testing;
+mod tree;
 mod val_labels;
 
 pub use audit::{Audit, AuditConfig, DEFAULT_MIN_SIDE, Leak, Misnamed, PartAudit, Sizes, Spread, Tiny, audit};
 pub use augment::{Augment, CROP_PADDING, Draw};
-pub use dataset::{Dataset, Geometry, Need, Split, check_same_classes, open};
+pub use dataset::{Dataset, Geometry, Matched, Need, Split, match_classes, open};
 pub use draws::{Draws, Purpose, Seeded};
 pub use error::{BadFile, Error, ErrorKind, Result};
 pub use labels::{LabelBudget, sample_indices, split_validation, write_labels};

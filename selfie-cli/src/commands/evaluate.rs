@@ -42,26 +42,12 @@ pub fn run(arguments: &Evaluate) -> anyhow::Result<Exit> {
     let resolved = Resolved::new(Task::Evaluate, &request)?;
     let settings = resolved.settings();
     let chosen = device::choose(&settings.run)?;
-    let images = data::for_evaluation(&settings.data).map_err(|error| where_they_were(error, &resolved));
-    let (images, note) = images?;
-    if images.dataset.classes() != classes {
-        let found = images.dataset.classes();
-        return Err(Problem::input(format!(
-            "{}: expected the {} classes of {} ({}), found {} ({}); give data with the same class folders",
-            images.dataset.describe(),
-            classes.len(),
-            run.display(),
-            few(&classes),
-            found.len(),
-            few(found)
-        )));
-    }
+    let images = data::for_evaluation(&settings.data, run, &classes).map_err(|error| where_they_were(error, &resolved));
+    let (images, notes) = images?;
     // The run's own geometry, whatever the data would suggest.
     let model = settings.network(image_size.unwrap_or(settings.data.image_size))?;
     let reporter = Reporter::new(Voice::Full);
-    if let Some(note) = note {
-        reporter.warn(note);
-    }
+    notes.into_iter().for_each(|note| reporter.warn(note));
     if !arguments.json {
         reporter.say(format!("data      {}, {} used", images.dataset.describe(), images.items.len()));
         chosen.notes.iter().for_each(|note| reporter.say(note));
@@ -164,12 +150,6 @@ impl Weights {
 
 fn wrong(path: &Path, found: impl std::fmt::Display) -> anyhow::Error {
     Problem::input(format!("{}: expected the description of the weights: {found}", path.display()))
-}
-
-fn few(names: &[String]) -> String {
-    let shown: Vec<_> = names.iter().take(4).map(String::as_str).collect();
-    let more = if names.len() > shown.len() { ", ..." } else { "" };
-    format!("{}{more}", shown.join(", "))
 }
 
 /// Right ones and all of a class.

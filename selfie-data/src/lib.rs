@@ -21,10 +21,13 @@ mod dataset;
 mod downsampled;
 mod draws;
 mod error;
+mod exif;
 mod folder;
+pub mod foreign;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+mod jpeg;
 mod labels;
 mod loader;
 mod npz;

@@ -12,7 +12,22 @@ pub(crate) fn of_segments(segments: &[&[u8]]) -> Orientation {
     found.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms)
 }
 
-/// The orientation of a PNG's or WebP's chunk. Some writers leave a JPEG's beginning of the segment in it.
+/// The orientation of a PNG: of its `eXIf` chunk, which may lie on either side of the pixels.
+pub(crate) fn of_png(png: &[u8]) -> Orientation {
+    let mut rest = png.get(8..).unwrap_or_default();
+    while let Some((&[a, b, c, d, ref kind @ ..], content)) = rest.split_first_chunk::<8>() {
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        let Some(content) = content.get(..length) else { break };
+        if kind == b"eXIf" {
+            return of_chunk(content);
+        }
+        // A checksum follows.
+        rest = rest.get(8 + length + 4..).unwrap_or_default();
+    }
+    Orientation::NoTransforms
+}
+
+/// The orientation of a WebP's chunk. Some writers leave a JPEG's beginning of the segment in it.
 pub(crate) fn of_chunk(chunk: &[u8]) -> Orientation {
     of_segments(&[chunk.strip_prefix(b"Exif\0\0").unwrap_or(chunk)])
 }

@@ -218,7 +218,8 @@ fn signature(bytes: &[u8]) -> Option<Foreign> {
 
 /// A zip archive, by the name of its first member.
 fn zip(bytes: &[u8]) -> Foreign {
-    let length = |at: usize| bytes.get(at..at + 2).map_or(0, |pair| usize::from(u16::from_le_bytes([pair[0], pair[1]])));
+    let length =
+        |at: usize| bytes.get(at..at + 2).map_or(0, |pair| usize::from(u16::from_le_bytes([pair[0], pair[1]])));
     let name = bytes.get(30..30 + length(26)).unwrap_or_default();
     let is_torch = [&b"/data.pkl"[..], b"/version", b"/byteorder", b"/.format_version", b"/.storage_alignment"];
     if is_torch.iter().any(|end| name.ends_with(end)) {
@@ -282,4 +283,101 @@ fn text(bytes: &[u8]) -> Option<Foreign> {
 
 fn empty(bytes: &[u8]) -> Option<Foreign> {
     (bytes.len() >= 16 && bytes.iter().all(|&byte| byte == 0)).then_some(Foreign::Zeros)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ftyp(brands: &[&[u8; 4]]) -> Vec<u8> {
+        let mut bytes = (12 + 4 * brands.len() as u32).to_be_bytes().to_vec();
+        bytes.extend(b"ftyp");
+        bytes.extend(brands[0]);
+        bytes.extend([0; 4]);
+        bytes.extend(brands[1..].iter().copied().flatten());
+        bytes
+    }
+
+    fn zip_of(name: &[u8]) -> Vec<u8> {
+        let mut bytes = b"PK\x03\x04".to_vec();
+        bytes.extend([0; 22]);
+        bytes.extend((name.len() as u16).to_le_bytes());
+        bytes.extend([0; 2]);
+        [&bytes, name].concat()
+    }
+
+    #[test]
+    fn kinds_are_known_by_their_beginnings() {
+        let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
+        let mut tar = vec![0; 512];
+        tar[257..262].copy_from_slice(b"ustar");
+        let mut dicom = vec![0; 132];
+        dicom[128..].copy_from_slice(b"DICM");
+        for (bytes, kind) in [
+            (b"<!DOCTYPE html><p>404".to_vec(), Foreign::Html),
+            (b"<!doctype HTML PUBLIC \"-//W3C//DTD HTML 4.01//EN\">".to_vec(), Foreign::Html),
+            (b"\xef\xbb\xbf\r\n  <HTML><HEAD>".to_vec(), Foreign::Html),
+            (b"<!-- a cache --><html lang=en>".to_vec(), Foreign::Html),
+            (b"<?xml version=\"1.0\"?><!DOCTYPE html PUBLIC \"\"><html/>".to_vec(), Foreign::Html),
+            (b"<?xml version=\"1.0\"?>\n<Error><Code>AccessDenied</Code></Error>".to_vec(), Foreign::Xml),
+            (b"<Error><Code>NoSuchKey".to_vec(), Foreign::Xml),
+            (b"<?xml version=\"1.0\"?>\n<!-- Inkscape -->\n<svg width=\"3\"/>".to_vec(), Foreign::Svg),
+            (b"<svg xmlns=\"http://www.w3.org/2000/svg\"/>".to_vec(), Foreign::Svg),
+            (b"{\"message\": \"Not Found\"}".to_vec(), Foreign::Json),
+            (pointer.to_vec(), Foreign::LfsPointer),
+            (b"/annex/objects/SHA256E-s31--abc.jpg\n".to_vec(), Foreign::AnnexPointer),
+            (ftyp(&[b"heic", b"mif1", b"heic"]), Foreign::Heic),
+            (ftyp(&[b"mif1", b"heic", b"miaf"]), Foreign::Heic),
+            (ftyp(&[b"mif1"]), Foreign::Heic),
+            (ftyp(&[b"mif1", b"avif", b"miaf"]), Foreign::Avif),
+            (ftyp(&[b"avif", b"mif1", b"miaf"]), Foreign::Avif),
+            (ftyp(&[b"isom", b"mp42"]), Foreign::Video),
+            (ftyp(&[b"qt  "]), Foreign::Video),
+            (b"RIFF\x10\0\0\0AVI LIST".to_vec(), Foreign::Video),
+            (zip_of(b"archive/data.pkl"), Foreign::TorchZip),
+            (zip_of(b"resnet50/version"), Foreign::TorchZip),
+            (zip_of(b"arr_0.npy"), Foreign::Npz),
+            (zip_of(b"photos/1.jpg"), Foreign::Zip),
+            (b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.".to_vec(), Foreign::Pickle),
+            (b"\x80\x04\x95\x10".to_vec(), Foreign::Pickle),
+            (b"\x89HDF\r\n\x1a\n\0".to_vec(), Foreign::Hdf5),
+            (b"\x93NUMPY\x01\0".to_vec(), Foreign::Npy),
+            (b"\x08\x08\x12\x07pytorch".to_vec(), Foreign::Onnx),
+            (b"GGUF\x03\0\0\0".to_vec(), Foreign::Gguf),
+            (b"\x40\0\0\0\0\0\0\0{\"a\":".to_vec(), Foreign::Safetensors),
+            (b"\xff\x0a\xfa\x1f".to_vec(), Foreign::JpegXl),
+            (b"8BPS\0\x01".to_vec(), Foreign::Photoshop),
+            (b"%PDF-1.7".to_vec(), Foreign::Pdf),
+            (b"\x1f\x8b\x08".to_vec(), Foreign::Gzip),
+            (tar, Foreign::Tar),
+            (dicom, Foreign::Dicom),
+            (vec![0; 64], Foreign::Zeros),
+        ] {
+            assert_eq!(Foreign::recognise(&bytes), Some(kind), "{}", bytes.escape_ascii());
+            for advice in [kind.advice(), kind.weights_advice()] {
+                assert!(!advice.is_empty() && !advice.ends_with('.'), "{advice}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_read_is_not_foreign() {
+        for bytes in [
+            &b"\xff\xd8\xff\xe0"[..],
+            b"\x89PNG\r\n\x1a\n",
+            b"BM\x42\0\0\0",
+            b"P5\n3 5\n255\n",
+            b"II*\0\x08\0\0\0",
+            b"MM\0*\0\0\0\x08",
+            b"RIFF\x10\0\0\0WEBPVP8 ",
+            b"GIF89a",
+            b"",
+            b"<",
+            b"PK",
+            b"\0\0\0",
+            b"plain text",
+        ] {
+            assert_eq!(Foreign::recognise(bytes), None, "{}", bytes.escape_ascii());
+        }
+    }
 }

@@ -41,6 +41,14 @@ pub(crate) fn decode(
     Ok((picture, exif::of_segments(&walked.exif)))
 }
 
+/// All that comes before the decoder, whose panics are caught elsewhere.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn walk(bytes: &[u8], check: impl Fn(usize, usize) -> Result<(), String>) -> Result<(), String> {
+    let walked = Walk::new(bytes).run(&check)?;
+    let _: Orientation = exif::of_segments(&walked.exif);
+    Ok(())
+}
+
 /// The RGB pixels of what was walked.
 fn pixels(walked: &Walked<'_>) -> Result<Vec<u8>, String> {
     // A decoder's threads are its own; what the system refuses once it may give a moment later.
@@ -308,15 +316,11 @@ impl<'a> Walk<'a> {
             if self.restart_interval > 0 && mcu > 0 && mcu % self.restart_interval == 0 {
                 let end = codes.bits.position();
                 let marker = 0xd0 + restarts % 8;
-                let found = next_marker(self.bytes, end).filter(|&at| self.bytes[at + 1] == marker);
-                let found = found.ok_or_else(|| {
-                    format!(
-                        "a damaged JPEG: no restart marker {} after {mcu} of {} MCUs of scan {}",
-                        restarts % 8,
-                        blocks.mcus(),
-                        self.scans
-                    )
-                })?;
+                let found = match next_marker(self.bytes, end) {
+                    Some(found) if self.bytes[found + 1] == marker => found,
+                    Some(_) => return Err(Fault::Damaged(NO_RESTART).sentence(self.scans, mcu, blocks.mcus())),
+                    None => return Err(Fault::Ends.sentence(self.scans, mcu, blocks.mcus())),
+                };
                 self.stream.extend(&self.bytes[start..end]);
                 self.stream.extend([0xff, marker]);
                 start = found + 2;
@@ -348,6 +352,9 @@ impl<'a> Walk<'a> {
         // A progressive file may leave out what it likes of the rest, and is shown without it.
         if let Some(at) = frame.components.iter().position(|component| component.missing_bits[0].is_none()) {
             return Err(format!("a truncated JPEG: no scan of component {} of {}", at + 1, frame.components.len()));
+        }
+        if is_filled(self.bytes, self.at) {
+            return Err(format!("a truncated JPEG: {} bytes, of which the last are all zero", self.bytes.len()));
         }
         self.stream.extend([0xff, 0xd9]);
         Ok(Walked {
@@ -381,6 +388,17 @@ fn not_read(what: &str) -> String {
 
 fn wrong_length(what: &str) -> String {
     format!("a damaged JPEG: a {what} of another length than it says")
+}
+
+/// Whether the file is zero from before `end`, where its data end, to its own end: downloads are given their size before
+/// their bytes. Zeros are codes, too, but encoders end with a marker, and fill the last byte with ones.
+fn is_filled(bytes: &[u8], end: usize) -> bool {
+    let is_zero = match bytes[..end] {
+        [.., 0xff, 0] => false,
+        [.., last] => last == 0,
+        [] => false,
+    };
+    is_zero && end < bytes.len() && bytes[end..].iter().all(|&byte| byte == 0)
 }
 
 /// Where the next marker begins, at `from` or after it.
@@ -459,7 +477,9 @@ impl Scan {
                 let counted = [frame.width, frame.height].map(|side| side.div_ceil(8));
                 if (0..2).any(|axis| counted[axis].min(of(0).padded[axis]) != of(0).blocks[axis]) {
                     let [h, v] = of(0).factors;
-                    return Err(not_read(&format!("a JPEG with sampling factors {h} x {v} in a scan of one component")));
+                    return Err(not_read(&format!(
+                        "a JPEG with sampling factors {h} x {v} in a scan of one component"
+                    )));
                 }
             }
             // B.2.3
@@ -480,9 +500,9 @@ impl Scan {
             && band[1] < BLOCK
             && bits[1] < 14
             && before.is_none_or(|before| before == bits[1] + 1)
-            && (frame.process == Process::Sequential
-                || (band == [0, 0] || (band[0] > 0 && components.len() == 1)))
-            && (0..components.len()).all(|at| of(at).missing_bits[band[0]..=band[1]].iter().all(|&bits| bits == before));
+            && (frame.process == Process::Sequential || (band == [0, 0] || (band[0] > 0 && components.len() == 1)))
+            && (0..components.len())
+                .all(|at| of(at).missing_bits[band[0]..=band[1]].iter().all(|&bits| bits == before));
         if !is_in_turn {
             let [first, last] = band;
             return Err(format!(
@@ -681,6 +701,7 @@ impl Codes<'_> {
 }
 
 const NO_TABLE: Fault = Fault::Damaged("a Huffman table that the file does not have");
+const NO_RESTART: &str = "another marker than the next restart's";
 const BEYOND: Fault = Fault::Damaged("a coefficient beyond the last of its block");
 
 /// The bits between two markers (F.2.2.5).
@@ -821,3 +842,88 @@ const STANDARD_TABLES: [u8; 416] = [
     184, 185, 186, 194, 195, 196, 197, 198, 199, 200, 201, 202, 210, 211, 212, 213, 214, 215, 216, 217, 218, 226,
     227, 228, 229, 230, 231, 232, 233, 234, 242, 243, 244, 245, 246, 247, 248, 249, 250,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const FILES: [&[u8]; 5] = [
+        include_bytes!("../tests/fixtures/jpeg/420.jpg"),
+        include_bytes!("../tests/fixtures/jpeg/420_refined.jpg"),
+        include_bytes!("../tests/fixtures/jpeg/444_restart_in_two.jpg"),
+        include_bytes!("../tests/fixtures/jpeg/420_restart_progressive.jpg"),
+        include_bytes!("../tests/fixtures/pictures/orientation_split.jpg"),
+    ];
+
+    fn any_size(_: usize, _: usize) -> Result<(), String> {
+        Ok(())
+    }
+
+    #[test]
+    fn the_decoder_gets_what_was_walked_and_no_other_byte() {
+        for bytes in FILES {
+            let walked = Walk::new(bytes).run(&any_size).expect("well formed");
+            let again = Walk::new(&walked.stream).run(&any_size).expect("well formed");
+            // The usual tables come first, once more.
+            let usual = 4 + STANDARD_TABLES.len();
+            assert_eq!(again.stream[2 + usual..], walked.stream[2..]);
+            assert!(walked.stream.len() < bytes.len() + usual, "no application segment is left");
+        }
+    }
+
+    #[test]
+    fn codes_of_every_length_are_found() {
+        // Lengths 1, 2, .. 16, one code each: 0, 10, 110, ..
+        let counts = [1; 16];
+        let values: Vec<u8> = (1..17).collect();
+        let table = Table::new(&counts, &values).expect("well formed");
+        for length in 1..17u32 {
+            let code = ((1u32 << length) - 2) << (16 - length);
+            let bytes = [(code >> 8) as u8, code as u8].iter().flat_map(|&byte| [byte, 0]).collect::<Vec<_>>();
+            let stuffed: Vec<u8> = match (bytes[0], bytes[2]) {
+                (0xff, low) => vec![0xff, 0, low],
+                (high, low) => vec![high, low],
+            };
+            let mut bits = Bits::new(&stuffed, 0);
+            assert!(bits.decode(&table).is_ok_and(|value| u32::from(value) == length), "{length}");
+            assert_eq!(bits.count, 16 - length, "{length}");
+        }
+        assert!(matches!(Bits::new(&[0xff, 0, 0xff, 0], 0).decode(&table), Err(Fault::Damaged(_))));
+        assert!(matches!(Bits::new(&[0xff, 0], 0).decode(&table), Err(Fault::Ends)));
+        assert!(Table::new(&[3], &[0, 1, 2]).is_err());
+    }
+
+    #[test]
+    fn the_place_of_the_next_bit_counts_stuffed_bytes() {
+        let bytes = [0x12, 0xff, 0, 0, 0xff, 0, 0x34, 0xff, 0xd9];
+        for (taken, place) in [(1, 1), (8, 1), (9, 3), (16, 3), (17, 4), (25, 6), (32, 6), (33, 7)] {
+            let mut bits = Bits::new(&bytes, 0);
+            (0..taken).for_each(|_| assert!(bits.skip(1).is_ok()));
+            assert_eq!(bits.position(), place, "after {taken} bits");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        /// A refusal or an answer, but no panic: this is before the decoder's are caught.
+        #[test]
+        fn damaged_files_are_walked_without_a_panic(
+            file in 0..FILES.len(),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            cut in any::<prop::sample::Index>(),
+            is_cut in any::<bool>(),
+        ) {
+            let mut bytes = FILES[file].to_vec();
+            for (at, value) in changes {
+                *at.get_mut(&mut bytes) = value;
+            }
+            if is_cut {
+                bytes.truncate(2.max(cut.index(bytes.len())));
+            }
+            let few = |height: usize, width: usize| if height * width < 1 << 20 { Ok(()) } else { Err(String::new()) };
+            let _ = walk(&bytes, few);
+        }
+    }
+}

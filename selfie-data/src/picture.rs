@@ -4,7 +4,7 @@ use std::io::{self, Cursor};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
 use crate::foreign::Foreign;
 use crate::loader::panic_message;
@@ -76,6 +76,7 @@ fn decode(bytes: &[u8]) -> Result<Image, String> {
     }
     // An unreadable orientation is no reason to lose the image.
     let orientation = match decoder.exif_metadata() {
+        _ if format == ImageFormat::Png => exif::of_png(bytes),
         Ok(Some(chunk)) => exif::of_chunk(&chunk),
         _ => decoder.orientation().unwrap_or(Orientation::NoTransforms),
     };
@@ -104,7 +105,7 @@ fn start(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use image::{GrayImage, ImageBuffer, ImageFormat, Luma, LumaA, Rgb, RgbImage, Rgba};
+    use image::{GrayImage, ImageBuffer, Luma, LumaA, Rgb, RgbImage, Rgba};
 
     fn encode(picture: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
@@ -205,8 +206,10 @@ mod tests {
     #[test]
     fn rubbish_is_an_error() {
         assert_eq!(Image::decode(b""), Err("an empty file".into()));
+        let message = Image::decode(b"anything").expect_err("not an image");
+        assert!(message.contains("61 6e 79 74"), "{message}");
         let message = Image::decode(b"<!DOCTYPE html>").expect_err("not an image");
-        assert!(message.contains("3c 21 44 4f"), "{message}");
+        assert!(message.contains("an HTML page") && message.contains("download"), "{message}");
         assert!(Image::decode(&[0xff, 0xd8, 0xff]).is_err());
     }
 

@@ -23,7 +23,7 @@ mod draws;
 mod error;
 mod exif;
 mod folder;
-pub mod foreign;
+mod foreign;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -47,6 +47,7 @@ pub use augment::{Augment, CROP_PADDING, Draw};
 pub use dataset::{Dataset, Geometry, Need, Split, check_same_classes, open};
 pub use draws::{Draws, Purpose, Seeded};
 pub use error::{BadFile, Error, ErrorKind, Result};
+pub use foreign::Foreign;
 pub use labels::{LabelBudget, sample_indices, split_validation, write_labels};
 pub use loader::{Batch, DEFAULT_MAX_BAD, EvalLoader, LoaderConfig, TrainLoader, UNLABELLED, allowed_bad};
 pub use picture::Image;

@@ -21,8 +21,8 @@ pub struct Image {
     pub pixels: Vec<u8>,
 }
 
-/// What decoding one image may allocate: 170 megapixels of RGB. A larger one is taken for a
-/// decompression bomb.
+/// What one image may be, decoded: 170 megapixels of RGB. A larger one is taken for a decompression bomb. A JPEG's
+/// decoder takes up to four times as much on the way, for a file that has data for each of these pixels.
 const MAX_BYTES: u64 = 512 << 20;
 
 /// Refuses a file of more bytes than an image may have decoded.

@@ -132,6 +132,16 @@ def images():
         out = io.BytesIO()
         image.save(out, **options)
         seed("image", name, out.getvalue())
+    # Layouts that Pillow does not write, and files that are no images.
+    layouts = CORPUS.resolve().parents[1] / "selfie-data" / "tests" / "fixtures" / "jpeg"
+    for name in ["420_apart", "420_refined", "420_no_tables", "444_restart"]:
+        seed("image", f"jpeg-{name}", (layouts / f"{name}.jpg").read_bytes())
+    tiff = b"MM\0*" + struct.pack(">IHHHII", 8, 1, 0x0112, 4, 1, 6) + bytes(4)
+    seed("image", "jpeg-orientation", (layouts / "grey.jpg").read_bytes().replace(
+        b"\xff\xe0", b"\xff\xe1" + struct.pack(">H", len(tiff) + 8) + b"Exif\0\0" + tiff + b"\xff\xe0", 1))
+    seed("image", "foreign-heic", struct.pack(">I", 24) + b"ftypmif1\0\0\0\0heicmiaf")
+    seed("image", "foreign-html", b"<?xml version='1.0'?><!-- x --><!DOCTYPE html><p>404")
+    seed("image", "foreign-torch", b"PK\3\4" + bytes(22) + struct.pack("<HH", 16, 0) + b"archive/data.pkl")
 
 
 def safetensors(tensors, metadata={"format": "pt"}):

@@ -12,6 +12,8 @@ use crate::cifar::from_tiny;
 use crate::dataset::{Dataset, Need, Split};
 use crate::downsampled::from_npz;
 use crate::folder::Files;
+use crate::foreign::Foreign;
+use crate::jpeg;
 use crate::labels::{LabelBudget, named};
 use crate::picture::Image;
 use crate::records::{Batch, Layout};
@@ -87,8 +89,14 @@ pub fn val_labels(text: &[u8]) {
     }
 }
 
-/// An image file.
+/// An image file. What of it is our own must not panic; the decoders may, as in a run.
 pub fn image(bytes: &[u8]) {
+    let _ = Foreign::recognise(bytes).map(|foreign| foreign.to_string());
+    if bytes.starts_with(&[0xff, 0xd8, 0xff]) {
+        // No more than an input of this size can fill: what is larger is left to the decoder's own limits.
+        let few = |height: usize, width: usize| (height * width < 1 << 24).then_some(()).ok_or_else(String::new);
+        let _ = jpeg::walk(bytes, few);
+    }
     if let Ok(image) = Image::decode(bytes) {
         assert_eq!(image.pixels.len(), image.height * image.width * 3);
         assert!(!image.pixels.is_empty());

@@ -21,11 +21,14 @@ mod dataset;
 mod downsampled;
 mod draws;
 mod error;
+mod exif;
 mod folder;
+mod foreign;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
 mod gzip;
+mod jpeg;
 mod labels;
 mod left_out;
 mod loader;
@@ -49,6 +52,7 @@ pub use augment::{Augment, CROP_PADDING, Draw};
 pub use dataset::{Dataset, Geometry, Matched, Need, Split, match_classes, open};
 pub use draws::{Draws, Purpose, Seeded};
 pub use error::{BadFile, Error, ErrorKind, Result};
+pub use foreign::Foreign;
 pub use labels::{LabelBudget, sample_indices, split_validation, write_labels};
 pub use loader::{Batch, DEFAULT_MAX_BAD, EvalLoader, LoaderConfig, TrainLoader, UNLABELLED, allowed_bad};
 pub use picture::Image;

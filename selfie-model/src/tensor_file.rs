@@ -5,6 +5,7 @@
 use crate::error::{Error, Result, reading};
 use crate::parameters::{Entry, Layout, Table};
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView, View};
+use selfie_data::Foreign;
 use selfie_kernels::Wide;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -47,7 +48,7 @@ impl<W: Wide> TensorFile<W> {
 
     /// The same from the contents of `path`.
     pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let file = SafeTensors::deserialize(bytes).map_err(|error| not_safetensors(path, bytes.len(), &error))?;
+        let file = SafeTensors::deserialize(bytes).map_err(|error| not_safetensors(path, bytes, &error))?;
         Ok(Self::from_safetensors(path, &file, |name| !name.ends_with("num_batches_tracked")))
     }
 
@@ -155,13 +156,15 @@ impl<W> TensorFile<W> {
 
 const ADVICE: &str = "give a file of the same preset, stem and image size, or set model.* to what the file has";
 
-fn not_safetensors(path: &Path, bytes: usize, error: &SafeTensorError) -> Error {
-    Error::malformed(
-        path,
-        "a safetensors file",
-        format!("{bytes} bytes that are none ({error})"),
-        "it may be truncated, or of another format: copy or convert it again",
-    )
+fn not_safetensors(path: &Path, bytes: &[u8], error: &SafeTensorError) -> Error {
+    let (found, advice) = match Foreign::recognise(bytes) {
+        Some(foreign) if foreign != Foreign::Safetensors => (foreign.name().into(), foreign.weights_advice()),
+        _ => (
+            format!("{} bytes that are none ({error})", bytes.len()),
+            "it may be truncated, or of another format: copy or convert it again",
+        ),
+    };
+    Error::malformed(path, "a safetensors file", found, advice)
 }
 
 /// The elements of a tensor, converted; `None` for a type that is not a floating-point one.
@@ -326,6 +329,18 @@ mod tests {
         for wrong in [&b""[..], b"PK\x03\x04 a zip archive", &bytes[..bytes.len() - 1], &bytes[..20]] {
             let error = TensorFile::<f32>::parse(path, wrong).expect_err("not safetensors").to_string();
             assert!(error.contains("x.safetensors: expected a safetensors file"), "{error}");
+        }
+        for (foreign, kind, way_out) in [
+            (&b"version https://git-lfs.github.com/spec/v1\n"[..], "found a Git LFS pointer", "git lfs pull"),
+            (b"<!DOCTYPE html><html>", "found an HTML page", "download"),
+            (
+                b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",
+                "found a pickle, as PyTorch",
+                "safetensors.torch.save_file",
+            ),
+        ] {
+            let error = TensorFile::<f32>::parse(path, foreign).expect_err("not safetensors").to_string();
+            assert!(error.contains(kind) && error.contains(way_out), "{error}");
         }
     }
 

@@ -298,6 +298,7 @@ struct Dropout {
   u32 purpose;
   float rate;
   float factor;  // 1 / (1 - rate)
+  u32 unused;    // the host's mirror has no gaps
 };
 // What elements 4 * block .. + 4 of sample `b` of the batch are multiplied by: 0 or the factor, 1 without dropout.
 DEV float4 dropout_multipliers(const Dropout& dropout, u64 b, u32 block) {

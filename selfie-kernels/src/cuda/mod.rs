@@ -4,6 +4,8 @@
 //! the order of the calls. No launch waits: errors of a kernel surface at a later call (`SELFIE_SYNC=1` waits after each
 //! launch and names the kernel).
 
+#[cfg(test)]
+mod conformance;
 mod driver;
 mod element;
 mod emulator;

@@ -6,11 +6,13 @@
 
 #[cfg(test)]
 mod conformance;
+mod arguments;
 mod driver;
 mod element;
 mod emulator;
 mod launch;
 
+pub(crate) use arguments::{Access, ColumnSums, DropoutArgs};
 pub(crate) use driver::Address;
 pub use element::CudaElement;
 pub(crate) use launch::{Grid, blocks};

@@ -9,6 +9,7 @@ mod conformance;
 #[cfg(test)]
 mod conformance_sm90;
 mod device;
+mod arguments;
 mod driver;
 mod element;
 mod emulator;
@@ -17,6 +18,7 @@ mod modules;
 mod probe;
 
 pub use device::gpus;
+pub(crate) use arguments::{Access, ColumnSums, DropoutArgs};
 pub(crate) use driver::Address;
 pub use driver::Facts as GpuFacts;
 pub use element::CudaElement;

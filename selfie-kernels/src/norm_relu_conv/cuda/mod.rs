@@ -1,4 +1,8 @@
-use super::{BackwardData, BackwardFilter, Forward, ProjectionBackwardData};
+pub(crate) mod backward_filter;
+
+pub(crate) use backward_filter::norm_relu_conv_backward_filter;
+
+use super::{BackwardData, Forward, ProjectionBackwardData};
 use crate::cuda::CudaElement;
 use crate::{Cuda, Error, Result};
 
@@ -18,11 +22,4 @@ pub(crate) fn projection_backward_data<T: CudaElement>(
     _args: ProjectionBackwardData<'_, Cuda, T>,
 ) -> Result<()> {
     Err(Error::Launch { kernel: "projection_backward_data".into(), reason: "not written yet".into() })
-}
-
-pub(crate) fn norm_relu_conv_backward_filter<T: CudaElement>(
-    _cuda: &Cuda,
-    _args: BackwardFilter<'_, Cuda, T>,
-) -> Result<()> {
-    Err(Error::Launch { kernel: "norm_relu_conv_backward_filter".into(), reason: "not written yet".into() })
 }

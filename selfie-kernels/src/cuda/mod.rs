@@ -4,12 +4,12 @@
 //! the order of the calls. No launch waits: errors of a kernel surface at a later call (`SELFIE_SYNC=1` waits after each
 //! launch and names the kernel).
 
+mod arguments;
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
 mod conformance_sm90;
 mod device;
-mod arguments;
 mod driver;
 mod element;
 mod emulator;
@@ -17,8 +17,8 @@ mod launch;
 mod modules;
 mod probe;
 
-pub use device::gpus;
 pub(crate) use arguments::{Access, ColumnSums, DropoutArgs};
+pub use device::gpus;
 pub(crate) use driver::Address;
 pub use driver::Facts as GpuFacts;
 pub use element::CudaElement;

@@ -5,6 +5,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 
+use serde_json::json;
 use support::{bitmap_of, fails, text, works, write};
 
 /// Two different pictures of 32 x 32 pixels in each of the folders.
@@ -46,7 +47,7 @@ fn a_class_without_test_images_is_said_and_the_others_are_measured() {
     assert_eq!(single.json()["n"], 4);
     write_pictures(&root.path().join("new"), &["emu"]);
     let single = works(&evaluate(&root.path().join("new"))).json();
-    assert_eq!((&single["n"], &single["per_class"][2]["n"]), (&2.into(), &2.into()));
+    assert_eq!((&single["n"], &single["per_class"][2]["n"]), (&json!(2), &json!(2)));
 
     let report = works(&format!("data check --data {}", text(&data))).out;
     assert!(report.contains("the test part has no image of 1 of the 3 classes (dog)"), "{report}");
@@ -70,7 +71,7 @@ fn parts_by_other_names_are_no_classes() {
         write_pictures(&data, &folders.iter().map(String::as_str).collect::<Vec<_>>());
         let found = works(&format!("data check --json --data {}", text(&data))).json();
         for part in ["train", "test"] {
-            assert_eq!((&found[part]["images"], &found[part]["classes"]["cat"]), (&4.into(), &2.into()), "{found}");
+            assert_eq!((&found[part]["images"], &found[part]["classes"]["cat"]), (&json!(4), &json!(2)), "{found}");
         }
     }
     let unclear = root.path().join("unclear");

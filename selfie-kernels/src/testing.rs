@@ -294,6 +294,15 @@ impl<M: Memory, S: Scalar> Guarded<M, S> {
         M::view_mut(&mut self.buffer, GUARD..GUARD + self.len)
     }
 
+    /// From an element on, for places that are not aligned.
+    pub(crate) fn view_from(&self, first: usize) -> View<'_, M, S> {
+        M::view(&self.buffer, GUARD + first..GUARD + self.len)
+    }
+
+    pub(crate) fn view_mut_from(&mut self, first: usize) -> ViewMut<'_, M, S> {
+        M::view_mut(&mut self.buffer, GUARD + first..GUARD + self.len)
+    }
+
     /// The values; asserts that the guards are whole.
     pub(crate) fn read(&self, device: &M) -> Vec<S> {
         let mut host = vec![S::default(); self.len + 2 * GUARD];

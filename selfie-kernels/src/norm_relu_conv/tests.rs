@@ -31,10 +31,34 @@ const CASES: &[(&str, ConvDims)] = &[
     ("3x3, stride 2, odd sides", conv([2, 9, 7], [33, 16], [3, 3], 2, 1)),
     ("3x3 without padding", conv([2, 5, 6], [3, 5], [3, 3], 1, 0)),
     ("5x3", conv([2, 6, 7], [5, 9], [5, 3], 1, 2)),
+    ("1x1, stride 3", conv([2, 7, 5], [3, 9], [1, 1], 3, 0)),
+];
+
+/// As a GPU's tensor cores take them: channels in chunks of eight, tiles of 128 pixels and of 64 or 128 channels, steps of
+/// 32 or 64 channels.
+const CASES_OF_WHOLE_CHUNKS: &[(&str, ConvDims)] = &[
+    ("1x1, narrow, one step that is not full", conv([1, 10, 13], [8, 64], [1, 1], 1, 0)),
+    ("1x1, wide, steps and tiles that are not full", conv([2, 5, 14], [200, 136], [1, 1], 1, 0)),
+    ("1x1, wide and narrow, full tiles and more steps than stages", conv([1, 16, 8], [64, 256], [1, 1], 1, 0)),
+    ("projection, stride 2", conv([2, 7, 5], [72, 16], [1, 1], 2, 0)),
+    ("3x3, one step of channels", conv([3, 7, 9], [64, 64], [3, 3], 1, 1)),
+    ("3x3, two steps, two tiles of filters", conv([1, 5, 6], [72, 136], [3, 3], 1, 1)),
+    ("3x3, as wide as a run reaches", conv([1, 3, 63], [72, 80], [3, 3], 1, 1)),
+    ("3x3, wider than a run reaches", conv([1, 2, 64], [8, 16], [3, 3], 1, 1)),
+    ("3x3, many images in a tile", conv([33, 2, 2], [136, 8], [3, 3], 1, 1)),
+    ("3x3 on one pixel", conv([130, 1, 1], [8, 8], [3, 3], 1, 1)),
+    ("3x3, stride 2, parities of several tiles, even sides", conv([2, 18, 16], [24, 72], [3, 3], 2, 1)),
+    ("3x3, stride 2, odd sides", conv([2, 9, 7], [72, 8], [3, 3], 2, 1)),
+    ("3x3, stride 2, a parity without pixels", conv([9, 1, 2], [16, 8], [3, 3], 2, 1)),
+    ("3x3, stride 3", conv([2, 7, 8], [16, 8], [3, 3], 3, 1)),
+    ("5x3", conv([1, 6, 7], [8, 16], [5, 3], 1, 2)),
+    ("5x7, more taps than a word has bits", conv([1, 6, 8], [8, 8], [5, 7], 1, 2)),
 ];
 
 on_every_device! {
-    elements: cases, any_shape, any_larger_shape;
+    elements:
+        cases, filter_cases, any_shape, filters_of_any_shape, any_larger_shape, filters_of_any_larger_shape, any_chunks,
+        a_view_may_start_anywhere, statistics_keep_their_digits_far_from_zero;
     once:
         a_padded_tap_contributes_nothing, no_gradient_passes_at_zero, a_nan_of_the_input_reaches_every_output_that_reads_it,
         a_nan_of_the_filter_reaches_its_outputs, a_nan_of_the_gradient_reaches_what_it_touches,
@@ -241,7 +265,7 @@ fn oracle_projection<T: Element>(layer: &Layer<T>, dy: &[Exact]) -> Vec<Exact> {
     ndarray::indices((d.rows_out(), d.c)).into_iter().map(dx).collect()
 }
 
-/// Every pass, with and without what is optional. A sum of n products is n roundings deep in whatever order it is
+/// Every pass over pixels, with and without what is optional. A sum of n products is n roundings deep in whatever order it is
 /// formed, n + 1 where the products are rounded too.
 fn check<D: Tested<T>, T: Element>(dims: ConvDims, seed: u64) {
     let (device, operand) = (D::get(), D::operand_epsilon::<T>());
@@ -274,37 +298,118 @@ fn check<D: Tested<T>, T: Element>(dims: ConvDims, seed: u64) {
             let want = oracle_projection(&layer, &want);
             assert_close_products::<T::Wide, _>("dx", &dx, &want, dims.k + 1 + transform, gradient);
         }
+    }
+}
+
+/// The filter's gradient, of both kinds of gradients; one more rounding for the activation.
+fn check_filter<D: Tested<T>, T: Element>(dims: ConvDims, seed: u64) {
+    let (device, operand) = (D::get(), D::operand_epsilon::<T>());
+    let mut draws = Draws::new(seed);
+    let layer = Layer::draw(dims, &mut draws);
+    for dy in layer.gradients(&mut draws) {
+        let (transform, gradient) = (HostGrad::<T>::ROUNDINGS, dy.operand_epsilon(operand));
         let dw = backward_filter(device, &layer, &dy);
-        let want = oracle_backward_filter::<D, T>(&layer, &want);
+        let want = oracle_backward_filter::<D, T>(&layer, &dy.oracle(dims.k));
         let roundings = dims.rows_out() + 1 + transform + 1;
         assert_close_products::<T::Wide, _>("dw", &dw, &want, roundings, operand + gradient);
     }
 }
 
-fn cases<D: Tested<T>, T: Element>() {
-    for &(name, dims) in CASES {
+fn for_each_case<T: Element>(check: impl Fn(ConvDims, u64)) {
+    for &(name, dims) in CASES.iter().chain(CASES_OF_WHOLE_CHUNKS) {
         eprintln!("{}: {name}", T::NAME);
-        check::<D, T>(dims, 1);
+        check(dims, 1);
     }
 }
 
+fn cases<D: Tested<T>, T: Element>() {
+    for_each_case::<T>(check::<D, T>);
+}
+
+fn filter_cases<D: Tested<T>, T: Element>() {
+    for_each_case::<T>(check_filter::<D, T>);
+}
+
 fn any_shape<D: Tested<T>, T: Element>() {
+    for_any_shape::<D>(check::<D, T>);
+}
+
+fn filters_of_any_shape<D: Tested<T>, T: Element>() {
+    for_any_shape::<D>(check_filter::<D, T>);
+}
+
+fn for_any_shape<D: TestDevice>(check: impl Fn(ConvDims, u64)) {
     let images = [1..4usize, 1..7, 1..7];
     let (channels, filters) = ([1..40usize, 1..40], [1..4usize, 1..4]);
     let shapes = (images, channels, filters, 1..4usize, 0..3usize, any::<u64>());
     for_any::<D, _>(128, shapes, |(image, channels, filter, stride, pad, seed)| {
         let pad = pad.min(filter[0] - 1).min(filter[1] - 1);
         let filter = [filter[0].min(image[1] + 2 * pad), filter[1].min(image[2] + 2 * pad)];
-        check::<D, T>(conv(image, channels, filter, stride, pad), seed);
+        check(conv(image, channels, filter, stride, pad), seed);
     });
 }
 
 /// Mostly 3x3 with stride 1, at least 32 channels and room for several squares: by minimal filtering on the CPU.
 fn any_larger_shape<D: Tested<T>, T: Element>() {
+    for_any_larger_shape::<D>(check::<D, T>);
+}
+
+fn filters_of_any_larger_shape<D: Tested<T>, T: Element>() {
+    for_any_larger_shape::<D>(check_filter::<D, T>);
+}
+
+fn for_any_larger_shape<D: TestDevice>(check: impl Fn(ConvDims, u64)) {
     let shapes = ([1..3usize, 4..12, 4..12], [32..72usize, 32..72], any::<u64>());
     for_any::<D, _>(32, shapes, |(image, channels, seed)| {
-        check::<D, T>(conv(image, channels, [3, 3], 1, 1), seed);
+        check(conv(image, channels, [3, 3], 1, 1), seed);
     });
+}
+
+/// Channels in chunks of eight, filters up to 3x3 with stride 1 or 2.
+fn any_chunks<D: Tested<T>, T: Element>() {
+    let shapes = ([1..4usize, 1..9, 1..9], [1..18usize, 1..18], (1..3usize, 0..2usize), any::<u64>());
+    for_any::<D, _>(32, shapes, |(image, channels, (stride, pad), seed)| {
+        check::<D, T>(conv(image, channels.map(|chunks| 8 * chunks), [2 * pad + 1; 2], stride, pad), seed);
+    });
+}
+
+/// Devices that read whole chunks of channels look at the addresses first.
+fn a_view_may_start_anywhere<D: Tested<T>, T: Element>() {
+    let dims = conv([1, 3, 4], [16, 8], [3, 3], 1, 1);
+    let (device, operand, mut draws) = (D::get(), D::operand_epsilon::<T>(), Draws::new(8));
+    let layer = Layer::<T>::draw(dims, &mut draws);
+    let want = oracle_forward::<D, T>(&layer, None);
+    // Before each of x, w, y as many elements.
+    for starts in [[1, 0, 0], [0, 3, 0], [0, 0, 1]] {
+        let [before_x, before_w, before_y] = starts.map(|len| vec![T::default(); len]);
+        let x = Guarded::new(device, &[&before_x[..], &layer.x].concat());
+        let w = Guarded::new(device, &[&before_w[..], &layer.w].concat());
+        let norm = Guarded::new(device, &layer.norm);
+        let mut y = Guarded::poisoned(device, before_y.len() + dims.len_out());
+        let (_, to) = D::split_at(y.view_mut(), before_y.len());
+        let args = Forward {
+            dims,
+            x: x.view_from(before_x.len()),
+            norm: norm.view(),
+            w: w.view_from(before_w.len()),
+            residual: None,
+            y: to,
+            stats: None,
+        };
+        device.norm_relu_conv_forward(args).expect("dims and lengths fit");
+        let y = y.read(device).split_off(before_y.len());
+        assert_close_products::<T::Wide, _>("y", &y, &want, 9 * dims.c + 3, operand);
+    }
+}
+
+/// Outputs about 1000, where they are a few units in the last place apart.
+fn statistics_keep_their_digits_far_from_zero<D: Tested<T>, T: Element>() {
+    let (dims, mut draws) = (conv([1, 10, 17], [8, 16], [1, 1], 1, 0), Draws::new(9));
+    let one = |value: f64| vec![stored::<T::Wide>(value); dims.c];
+    let norm = [one(0.0), one(1.0), one(f64::powi(2.0, -10)), one(125.0)].concat();
+    let layer = Layer { dims, x: draws.values(dims.len_in()), norm, w: vec![stored(1.0); dims.len_filter()] };
+    let (y, stats) = forward(D::get(), &layer, None);
+    assert_stats(D::get(), &y, dims.k, &stats);
 }
 
 #[test]

@@ -1,6 +1,5 @@
 use super::*;
-use crate::Affine;
-use crate::Cpu;
+use crate::{Affine, Cpu, Wide};
 use crate::testing::*;
 use ndarray::{Array2, ArrayView2, ArrayView3, ArrayView4};
 use proptest::prelude::any;
@@ -57,8 +56,9 @@ const CASES_OF_WHOLE_CHUNKS: &[(&str, ConvDims)] = &[
 
 on_every_device! {
     elements:
-        cases, filter_cases, any_shape, filters_of_any_shape, any_larger_shape, filters_of_any_larger_shape, any_chunks,
-        a_view_may_start_anywhere, statistics_keep_their_digits_far_from_zero;
+        cases, cases_of_whole_chunks, filter_cases, any_shape, filters_of_any_shape, any_larger_shape,
+        filters_of_any_larger_shape, any_chunks, a_view_may_start_anywhere, statistics_keep_their_digits_far_from_zero,
+        a_nan_goes_no_further_in_whole_chunks;
     once:
         a_padded_tap_contributes_nothing, no_gradient_passes_at_zero, a_nan_of_the_input_reaches_every_output_that_reads_it,
         a_nan_of_the_filter_reaches_its_outputs, a_nan_of_the_gradient_reaches_what_it_touches,
@@ -315,19 +315,23 @@ fn check_filter<D: Tested<T>, T: Element>(dims: ConvDims, seed: u64) {
     }
 }
 
-fn for_each_case<T: Element>(check: impl Fn(ConvDims, u64)) {
-    for &(name, dims) in CASES.iter().chain(CASES_OF_WHOLE_CHUNKS) {
+fn for_each_case<T: Element>(cases: &[(&str, ConvDims)], check: impl Fn(ConvDims, u64)) {
+    for &(name, dims) in cases {
         eprintln!("{}: {name}", T::NAME);
         check(dims, 1);
     }
 }
 
 fn cases<D: Tested<T>, T: Element>() {
-    for_each_case::<T>(check::<D, T>);
+    for_each_case::<T>(CASES, check::<D, T>);
+}
+
+fn cases_of_whole_chunks<D: Tested<T>, T: Element>() {
+    for_each_case::<T>(CASES_OF_WHOLE_CHUNKS, check::<D, T>);
 }
 
 fn filter_cases<D: Tested<T>, T: Element>() {
-    for_each_case::<T>(check_filter::<D, T>);
+    for_each_case::<T>(CASES, check_filter::<D, T>);
 }
 
 fn any_shape<D: Tested<T>, T: Element>() {
@@ -479,13 +483,13 @@ fn near_the_middle(pixel: usize) -> bool {
     (pixel / 5).abs_diff(2) <= 1 && (pixel % 5).abs_diff(2) <= 1
 }
 
-fn assert_nan_where(what: &str, values: &[f32], expected: impl Fn(usize) -> bool) {
+fn assert_nan_where<W: Wide>(what: &str, values: &[W], expected: impl Fn(usize) -> bool) {
     for (i, value) in values.iter().enumerate() {
         assert_eq!(value.is_nan(), expected(i), "{what}[{i}] = {value}");
     }
 }
 
-fn assert_stats_nan<M: Memory>(device: &M, stats: &Partials<M, f32>) {
+fn assert_stats_nan<M: Memory, W: Wide>(device: &M, stats: &Partials<M, W>) {
     let MergedStats { mean, squares, .. } = merge_stats(device, stats);
     assert!(mean.iter().chain(&squares).all(|x| x.is_nan()));
 }
@@ -532,6 +536,31 @@ fn a_nan_of_the_gradient_reaches_what_it_touches<D: Tested<f32>>() {
     assert_nan_where("dw", &dw, |i| i / (9 * c) == 20);
     let pointwise = Layer::draw(conv([1, 5, 5], [17, 35], [1, 1], 1, 0), &mut Draws::new(4));
     assert_nan_where("dx", &projection(D::get(), &pointwise, &dy), |i| i / c == MIDDLE);
+}
+
+/// The same of `y` and `dz` where devices take whole chunks of channels.
+fn a_nan_goes_no_further_in_whole_chunks<D: Tested<T>, T: Element>() {
+    let (c, k, nan) = (16, 8, stored::<T>(f64::NAN));
+    for filter in [1, 3] {
+        let (dims, mut draws) = (conv([1, 5, 5], [c, k], [filter; 2], 1, filter / 2), Draws::new(10));
+        let touched = |pixel: usize| if filter == 1 { pixel == MIDDLE } else { near_the_middle(pixel) };
+        let mut layer = Layer::<T>::draw(dims, &mut draws);
+        for mut dy in layer.gradients(&mut draws) {
+            let (HostGrad::Plain(values) | HostGrad::Affine { x: values, .. }) = &mut dy;
+            values[MIDDLE * k + 5] = nan;
+            let z = layer.z();
+            let (dz, _) = backward_data(D::get(), &layer, &dy, None);
+            assert_nan_where("dz", &exact(&dz), |i| touched(i / c) && z[i] > 0.0);
+        }
+        layer.x[MIDDLE * c + 4] = nan;
+        let (y, stats) = forward(D::get(), &layer, None);
+        assert_nan_where("y", &exact(&y), |i| touched(i / k));
+        assert_stats_nan(D::get(), &stats);
+        let dy = HostGrad::Plain(vec![stored(1.0); dims.len_out()]);
+        let (_, sums) = backward_data(D::get(), &layer, &dy, None);
+        let (sums, _) = merge_sums(D::get(), &sums);
+        assert!((0..2 * c).all(|i| sums[i].is_nan() == (i == c + 4)));
+    }
 }
 
 #[test]

@@ -290,11 +290,6 @@ impl<M: Memory, S: Scalar> Guarded<M, S> {
         M::view(&self.buffer, GUARD..GUARD + self.len)
     }
 
-    /// All but the first elements.
-    pub(crate) fn view_from(&self, start: usize) -> View<'_, M, S> {
-        M::view(&self.buffer, GUARD + start..GUARD + self.len)
-    }
-
     pub(crate) fn view_mut(&mut self) -> ViewMut<'_, M, S> {
         M::view_mut(&mut self.buffer, GUARD..GUARD + self.len)
     }

@@ -1,6 +1,6 @@
 use super::*;
-use crate::{Affine, Cpu, Wide};
 use crate::testing::*;
+use crate::{Affine, Cpu, Wide};
 use ndarray::{Array2, ArrayView2, ArrayView3, ArrayView4};
 use proptest::prelude::any;
 
@@ -54,11 +54,31 @@ const CASES_OF_WHOLE_CHUNKS: &[(&str, ConvDims)] = &[
     ("5x7, more taps than a word has bits", conv([1, 6, 8], [8, 8], [5, 7], 1, 2)),
 ];
 
+/// More for the filter's gradient alone: channels and pixels at the edges of tiles.
+const FILTER_CASES: &[(&str, ConvDims)] = &[
+    ("1x1, less than a tile of 64 x 64", conv([3, 5, 7], [56, 40], [1, 1], 1, 0)),
+    ("1x1, many tiles of pixels", conv([7, 15, 16], [16, 24], [1, 1], 1, 0)),
+    ("1x1, many filters of few channels", conv([2, 5, 5], [64, 264], [1, 1], 1, 0)),
+    ("1x1, few filters of many channels", conv([2, 5, 4], [264, 64], [1, 1], 1, 0)),
+    ("1x1, 128 x 128", conv([3, 5, 5], [72, 128], [1, 1], 1, 0)),
+    ("1x1, more than 128 filters", conv([1, 7, 7], [128, 136], [1, 1], 1, 0)),
+    ("1x1, more than 128 filters and channels", conv([1, 5, 7], [136, 136], [1, 1], 1, 0)),
+    ("projection, rows of several images", conv([5, 7, 9], [24, 72], [1, 1], 2, 0)),
+    ("3x3, short tiles of filters and channels", conv([3, 7, 6], [72, 136], [3, 3], 1, 1)),
+    ("3x3, many small images in a tile", conv([70, 2, 2], [8, 16], [3, 3], 1, 1)),
+    ("3x3, many tiles, rows of an image", conv([3, 30, 19], [16, 8], [3, 3], 1, 1)),
+    ("3x3, wide padding", conv([2, 5, 6], [8, 8], [3, 3], 1, 2)),
+    ("3x3 without padding, in chunks", conv([2, 5, 6], [16, 8], [3, 3], 1, 0)),
+    ("3x3, stride 2, even sides, in chunks", conv([5, 8, 10], [64, 72], [3, 3], 2, 1)),
+    ("3x3, stride 2, odd sides, in chunks", conv([4, 9, 7], [24, 16], [3, 3], 2, 1)),
+    ("3x3, stride 2, one pixel", conv([19, 2, 2], [16, 16], [3, 3], 2, 1)),
+];
+
 on_every_device! {
     elements:
-        cases, cases_of_whole_chunks, filter_cases, any_shape, filters_of_any_shape, any_larger_shape,
-        filters_of_any_larger_shape, any_chunks, a_view_may_start_anywhere, statistics_keep_their_digits_far_from_zero,
-        a_nan_goes_no_further_in_whole_chunks;
+        cases, cases_of_whole_chunks, any_shape, any_larger_shape, any_chunks, a_view_may_start_anywhere,
+        statistics_keep_their_digits_far_from_zero, a_nan_goes_no_further_in_whole_chunks, filter_gradients_at_the_edges_of_tiles, any_filter_gradient,
+        a_nan_of_the_last_pixel_reaches_the_taps_that_read_it, filter_gradients_of_views_that_start_anywhere;
     once:
         a_padded_tap_contributes_nothing, no_gradient_passes_at_zero, a_nan_of_the_input_reaches_every_output_that_reads_it,
         a_nan_of_the_filter_reaches_its_outputs, a_nan_of_the_gradient_reaches_what_it_touches,
@@ -265,7 +285,7 @@ fn oracle_projection<T: Element>(layer: &Layer<T>, dy: &[Exact]) -> Vec<Exact> {
     ndarray::indices((d.rows_out(), d.c)).into_iter().map(dx).collect()
 }
 
-/// Every pass over pixels, with and without what is optional. A sum of n products is n roundings deep in whatever order it is
+/// Every pass, with and without what is optional. A sum of n products is n roundings deep in whatever order it is
 /// formed, n + 1 where the products are rounded too.
 fn check<D: Tested<T>, T: Element>(dims: ConvDims, seed: u64) {
     let (device, operand) = (D::get(), D::operand_epsilon::<T>());
@@ -298,74 +318,130 @@ fn check<D: Tested<T>, T: Element>(dims: ConvDims, seed: u64) {
             let want = oracle_projection(&layer, &want);
             assert_close_products::<T::Wide, _>("dx", &dx, &want, dims.k + 1 + transform, gradient);
         }
+        check_filter_gradient::<D, T>(&layer, &dy);
     }
 }
 
-/// The filter's gradient, of both kinds of gradients; one more rounding for the activation.
-fn check_filter<D: Tested<T>, T: Element>(dims: ConvDims, seed: u64) {
-    let (device, operand) = (D::get(), D::operand_epsilon::<T>());
+/// A sum of n products is n roundings deep in whatever order it is formed, n + 1 where the products are rounded too; the
+/// input is transformed by one, the gradient by its own. Where operands are rounded, both are.
+fn check_filter_gradient<D: Tested<T>, T: Element>(layer: &Layer<T>, dy: &HostGrad<T>) {
+    let (dims, operand) = (layer.dims, D::operand_epsilon::<T>());
+    let dw = backward_filter(D::get(), layer, dy);
+    let want = oracle_backward_filter::<D, T>(layer, &dy.oracle(dims.k));
+    let roundings = dims.rows_out() + 1 + HostGrad::<T>::ROUNDINGS + 1;
+    let operands = operand + dy.operand_epsilon(operand);
+    assert_close_products::<T::Wide, _>("dw", &dw, &want, roundings, operands);
+}
+
+fn check_filter_gradients<D: Tested<T>, T: Element>(dims: ConvDims, seed: u64) {
     let mut draws = Draws::new(seed);
-    let layer = Layer::draw(dims, &mut draws);
+    let layer = Layer::<T>::draw(dims, &mut draws);
     for dy in layer.gradients(&mut draws) {
-        let (transform, gradient) = (HostGrad::<T>::ROUNDINGS, dy.operand_epsilon(operand));
-        let dw = backward_filter(device, &layer, &dy);
-        let want = oracle_backward_filter::<D, T>(&layer, &dy.oracle(dims.k));
-        let roundings = dims.rows_out() + 1 + transform + 1;
-        assert_close_products::<T::Wide, _>("dw", &dw, &want, roundings, operand + gradient);
+        check_filter_gradient::<D, T>(&layer, &dy);
     }
 }
 
-fn for_each_case<T: Element>(cases: &[(&str, ConvDims)], check: impl Fn(ConvDims, u64)) {
-    for &(name, dims) in cases {
+fn filter_gradients_at_the_edges_of_tiles<D: Tested<T>, T: Element>() {
+    for &(name, dims) in FILTER_CASES {
         eprintln!("{}: {name}", T::NAME);
-        check(dims, 1);
+        check_filter_gradients::<D, T>(dims, 1);
     }
+}
+
+/// Channels in chunks of 8, as the tensor cores want them.
+fn any_filter_gradient<D: Tested<T>, T: Element>() {
+    let shapes = ([1..7usize, 1..12, 1..12], [1..12usize, 1..12], any::<bool>(), 1..3usize, 0..3usize, any::<u64>());
+    for_any::<D, _>(64, shapes, |([n, h, w], [c, k], pointwise, stride, pad, seed)| {
+        let side = if pointwise { 1 } else { 3 };
+        let pad = pad.min(side - 1).max(side.saturating_sub(h.min(w)).div_ceil(2));
+        check_filter_gradients::<D, T>(conv([n, h, w], [8 * c, 8 * k], [side, side], stride, pad), seed);
+    });
+}
+
+fn a_nan_of_the_last_pixel_reaches_the_taps_that_read_it<D: Tested<T>, T: Element>() {
+    for dims in [
+        conv([1, 5, 5], [16, 24], [3, 3], 1, 1),
+        conv([1, 5, 5], [16, 24], [3, 3], 2, 1),
+        conv([1, 5, 5], [16, 24], [1, 1], 1, 0),
+        conv([1, 5, 5], [3, 5], [3, 3], 1, 1),
+    ] {
+        let mut draws = Draws::new(8);
+        let mut layer = Layer::<T>::draw(dims, &mut draws);
+        let last = dims.rows_in() - 1;
+        layer.x[last * dims.c + 2] = stored(f64::NAN);
+        let reads = |tap: usize| conv_taps(dims).any(|(_, by, input)| by == tap && input == last);
+        for dy in layer.gradients(&mut draws) {
+            for (i, dw) in exact(&backward_filter(D::get(), &layer, &dy)).into_iter().enumerate() {
+                let expected = i % dims.c == 2 && reads(i / dims.c % (dims.r * dims.s));
+                assert_eq!(dw.is_nan(), expected, "{} {dims:?} dw[{i}] = {dw}", T::NAME);
+            }
+        }
+    }
+}
+
+/// One element behind the start of its buffer, each operand in turn, nothing may be read or written in chunks.
+fn filter_gradients_of_views_that_start_anywhere<D: Tested<T>, T: Element>() {
+    let (device, mut draws) = (D::get(), Draws::new(9));
+    let layer = Layer::<T>::draw(conv([2, 5, 5], [16, 8], [3, 3], 1, 1), &mut draws);
+    let Layer { dims, x, norm, .. } = &layer;
+    let dy = draws.values::<T>(dims.len_out());
+    let want = oracle_backward_filter::<D, T>(&layer, &HostGrad::Plain(dy.clone()).oracle(dims.k));
+    let norm = Guarded::new(device, norm);
+    for [x_at, dy_at, dw_at] in [[1, 0, 0], [0, 1, 0], [0, 0, 1]] {
+        let (x, dy) = (behind(device, x, x_at), behind(device, &dy, dy_at));
+        let mut dw = behind(device, &vec![T::Wide::default(); want.len()], dw_at);
+        let args = BackwardFilter {
+            dims: *dims,
+            x: D::view(&x, x_at..D::len(&x)),
+            norm: norm.view(),
+            dy: Grad::Plain(D::view(&dy, dy_at..D::len(&dy))),
+            dw: D::view_mut(&mut dw, dw_at..dw_at + want.len()),
+        };
+        device.norm_relu_conv_backward_filter(args).expect("dims and lengths fit");
+        let mut got = vec![T::Wide::default(); dw_at + want.len()];
+        device.download(D::all(&dw), &mut got).expect("lengths agree");
+        let roundings = dims.rows_out() + 1 + 1;
+        assert_close_products::<T::Wide, _>("dw", &got[dw_at..], &want, roundings, D::operand_epsilon::<T>());
+    }
+}
+
+/// Values behind so many elements.
+fn behind<M: Memory, S: crate::Scalar>(device: &M, values: &[S], at: usize) -> M::Buffer<S> {
+    let mut buffer = device.alloc(at + values.len()).expect("a test's buffer fits");
+    device.upload(values, M::view_mut(&mut buffer, at..at + values.len())).expect("lengths agree");
+    buffer
 }
 
 fn cases<D: Tested<T>, T: Element>() {
-    for_each_case::<T>(CASES, check::<D, T>);
+    for &(name, dims) in CASES {
+        eprintln!("{}: {name}", T::NAME);
+        check::<D, T>(dims, 1);
+    }
 }
 
 fn cases_of_whole_chunks<D: Tested<T>, T: Element>() {
-    for_each_case::<T>(CASES_OF_WHOLE_CHUNKS, check::<D, T>);
-}
-
-fn filter_cases<D: Tested<T>, T: Element>() {
-    for_each_case::<T>(CASES, check_filter::<D, T>);
+    for &(name, dims) in CASES_OF_WHOLE_CHUNKS {
+        eprintln!("{}: {name}", T::NAME);
+        check::<D, T>(dims, 1);
+    }
 }
 
 fn any_shape<D: Tested<T>, T: Element>() {
-    for_any_shape::<D>(check::<D, T>);
-}
-
-fn filters_of_any_shape<D: Tested<T>, T: Element>() {
-    for_any_shape::<D>(check_filter::<D, T>);
-}
-
-fn for_any_shape<D: TestDevice>(check: impl Fn(ConvDims, u64)) {
     let images = [1..4usize, 1..7, 1..7];
     let (channels, filters) = ([1..40usize, 1..40], [1..4usize, 1..4]);
     let shapes = (images, channels, filters, 1..4usize, 0..3usize, any::<u64>());
     for_any::<D, _>(128, shapes, |(image, channels, filter, stride, pad, seed)| {
         let pad = pad.min(filter[0] - 1).min(filter[1] - 1);
         let filter = [filter[0].min(image[1] + 2 * pad), filter[1].min(image[2] + 2 * pad)];
-        check(conv(image, channels, filter, stride, pad), seed);
+        check::<D, T>(conv(image, channels, filter, stride, pad), seed);
     });
 }
 
 /// Mostly 3x3 with stride 1, at least 32 channels and room for several squares: by minimal filtering on the CPU.
 fn any_larger_shape<D: Tested<T>, T: Element>() {
-    for_any_larger_shape::<D>(check::<D, T>);
-}
-
-fn filters_of_any_larger_shape<D: Tested<T>, T: Element>() {
-    for_any_larger_shape::<D>(check_filter::<D, T>);
-}
-
-fn for_any_larger_shape<D: TestDevice>(check: impl Fn(ConvDims, u64)) {
     let shapes = ([1..3usize, 4..12, 4..12], [32..72usize, 32..72], any::<u64>());
     for_any::<D, _>(32, shapes, |(image, channels, seed)| {
-        check(conv(image, channels, [3, 3], 1, 1), seed);
+        check::<D, T>(conv(image, channels, [3, 3], 1, 1), seed);
     });
 }
 
@@ -383,25 +459,21 @@ fn a_view_may_start_anywhere<D: Tested<T>, T: Element>() {
     let (device, operand, mut draws) = (D::get(), D::operand_epsilon::<T>(), Draws::new(8));
     let layer = Layer::<T>::draw(dims, &mut draws);
     let want = oracle_forward::<D, T>(&layer, None);
-    // Before each of x, w, y as many elements.
-    for starts in [[1, 0, 0], [0, 3, 0], [0, 0, 1]] {
-        let [before_x, before_w, before_y] = starts.map(|len| vec![T::default(); len]);
-        let x = Guarded::new(device, &[&before_x[..], &layer.x].concat());
-        let w = Guarded::new(device, &[&before_w[..], &layer.w].concat());
-        let norm = Guarded::new(device, &layer.norm);
-        let mut y = Guarded::poisoned(device, before_y.len() + dims.len_out());
-        let (_, to) = D::split_at(y.view_mut(), before_y.len());
+    let norm = Guarded::new(device, &layer.norm);
+    for [x_at, w_at, y_at] in [[1, 0, 0], [0, 3, 0], [0, 0, 1]] {
+        let (x, w) = (behind(device, &layer.x, x_at), behind(device, &layer.w, w_at));
+        let mut y = Guarded::poisoned(device, y_at + dims.len_out());
         let args = Forward {
             dims,
-            x: x.view_from(before_x.len()),
+            x: D::view(&x, x_at..D::len(&x)),
             norm: norm.view(),
-            w: w.view_from(before_w.len()),
+            w: D::view(&w, w_at..D::len(&w)),
             residual: None,
-            y: to,
+            y: D::split_at(y.view_mut(), y_at).1,
             stats: None,
         };
         device.norm_relu_conv_forward(args).expect("dims and lengths fit");
-        let y = y.read(device).split_off(before_y.len());
+        let y = y.read(device).split_off(y_at);
         assert_close_products::<T::Wide, _>("y", &y, &want, 9 * dims.c + 3, operand);
     }
 }

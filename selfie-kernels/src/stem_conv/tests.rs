@@ -16,11 +16,18 @@ const CASES: &[(&str, ConvDims)] = &[
     ("3x3, columns shared out among few tiles, the last one short", conv([3, 9, 10], [3, 72], [3, 3], 1, 1)),
     ("3x3, many tiles", conv([33, 8, 8], [3, 16], [3, 3], 1, 1)),
     ("5x3 of 17 channels", conv([2, 6, 7], [17, 9], [5, 3], 1, 2)),
+    ("3x3, more filters than a tile, one pixel a row", conv([2, 66, 1], [3, 72], [3, 3], 1, 1)),
+    ("3x3, rows longer than a tile", conv([1, 3, 131], [3, 8], [3, 3], 1, 1)),
+    ("3x3, rows that end with a tile", conv([3, 3, 64], [3, 16], [3, 3], 1, 1)),
+    ("3x3, many odd tiles without padding", conv([7, 15, 18], [3, 24], [3, 3], 1, 0)),
+    ("7x7, rows longer than a tile, wide padding", conv([1, 5, 262], [3, 8], [7, 7], 2, 6)),
+    ("7x7, many odd tiles", conv([9, 25, 21], [3, 40], [7, 7], 2, 3)),
+    ("7x7, many images in a tile", conv([140, 2, 2], [3, 8], [7, 7], 2, 3)),
 ];
 
 on_every_device! {
-    elements: cases, any_shape;
-    once: a_nan_reaches_what_reads_it, refuses_what_does_not_fit;
+    elements: cases, any_shape, any_usual_filter, a_nan_reaches_what_reads_it;
+    once: refuses_what_does_not_fit;
 }
 
 /// `y` and its statistics.
@@ -69,7 +76,8 @@ fn check<D: Tested<T>, T: Element>(device: &D, dims: ConvDims, seed: u64) {
         let dw = backward_filter(device, dims, &x, &dy);
         let want = filter_gradient(dims, &dy.oracle(dims.k), &exact(&x));
         let roundings = dims.rows_out() + 1 + HostGrad::<T>::ROUNDINGS;
-        assert_close_products::<T::Wide, _>("dw", &dw, &want, roundings, D::operand_epsilon::<T>());
+        let operands = dy.operand_epsilon(D::operand_epsilon::<T>());
+        assert_close_products::<T::Wide, _>("dw", &dw, &want, roundings, operands);
     }
 }
 
@@ -91,6 +99,16 @@ fn any_shape<D: Tested<T>, T: Element>() {
     });
 }
 
+/// The stems of networks: three channels, filters in chunks of 8.
+fn any_usual_filter<D: Tested<T>, T: Element>() {
+    let shapes = ([1..5usize, 1..20, 1..20], 1..10usize, any::<bool>(), 0..7usize, any::<u64>());
+    for_any::<D, _>(64, shapes, |([n, h, w], k, large, pad, seed)| {
+        let (side, stride) = if large { (7, 2) } else { (3, 1) };
+        let pad = pad.min(side - 1).max((side - side.min(h.min(w))).div_ceil(2));
+        check::<D, T>(D::get(), conv([n, h, w], [3, 8 * k], [side, side], stride, pad), seed);
+    });
+}
+
 #[test]
 fn gradient() {
     let (dims, mut draws) = (conv([2, 6, 5], [3, 2], [3, 3], 2, 1), Draws::new(2));
@@ -102,33 +120,43 @@ fn gradient() {
     });
 }
 
-fn a_nan_reaches_what_reads_it<D: Tested<f32>>() {
+fn a_nan_reaches_what_reads_it<D: Tested<T>, T: Element>() {
     // Output (i, j) reads pixels 2i - 3..2i + 4: of 9x9 pixels the middle one, (4, 4), is read by rows and columns 1 to 3
     // of 5.
-    let (dims, mut draws) = (conv([1, 9, 9], [3, 17], [7, 7], 2, 3), Draws::new(3));
-    let (x, w) = (draws.values::<f32>(dims.len_in()), draws.values::<f32>(dims.len_filter()));
-    let dy = draws.values::<f32>(dims.len_out());
-    let poisoned = |values: &[f32], i: usize| {
+    let (dims, mut draws) = (conv([1, 9, 9], [3, 24], [7, 7], 2, 3), Draws::new(3));
+    let (k, x, w) = (dims.k, draws.values::<T>(dims.len_in()), draws.values::<T>(dims.len_filter()));
+    let dy = draws.values::<T>(dims.len_out());
+    let poisoned = |values: &[T], i: usize| {
         let mut values = values.to_vec();
-        values[i] = f32::NAN;
+        values[i] = stored(f64::NAN);
         values
     };
-    let assert_nan_where = |what: &str, values: &[f32], expected: &dyn Fn(usize) -> bool| {
-        for (i, value) in values.iter().enumerate() {
-            assert_eq!(value.is_nan(), expected(i), "{what}[{i}] = {value}");
-        }
-    };
-    let near = |i: usize| (1..4).contains(&(i / 17 / 5)) && (1..4).contains(&(i / 17 % 5));
+    let near = |i: usize| (1..4).contains(&(i / k / 5)) && (1..4).contains(&(i / k % 5));
     let nan_x = poisoned(&x, (4 * 9 + 4) * 3 + 1);
-    assert_nan_where("y", &forward(D::get(), dims, &nan_x, &w).0, &near);
+    assert_nan_where("y", &forward(D::get(), dims, &nan_x, &w).0, near);
     // The middle tap is inside the map everywhere.
     let nan_w = poisoned(&w, (11 * 49 + 24) * 3 + 1);
-    assert_nan_where("y", &forward(D::get(), dims, &x, &nan_w).0, &|i| i % 17 == 11);
+    assert_nan_where("y", &forward(D::get(), dims, &x, &nan_w).0, |i| i % k == 11);
     // Of stride 2, pixel (4, 4) is read by odd taps.
     let dw = backward_filter(D::get(), dims, &nan_x, &HostGrad::Plain(dy.clone()));
-    assert_nan_where("dw", &dw, &|i| i % 3 == 1 && i / 3 % 7 % 2 == 1 && i / 21 % 7 % 2 == 1);
-    let nan_dy = HostGrad::Plain(poisoned(&dy, (2 * 5 + 2) * 17 + 11));
-    assert_nan_where("dw", &backward_filter(D::get(), dims, &x, &nan_dy), &|i| i / (49 * 3) == 11);
+    assert_nan_where("dw", &dw, |i| i % 3 == 1 && i / 3 % 7 % 2 == 1 && i / 21 % 7 % 2 == 1);
+    let nan_dy = HostGrad::Plain(poisoned(&dy, (2 * 5 + 2) * k + 11));
+    assert_nan_where("dw", &backward_filter(D::get(), dims, &x, &nan_dy), |i| i / (49 * 3) == 11);
+
+    // The last of 5x5 pixels is read by four taps of nine, by four pixels of the output.
+    let dims = conv([1, 5, 5], [3, 16], [3, 3], 1, 1);
+    let x = poisoned(&draws.values::<T>(dims.len_in()), dims.len_in() - 1);
+    let (w, dy) = (draws.values::<T>(dims.len_filter()), draws.values::<T>(dims.len_out()));
+    let pixels = [18, 19, 23, 24];
+    assert_nan_where("y", &forward(D::get(), dims, &x, &w).0, |i| pixels.contains(&(i / dims.k)));
+    let dw = backward_filter(D::get(), dims, &x, &HostGrad::Plain(dy));
+    assert_nan_where("dw", &dw, |i| i % 3 == 2 && [4, 5, 7, 8].contains(&(i / 3 % 9)));
+}
+
+fn assert_nan_where<S: Element>(what: &str, values: &[S], expected: impl Fn(usize) -> bool) {
+    for (i, value) in exact(values).into_iter().enumerate() {
+        assert_eq!(value.is_nan(), expected(i), "{} {what}[{i}] = {value}", S::NAME);
+    }
 }
 
 #[test]

@@ -15,10 +15,7 @@ struct TransposeArgs {
     unused: i32,
 }
 
-pub(crate) fn norm_relu_conv_backward_data<T: CudaElement>(
-    cuda: &Cuda,
-    args: BackwardData<'_, Cuda, T>,
-) -> Result<()> {
+pub(crate) fn norm_relu_conv_backward_data<T: CudaElement>(cuda: &Cuda, args: BackwardData<'_, Cuda, T>) -> Result<()> {
     let BackwardData { dims, dy, w, x, norm, addend, dz, sums } = args;
     let mut product = Product::backward_data(dims)?;
     product.load_grad(dy);

@@ -1,10 +1,362 @@
-use super::super::BackwardFilter;
-use crate::cuda::CudaElement;
-use crate::{Cuda, Error, Result};
+//! The filter's gradient, cut over the pixels: each split writes partial sums of the whole filter into the workspace, and a
+//! second kernel adds them in a fixed order.
+
+use crate::cuda::{Address, CudaElement, Grid, blocks};
+use crate::norm_relu_conv::BackwardFilter;
+use crate::{ConvDims, Cuda, Error, Grad, Result};
+
+const MODULE: &str = "backward_filter";
+
+/// `Conv` of `filter_gradient.h`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::NoUninit)]
+pub(crate) struct Conv {
+    n: i32,
+    h: i32,
+    w: i32,
+    c: i32,
+    k: i32,
+    r: i32,
+    s: i32,
+    stride: i32,
+    pad: i32,
+    p: i32,
+    q: i32,
+}
+
+/// As the kernels' 32-bit numbers.
+pub(crate) fn narrow(value: usize) -> Result<i32> {
+    let reason = || format!("{value} is more than kernels count");
+    i32::try_from(value).map_err(|_| Error::Launch { kernel: "a convolution".into(), reason: reason() })
+}
+
+impl Conv {
+    /// Kernels number pixels and columns by 32 bits; elements by 64.
+    pub(crate) fn new(d: &ConvDims) -> Result<Self> {
+        narrow(d.rows_in().max(d.rows_out()))?;
+        narrow(d.r * d.s * d.c)?;
+        let [n, h, w, c, k] = [d.n, d.h, d.w, d.c, d.k].map(narrow);
+        let [r, s, stride, pad, p, q] = [d.r, d.s, d.stride, d.pad, d.p(), d.q()].map(narrow);
+        Ok(Self { n: n?, h: h?, w: w?, c: c?, k: k?, r: r?, s: s?, stride: stride?, pad: pad?, p: p?, q: q? })
+    }
+}
+
+/// A [`Grad`] as the kernels take it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Gradient {
+    /// The gradient itself, or that of the normalised value.
+    pub(crate) dz: Address,
+    /// Of an affine gradient.
+    pub(crate) x: Address,
+    /// `[3, k]` of an affine gradient.
+    pub(crate) coef: Address,
+}
+
+impl Gradient {
+    pub(crate) fn new<T: CudaElement>(dy: Grad<'_, Cuda, T>) -> Self {
+        match dy {
+            Grad::Plain(dy) => Self { dz: dy.into(), x: Address::NONE, coef: Address::NONE },
+            Grad::Affine(affine) => Self { dz: affine.dz.into(), x: affine.x.into(), coef: affine.coef.into() },
+        }
+    }
+
+    /// How kernels of the tensor cores are called that are compiled for each kind.
+    pub(crate) fn kind(&self) -> &'static str {
+        if self.coef == Address::NONE { "plain" } else { "affine" }
+    }
+
+    /// Whether both tensors may be read in chunks.
+    pub(crate) fn is_aligned(&self) -> bool {
+        self.dz.is_aligned() && self.x.is_aligned()
+    }
+}
+
+/// Where the splits of a filter's gradient go.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Splits {
+    /// How many there are.
+    pub(crate) count: usize,
+    /// `[count, len]`: the gradient itself if there is one split.
+    pub(crate) out: Address,
+    dw: Address,
+    len: usize,
+}
+
+impl Splits {
+    /// `tiles` of pixels, shared out so that `resident` blocks, each of which has one of `parts` of the filter, keep the
+    /// whole device busy; as many as the workspace holds.
+    pub(crate) fn new(cuda: &Cuda, dw: Address, len: usize, tiles: usize, parts: usize, resident: usize) -> Self {
+        let room = cuda.workspace_bytes() / (len * size_of::<f32>());
+        let count = (resident / parts).min(tiles).min(room).max(1);
+        Self { count, out: if count == 1 { dw } else { cuda.workspace() }, dw, len }
+    }
+
+    /// Queues the sum of what the splits wrote.
+    pub(crate) fn add(&self, cuda: &Cuda) -> Result<()> {
+        if self.count == 1 {
+            return Ok(());
+        }
+        // Long sums of few elements need more threads than there are elements.
+        let lanes = if self.count < 16 { 1 } else { 8 };
+        let (parts, sum, len, splits) = (self.out, self.dw, self.len as u64, narrow(self.count)?);
+        let grid = Grid::line(blocks(self.len, FILTER_THREADS / lanes), FILTER_THREADS);
+        let args = SumArgs { parts, sum, len, splits, lanes: narrow(lanes)? };
+        cuda.launch_plain(MODULE, "filter_gradient_add_splits", grid, &args)
+    }
+}
+
+/// Threads of the plain kernel, and of the sum.
+const FILTER_THREADS: usize = 256;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct SumArgs {
+    parts: Address,
+    sum: Address,
+    len: u64,
+    splits: i32,
+    lanes: i32,
+}
+
+/// `FilterGradientArgs` of `filter_gradient.h`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct PlainArgs {
+    x: Address,
+    norm: Address,
+    dz: Address,
+    grad_x: Address,
+    coef: Address,
+    out: Address,
+    conv: Conv,
+    splits: i32,
+}
+
+/// Any filter's gradient: of `relu(scale * x + shift)`, or of `x` itself where `norm` is none.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FilterGradient {
+    pub(crate) dims: ConvDims,
+    pub(crate) x: Address,
+    pub(crate) norm: Address,
+    pub(crate) dy: Gradient,
+    pub(crate) dw: Address,
+}
+
+impl FilterGradient {
+    /// By the plain kernel, which takes every shape; `kernel` of `module` is the operation's own copy.
+    pub(crate) fn plain<T: CudaElement>(&self, cuda: &Cuda, module: &'static str, kernel: &str) -> Result<()> {
+        const TILE: usize = 64;
+        // Pixels that are worth a split of their own: enough steps of 16 to hide the first loads.
+        const LEAST_PIXELS: usize = 128;
+        let Self { dims: d, x, norm, dy, dw } = *self;
+        let parts = d.k.div_ceil(TILE) * (d.r * d.s * d.c).div_ceil(TILE);
+        let resident = 2 * cuda.facts().multiprocessors;
+        let splits = Splits::new(cuda, dw, d.len_filter(), d.rows_out().div_ceil(LEAST_PIXELS), parts, resident);
+        let args = PlainArgs {
+            x,
+            norm,
+            dz: dy.dz,
+            grad_x: dy.x,
+            coef: dy.coef,
+            out: splits.out,
+            conv: Conv::new(&d)?,
+            splits: narrow(splits.count)?,
+        };
+        cuda.launch::<T>(module, kernel, Grid::line(parts * splits.count, FILTER_THREADS), &args)?;
+        splits.add(cuda)
+    }
+
+    /// On the tensor cores; [`None`] where no kernel takes the shape.
+    fn tensor<T: CudaElement>(&self, cuda: &Cuda) -> Option<Result<()>> {
+        let dims = flat(self.dims);
+        let aligned = [self.x, self.norm, self.dw].iter().all(|place| place.is_aligned()) && self.dy.is_aligned();
+        let chunks = dims.c.is_multiple_of(8) && dims.k.is_multiple_of(8);
+        // The tensor cores round operands, which f32 does not want.
+        if T::OPERAND_EPSILON == 0.0 || !aligned || !chunks {
+            return None;
+        }
+        let kernel = Kernel::of(&dims)?;
+        let tile = kernel.tile(cuda.facts().shared_bytes, &dims, self.dy)?;
+        Some(self.launch::<T>(cuda, &dims, kernel, tile))
+    }
+
+    fn launch<T: CudaElement>(&self, cuda: &Cuda, d: &ConvDims, kernel: Kernel, tile: Tile) -> Result<()> {
+        let Self { x, norm, dy, dw, .. } = *self;
+        let parts = d.k.div_ceil(kernel.filters) * d.c.div_ceil(kernel.channels);
+        let resident = kernel.resident * cuda.facts().multiprocessors;
+        let splits = Splits::new(cuda, dw, d.len_filter(), tile.count, parts, resident);
+        let args = TensorArgs {
+            x,
+            norm,
+            dz: dy.dz,
+            grad_x: dy.x,
+            coef: dy.coef,
+            out: splits.out,
+            conv: Conv::new(d)?,
+            images: narrow(tile.images)?,
+            rows: narrow(tile.rows)?,
+            tiles: narrow(tile.count)?,
+            splits: narrow(splits.count)?,
+            inputs: narrow(tile.inputs)?,
+            pixels: narrow(tile.pixels)?,
+            unused: 0,
+        };
+        let grid = Grid {
+            blocks: [parts * splits.count, 1, 1],
+            threads: kernel.threads,
+            shared_bytes: kernel.shared_bytes(&tile, dy),
+        };
+        let name = format!("norm_relu_conv_backward_filter_{}_{}", kernel.name, dy.kind());
+        cuda.launch::<T>(MODULE, &name, grid, &args)?;
+        splits.add(cuda)
+    }
+}
 
 pub(crate) fn norm_relu_conv_backward_filter<T: CudaElement>(
-    _cuda: &Cuda,
-    _args: BackwardFilter<'_, Cuda, T>,
+    cuda: &Cuda,
+    args: BackwardFilter<'_, Cuda, T>,
 ) -> Result<()> {
-    Err(Error::Launch { kernel: "norm_relu_conv_backward_filter".into(), reason: "not written yet".into() })
+    let BackwardFilter { dims, x, norm, dy, dw } = args;
+    let (x, norm, dy, dw) = (x.into(), norm.into(), Gradient::new(dy), dw.into());
+    let gradient = FilterGradient { dims, x, norm, dy, dw };
+    gradient.tensor::<T>(cuda).unwrap_or_else(|| gradient.plain::<T>(cuda, MODULE, "norm_relu_conv_backward_filter"))
+}
+
+/// A 1x1 filter with stride 1 sees pixels and no images: one pixel an image leaves most freedom to cut them.
+fn flat(d: ConvDims) -> ConvDims {
+    if (d.r, d.s, d.stride) == (1, 1, 1) { ConvDims { n: d.rows_in(), h: 1, w: 1, ..d } } else { d }
+}
+
+/// `Args` of `backward_filter.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct TensorArgs {
+    x: Address,
+    norm: Address,
+    dz: Address,
+    grad_x: Address,
+    coef: Address,
+    out: Address,
+    conv: Conv,
+    images: i32,
+    rows: i32,
+    tiles: i32,
+    splits: i32,
+    inputs: i32,
+    pixels: i32,
+    unused: i32,
+}
+
+/// A kernel of the tensor cores.
+#[derive(Debug, Clone, Copy)]
+struct Kernel {
+    name: &'static str,
+    taps: usize,
+    /// Of a block.
+    filters: usize,
+    channels: usize,
+    threads: usize,
+    /// Blocks that a multiprocessor's registers hold.
+    resident: usize,
+}
+
+impl Kernel {
+    const fn pointwise(name: &'static str, [filters, channels]: [usize; 2], threads: usize, resident: usize) -> Self {
+        Self { name, taps: 1, filters, channels, threads, resident }
+    }
+
+    /// The one for a shape: as few reads of either operand as registers allow.
+    fn of(d: &ConvDims) -> Option<Self> {
+        const NINE_TAPS: Kernel =
+            Kernel { name: "9x64x64", taps: 9, filters: 64, channels: 64, threads: 256, resident: 1 };
+        match (d.r, d.s, d.stride) {
+            (3, 3, 1 | 2) => return Some(NINE_TAPS),
+            (1, 1, _) => {}
+            _ => return None,
+        }
+        Some(match (d.k, d.c) {
+            (..=64, ..=64) => Self::pointwise("64x64", [64, 64], 256, 2),
+            (_, ..=64) => Self::pointwise("256x64", [256, 64], 128, 2),
+            (..=64, _) => Self::pointwise("64x256", [64, 256], 128, 2),
+            (..=128, ..=128) => Self::pointwise("128x128", [128, 128], 128, 2),
+            (_, ..=128) => Self::pointwise("256x128", [256, 128], 256, 1),
+            _ => Self::pointwise("128x256", [128, 256], 256, 1),
+        })
+    }
+
+    /// Of a tile of some images and rows; [`None`] where a thread could not remember which of its chunks exist.
+    fn sized(&self, d: &ConvDims, images: usize, rows: usize) -> Option<Tile> {
+        let pixels = (images * rows * d.q()).next_multiple_of(STEP);
+        let halo = ((rows - 1) * d.stride + 3) * ((d.q() - 1) * d.stride + 3);
+        let inputs = if self.taps == 1 { pixels } else { images * halo };
+        let count = if rows == d.p() { d.n.div_ceil(images) } else { d.n * d.p().div_ceil(rows) };
+        let chunks = |rows: usize, width: usize| rows.div_ceil(self.threads / (width / 8));
+        let remembered = chunks(inputs, self.channels) <= 32 && chunks(pixels, self.filters) <= 32;
+        remembered.then_some(Tile { images, rows, pixels, inputs, count })
+    }
+
+    fn shared_bytes(&self, tile: &Tile, dy: Gradient) -> usize {
+        const BUFFERS: usize = 3;
+        let row = |width: usize| 2 * width + 16;
+        let grads = if dy.coef == Address::NONE { 1 } else { 2 };
+        let buffer = tile.inputs * row(self.channels) + tile.pixels * row(self.filters) * grads;
+        let tables = 8 * tile.inputs + 4 * tile.pixels;
+        BUFFERS * buffer + tables.next_multiple_of(16)
+    }
+
+    /// The tile that costs least of those that fit into shared memory.
+    fn tile(&self, shared_bytes: usize, d: &ConvDims, dy: Gradient) -> Option<Tile> {
+        // Each block takes some shared memory of its own beside what it asks for.
+        const RESERVED: usize = 1024;
+        const MOST_PIXELS: usize = 256;
+        const MOST_IMAGES: usize = 64;
+        let limit = (shared_bytes + RESERVED) / self.resident - RESERVED;
+        let images = |rows: usize| if rows == d.p() { MOST_IMAGES.min(d.n) } else { 1 };
+        let tiles = (1..=d.p()).flat_map(|rows| (1..=images(rows)).map(move |images| (images, rows)));
+        tiles
+            .filter(|&(images, rows)| (images, rows) == (1, 1) || images * rows * d.q() <= MOST_PIXELS)
+            .filter_map(|(images, rows)| self.sized(d, images, rows))
+            .filter(|tile| self.shared_bytes(tile, dy) <= limit)
+            .min_by_key(|tile| self.cost(d, tile, dy))
+    }
+
+    /// Cycles of a multiprocessor for the whole batch, about: of the products or of the loads, whichever take longer, and of
+    /// what each tile costs in any case. From what was measured on an H200.
+    fn cost(&self, d: &ConvDims, tile: &Tile, dy: Gradient) -> usize {
+        const TILE_CYCLES: usize = 300;
+        const LOADED_BYTES_PER_CYCLE: usize = 24;
+        let step_cycles = if self.taps == 1 { (self.filters * self.channels / 81).max(64) } else { 468 };
+        let grads = if dy.coef == Address::NONE { 1 } else { 2 };
+        let bytes = 2 * (tile.inputs * self.channels + tile.pixels * self.filters * grads);
+        let products = tile.steps(d) * step_cycles * self.resident;
+        let loads = tile.count * bytes * self.resident / LOADED_BYTES_PER_CYCLE;
+        products.max(loads) + tile.count * TILE_CYCLES
+    }
+}
+
+/// Pixels whose products are one instruction deep.
+const STEP: usize = 16;
+
+/// A tile of output pixels: rows of one image, or whole images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Tile {
+    images: usize,
+    rows: usize,
+    /// Rows of shared memory for gradients and inputs.
+    pixels: usize,
+    inputs: usize,
+    /// How many such tiles there are.
+    count: usize,
+}
+
+impl Tile {
+    /// Steps over the whole batch; an image's last tile, or the batch's, may be shorter.
+    fn steps(&self, d: &ConvDims) -> usize {
+        let steps = |images: usize, rows: usize| (images * rows * d.q()).div_ceil(STEP);
+        if self.rows == d.p() {
+            d.n / self.images * steps(self.images, self.rows) + steps(d.n % self.images, self.rows)
+        } else {
+            d.n * (d.p() / self.rows * steps(1, self.rows) + steps(1, d.p() % self.rows))
+        }
+    }
 }

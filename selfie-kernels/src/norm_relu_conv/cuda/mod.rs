@@ -1,7 +1,7 @@
 //! Convolutions on a GPU: each pass is one product, whose arguments, geometry and choice of kernel are in [`product`].
 
 mod backward_data;
-mod backward_filter;
+pub(crate) mod backward_filter;
 mod forward;
 mod product;
 

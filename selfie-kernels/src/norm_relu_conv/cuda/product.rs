@@ -251,7 +251,9 @@ impl Product {
         let aligned = [a, a2, coef, b, add, x, norm, out].iter().all(|place| place.is_aligned());
         let d = &self.dims;
         let chunks = d.c.is_multiple_of(8) && d.k.is_multiple_of(8);
-        let reached = d.len_in().max(d.len_out()).max(d.len_filter()) <= MOST_ELEMENTS && d.r * d.s <= 32 && self.args.divide == 1;
+        let reached = d.len_in().max(d.len_out()).max(d.len_filter()) <= MOST_ELEMENTS
+            && d.r * d.s <= 32
+            && self.args.divide == 1;
         if size_of::<T>() != 2 || !aligned || !chunks || !reached {
             Way::Plain
         } else if self.fits_halo(cuda) {

@@ -1,4 +1,7 @@
 //! The first convolution: normalised pixels `[n, h, w, 3]` in, raw feature map out; no norm, no ReLU, no data gradient.
+//!
+//! A [`Grad::Affine`] may be rounded to `T` as it is formed. Products with padding's zeros may be added, by which a value of
+//! `w` or `dy` that is not finite reaches every output, or every tap, of its filter.
 
 pub(crate) mod cpu;
 pub(crate) mod cuda;

@@ -27,7 +27,7 @@ const CASES: &[(&str, ConvDims)] = &[
 
 on_every_device! {
     elements: cases, any_shape, any_usual_filter, a_nan_reaches_what_reads_it;
-    once: refuses_what_does_not_fit;
+    once: statistics_of_equal_values, refuses_what_does_not_fit;
 }
 
 /// `y` and its statistics.
@@ -151,6 +151,15 @@ fn a_nan_reaches_what_reads_it<D: Tested<T>, T: Element>() {
     assert_nan_where("y", &forward(D::get(), dims, &x, &w).0, |i| pixels.contains(&(i / dims.k)));
     let dw = backward_filter(D::get(), dims, &x, &HostGrad::Plain(dy));
     assert_nan_where("dw", &dw, |i| i % 3 == 2 && [4, 5, 7, 8].contains(&(i / 3 % 9)));
+}
+
+/// Of ones each output of a filter is the same number, which is then the mean, but for a rounding or two: a sum of so many of
+/// them is not as near.
+fn statistics_of_equal_values<D: Tested<f32>>() {
+    let (dims, mut draws) = (conv([3, 9, 11], [2, 70], [3, 3], 1, 0), Draws::new(5));
+    let (x, w) = (vec![1.0; dims.len_in()], draws.values::<f32>(dims.len_filter()));
+    let (y, stats) = forward(D::get(), dims, &x, &w);
+    assert_stats(D::get(), &y, dims.k, &stats);
 }
 
 fn assert_nan_where<S: Element>(what: &str, values: &[S], expected: impl Fn(usize) -> bool) {

@@ -106,9 +106,9 @@ impl TestDevice for Cpu {
 impl TestDevice for Cuda {
     fn get() -> &'static Self {
         static CUDA: OnceLock<Cuda> = OnceLock::new();
-        CUDA.get_or_init(|| {
-            let library = std::env::var_os("SELFIE_EMULATOR").expect("SELFIE_EMULATOR names the emulator's library");
-            Cuda::emulated(library.as_ref()).expect("the emulator loads")
+        CUDA.get_or_init(|| match std::env::var_os("SELFIE_EMULATOR") {
+            Some(library) => Cuda::emulated(library.as_ref()).expect("the emulator loads"),
+            None => Cuda::new(0).expect("a GPU, or the emulator's library in SELFIE_EMULATOR"),
         })
     }
 

@@ -5,7 +5,7 @@
 //! CPU's bf16. `follows_f64!` at the end has a line for each backend.
 
 use half::bf16;
-use selfie_kernels::{Backend, Cpu, Element, Memory, Scalar, Wide};
+use selfie_kernels::{Backend, Cpu, Cuda, Element, Memory, Scalar, Wide};
 use selfie_model::{
     Begin, Build, Classifier, Inputs, Mode, ModelConfig, Network, Preset, Purpose, Query, Selfie, Stem, Table, Update,
 };
@@ -234,13 +234,20 @@ fn cpu() -> Cpu {
     Cpu::new(2).expect("threads")
 }
 
-/// Every case on a backend of its own.
-fn follows_f64<B: Backend<T>, T: Bounded>(device: impl Fn() -> B) {
-    for (name, case) in cases() {
-        let (exact, cpu) = (case.trace::<Cpu, f64>(cpu()), case.trace::<Cpu, T>(cpu()));
-        let found = violations(&case.trace::<B, T>(device()), &cpu, &exact, T::BOUND);
-        assert!(found.is_empty(), "{name} in {}:\n{}", T::NAME, found.join("\n"));
+/// The GPU, or the emulator whose library is in `SELFIE_EMULATOR`.
+fn cuda() -> Cuda {
+    match std::env::var_os("SELFIE_EMULATOR") {
+        Some(library) => Cuda::emulated(library.as_ref()).expect("the emulator loads"),
+        None => Cuda::new(0).expect("a GPU, or the emulator's library in SELFIE_EMULATOR"),
     }
+}
+
+/// One case on a backend of its own.
+fn follows_f64<B: Backend<T>, T: Bounded>(name: &str, device: impl Fn() -> B) {
+    let case = &cases()[name];
+    let (exact, cpu) = (case.trace::<Cpu, f64>(cpu()), case.trace::<Cpu, T>(cpu()));
+    let found = violations(&case.trace::<B, T>(device()), &cpu, &exact, T::BOUND);
+    assert!(found.is_empty(), "{name} in {}:\n{}", T::NAME, found.join("\n"));
 }
 
 /// A backend that were four and a half times as far off in one tensor, or had a NaN there, would be seen.
@@ -262,12 +269,30 @@ fn a_single_tensor_that_is_off_is_seen() {
     }
 }
 
+/// A module of tests, one for each case, for each backend and type.
 macro_rules! follows_f64 {
-    ($($test:ident: $backend:ty, $element:ty, $device:expr;)*) => {
-        $(#[test]
-        fn $test() {
-            follows_f64::<$backend, $element>($device);
+    ($($(#[$attribute:meta])* $backend_in_type:ident: $backend:ty, $element:ty, $device:expr;)*) => {
+        $(mod $backend_in_type {
+            use super::*;
+            follows_f64!(@cases [$(#[$attribute])*] $backend, $element, $device;
+                classifier "classifier",
+                classifier_with_large_stem "classifier, large stem",
+                classifier_by_micro_batches "classifier, micro-batches",
+                puzzle_by_summary "puzzle by summary",
+                puzzle_by_places_with_large_stem "puzzle by places, large stem",
+                puzzle_by_micro_batches "puzzle, micro-batches",
+            );
         })*
+    };
+    (@cases $attributes:tt $backend:ty, $element:ty, $device:expr; $($test:ident $name:literal,)*) => {
+        $(follows_f64!(@test $attributes $backend, $element, $device, $test, $name);)*
+    };
+    (@test [$(#[$attribute:meta])*] $backend:ty, $element:ty, $device:expr, $test:ident, $name:literal) => {
+        #[test]
+        $(#[$attribute])*
+        fn $test() {
+            follows_f64::<$backend, $element>($name, $device);
+        }
     };
 }
 
@@ -275,4 +300,8 @@ follows_f64! {
     // Other threads than the CPU that is compared with.
     cpu_in_f32: Cpu, f32, || Cpu::new(1).expect("a thread");
     cpu_in_bf16: Cpu, bf16, || Cpu::new(1).expect("a thread");
+    #[ignore = "takes a CUDA device, or the emulator"]
+    cuda_in_f32: Cuda, f32, cuda;
+    #[ignore = "takes a CUDA device, or the emulator"]
+    cuda_in_bf16: Cuda, bf16, cuda;
 }

@@ -57,15 +57,16 @@ impl<R> Outcome<R> {
 pub fn where_they_were(error: anyhow::Error, resolved: &Resolved) -> anyhow::Error {
     let (data, labels) = (resolved.entry("data.path"), resolved.entry("data.labels"));
     let ours = |entry: &Entry| matches!(entry.origin, Origin::Run(_));
-    if Exit::of(&error) != Exit::Input || !ours(data) {
+    let list = matches!(labels.value.plain().parse(), Ok(LabelBudget::Named(_))) && ours(labels);
+    let named = [(data, ours(data), "--data"), (labels, list, "--labels")];
+    let named = named.iter().filter(|(_, ours, _)| *ours);
+    let places: Vec<_> =
+        named.map(|(entry, _, flag)| format!("{} (by {}; {flag})", entry.value, entry.origin)).collect();
+    if Exit::of(&error) != Exit::Input || places.is_empty() {
         return error;
     }
-    let list = matches!(labels.value.plain().parse(), Ok(LabelBudget::Named(_))) && ours(labels);
-    let list = if list { format!(", or --labels (the run's was {})", labels.value) } else { String::new() };
-    error.context(format!(
-        "cannot open the data of {}, {}; if they are in another place now, give it by --data{list}",
-        data.origin, data.value
-    ))
+    let places = places.join(" and ");
+    error.context(format!("cannot use {places}; what is in another place now can be given by its flag"))
 }
 
 /// A run before its network is built.

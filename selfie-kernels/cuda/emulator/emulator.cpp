@@ -172,7 +172,7 @@ struct Block {
   u32 barriers = 0;
 
   // Addresses that stand for what the sanitizer is to take for ordered: two for the barriers and two for each warp's, by
-  // turns, 16 for named barriers, and one for what is under way. From the heap for each block, or one block would seem ordered after another that used the same address.
+  // turns, two for each named barrier, and one for what is under way. From the heap for each block, or one block would seem ordered after another that used the same address.
   std::vector<char> ordered;
   char thread_ends = 0, block_ends = 0;
 
@@ -204,7 +204,7 @@ struct Block {
   void finish_thread();
   void release_barrier();
   [[noreturn]] void report_deadlock();
-  const void* ordered_named(int id) const { return &ordered[2 + 2 * warps.size() + (size_t)id]; }
+  const void* ordered_named(int id, u32 turn) const { return &ordered[2 + 2 * warps.size() + (size_t)id * 2 + (turn & 1)]; }
   const void* ordered_under_way() const { return &ordered.back(); }
   u64 draw() {
     random ^= random << 13, random ^= random >> 7, random ^= random << 17;
@@ -346,7 +346,7 @@ void Block::start_fibers(u64 number, char* stacks) {
   }
   for (Named& barrier : named) barrier = {0, 0};
   for (Warp& warp : warps) warp.arrived = 0;
-  std::vector<char>(2 + 2 * warps.size() + 17).swap(ordered);
+  std::vector<char>(2 + 2 * warps.size() + 2 * 16 + 1).swap(ordered);
   alive = kernel.threads;
   at_barrier = 0;
 }
@@ -603,6 +603,9 @@ struct Mbarrier {
 };
 static_assert(sizeof(Mbarrier) == 8, "an mbarrier");
 
+// An address for the sanitizer, by turns: who wakes late must not learn of the next phase.
+const void* ordered_by(const u64* barrier, u32 parity) { return (const char*)barrier + parity; }
+
 void end_phase_if_complete(Mbarrier& barrier) {
   if (barrier.pending != 0 || barrier.bytes != 0) return;
   barrier.phase ^= 1;
@@ -625,28 +628,28 @@ void mbarrier_init(u64* barrier, u32 arrivals) {
 void mbarrier_arrive(u64* at, u32 expected_bytes) {
   Mbarrier& barrier = *(Mbarrier*)at;
   if (barrier.pending == 0) fail("more arrivals at an mbarrier than it waits for");
-  release(at);
+  release(ordered_by(at, barrier.phase));
   barrier.bytes += (int)expected_bytes;
   barrier.pending--;
   end_phase_if_complete(barrier);
 }
 void mbarrier_complete(u64* at, u32 bytes) {
   Mbarrier& barrier = *(Mbarrier*)at;
-  release(at);
+  release(ordered_by(at, barrier.phase));
   barrier.bytes -= (int)bytes;
   end_phase_if_complete(barrier);
 }
 void mbarrier_wait(u64* at, u32 parity) {
   Mbarrier& barrier = *(Mbarrier*)at;
   while (barrier.phase == (parity & 1)) poll();
-  acquire(at);
+  acquire(ordered_by(at, parity & 1));
 }
 void named_barrier(int id, int threads) {
   if (id < 1 || id > 15) fail("named barrier %d", id);
   Block& block = *running;
   Block::Named& barrier = block.named[id];
   u32 turn = barrier.turn;
-  release(block.ordered_named(id));
+  release(block.ordered_named(id, turn));
   if (++barrier.arrived == threads) {
     barrier.arrived = 0;
     barrier.turn++;
@@ -654,7 +657,7 @@ void named_barrier(int id, int threads) {
   } else {
     while (barrier.turn == turn) poll();
   }
-  acquire(block.ordered_named(id));
+  acquire(block.ordered_named(id, turn));
 }
 
 void later(std::function<void()> work) {

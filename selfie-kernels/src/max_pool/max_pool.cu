@@ -52,8 +52,8 @@ DEV void forward(const ForwardArgs<T>& args) {
     to[args.c] = stats.squares;
   }
 }
-KERNEL(max_pool_forward_f32, ForwardArgs<float>, TILE_THREADS, 4) { forward(args); }
-KERNEL(max_pool_forward_bf16, ForwardArgs<bf16>, TILE_THREADS, 4) { forward(args); }
+KERNEL(max_pool_forward_f32, ForwardArgs<float>, TILE_THREADS, 2) { forward(args); }
+KERNEL(max_pool_forward_bf16, ForwardArgs<bf16>, TILE_THREADS, 2) { forward(args); }
 
 template <class T>
 struct BackwardArgs {

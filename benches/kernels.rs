@@ -4,7 +4,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use selfie_benches::{Convolution, PASSES, cpu};
-use selfie_kernels::norm_relu_conv::ConvDims;
+use selfie_kernels::ConvDims;
 use std::time::Duration;
 
 /// Convolutions of ResNet-50 v2 on 32px images, batch 64, of the patch network, and of the first stage on 224px, batch 8; all of

@@ -5,7 +5,7 @@
 
 use clap::Parser;
 use selfie_benches::{Convolution, PASSES, Pass, cpu, median};
-use selfie_kernels::norm_relu_conv::ConvDims;
+use selfie_kernels::ConvDims;
 use selfie_kernels::{Cpu, Memory, Result};
 use std::time::Instant;
 

@@ -1,9 +1,7 @@
 //! What the benchmarks share.
 
-use selfie_kernels::norm_relu_conv::{
-    Affine, BackwardData, BackwardFilter, ConvDims, Forward, Grad, NormReluConv, sum_tiles,
-};
-use selfie_kernels::{Cpu, Element, Philox, Result, Wide};
+use selfie_kernels::norm_relu_conv::{BackwardData, BackwardFilter, Forward, NormReluConv};
+use selfie_kernels::{Affine, ConvDims, Cpu, Element, Grad, Partials, Philox, Result, Wide, partials_room};
 
 /// Random numbers in (-1, 1): kernels are never timed on zeros.
 pub fn random<T: Element>(seed: u64, len: usize) -> Vec<T> {
@@ -34,11 +32,11 @@ pub struct Convolution {
     norm: Vec<f32>,
     w: Vec<f32>,
     y: Vec<f32>,
-    stats: Vec<f32>,
+    stats: Partials<Cpu, f32>,
     dy: [Vec<f32>; 2],
     coef: Vec<f32>,
     dz: Vec<f32>,
-    sums: Vec<f32>,
+    sums: Partials<Cpu, f32>,
     dw: Vec<f32>,
 }
 
@@ -51,11 +49,11 @@ impl Convolution {
             norm: random(2, 4 * dims.c),
             w: random(3, dims.len_filter()),
             y: vec![0.0; dims.len_out()],
-            stats: vec![0.0; sum_tiles(dims.rows_out()) * 2 * dims.k],
+            stats: Partials::within(vec![0.0; partials_room(dims.rows_out(), dims.k)]),
             dy: [random(4, dims.len_out()), random(5, dims.len_out())],
             coef: random(6, 3 * dims.k),
             dz: vec![0.0; dims.len_in()],
-            sums: vec![0.0; sum_tiles(dims.rows_in()) * 2 * dims.c],
+            sums: Partials::within(vec![0.0; partials_room(dims.rows_in(), dims.c)]),
             dw: vec![0.0; dims.len_filter()],
         }
     }
@@ -63,7 +61,7 @@ impl Convolution {
     /// The forward pass.
     pub fn forward(&mut self, cpu: &Cpu) -> Result<()> {
         let Self { dims, x, norm, w, y, stats, .. } = self;
-        let (y, stats) = (&mut y[..], Some(&mut stats[..]));
+        let (y, stats) = (&mut y[..], Some(stats));
         cpu.norm_relu_conv_forward(Forward { dims: *dims, x, norm, w, residual: None, y, stats })
     }
 

@@ -7,7 +7,7 @@ use cpu_time::ProcessTime;
 use half::bf16;
 use selfie_benches::{median, random};
 use selfie_kernels::{Cpu, Element, Memory};
-use selfie_model::{Build, Classifier, Mode, ModelConfig, Network, Preset, Purpose, Selfie, Update};
+use selfie_model::{Begin, Build, Classifier, Mode, ModelConfig, Network, Preset, Purpose, Selfie, Update};
 use serde_json::json;
 use std::time::Instant;
 
@@ -72,7 +72,7 @@ fn run<T: Element>(args: &Args) -> Result<()> {
             let mut network = Selfie::<Cpu, T>::new(cpu.clone(), build)?;
             let orders = orders(args.batch, config.patches());
             time(args, |step| {
-                network.load_pixels(&pixels, &orders, (step * args.batch) as u64)?;
+                network.put_pixels(&pixels, &orders, (step * args.batch) as u64)?;
                 train(&mut network)
             })?
         }
@@ -80,9 +80,12 @@ fn run<T: Element>(args: &Args) -> Result<()> {
             let mut network = Classifier::<Cpu, T>::new(cpu.clone(), build, args.classes)?;
             let labels: Vec<u32> = (0..args.batch).map(|i| (i % args.classes) as u32).collect();
             time(args, |step| {
-                network.load_pixels(&pixels, &labels, (step * args.batch) as u64)?;
+                network.put_pixels(&pixels, &labels, (step * args.batch) as u64)?;
                 match args.task {
-                    Task::Infer => Ok(network.forward(Mode::Evaluate)?),
+                    Task::Infer => {
+                        network.begin(Begin::Evaluation)?;
+                        Ok(network.forward(Mode::Evaluate)?)
+                    }
                     _ => train(&mut network),
                 }
             })?
@@ -109,9 +112,11 @@ fn run<T: Element>(args: &Args) -> Result<()> {
 }
 
 fn train<T: Element>(network: &mut impl Network<Cpu, T>) -> Result<()> {
-    network.forward(Mode::Train)?;
-    network.backward()?;
-    Ok(network.update(Update { rate: 0.01, momentum: 0.9, weight_decay: 1e-4 })?)
+    network.begin(Begin::Step { rate: 0.01 })?;
+    network.train_step(Update { momentum: 0.9, weight_decay: 1e-4 })?;
+    // Waits for the step, as the trainer does.
+    network.metrics()?;
+    Ok(())
 }
 
 /// Milliseconds of each timed step: on the wall, and of all threads together.

@@ -31,6 +31,8 @@ def tar(members, format=tarfile.USTAR_FORMAT):
                 info.type = tarfile.DIRTYPE
             elif isinstance(content, str):
                 info.type, info.linkname = tarfile.SYMTYPE, content
+            elif isinstance(content, tuple):
+                info.type, info.linkname = tarfile.LNKTYPE, content[0]
             else:
                 info.size = len(content)
             archive.addfile(info, io.BytesIO(content if isinstance(content, bytes) else b""))
@@ -56,6 +58,9 @@ def cifar():
     ]:
         seed("cifar_tar", name, tar(members))
         seed("cifar_gzip", name, gzip.compress(tar(members), mtime=0))
+    whole = tar([names, *train])
+    pieces = [gzip.compress(whole[at : at + 9000], mtime=0) for at in range(0, len(whole), 9000)]
+    seed("cifar_gzip", "members", b"".join(pieces) + bytes(20))
 
 
 def tars():
@@ -67,6 +72,9 @@ def tars():
         ("parts", tar([("train/" + name, content) for name, content in flat] + [("val/a/1.jpg", pixel), ("val/b/", None)])),
         ("long", tar([(long, pixel)], tarfile.GNU_FORMAT)),
         ("pax", tar([(long, pixel), ("a/\u00e9.jpg", pixel)], tarfile.PAX_FORMAT)),
+        ("inside", tar([("p/a/1.jpg", pixel), ("p/a/2.jpg", ("p/a/1.jpg",)), ("p/a/3.jpg", "1.jpg"), ("p/b", "a"), ("p/a/up", "..")])),
+        ("twice", tar([("a/1.jpg", pixel), ("a/1.jpg", b"x"), ("a", pixel), ("a/1.jpg", None)])),
+        ("other_parts", tar([("d/Train_set/a/1.jpg", pixel), ("d/seg_test/seg_test/a/1.jpg", pixel), ("__MACOSX/1.jpg", pixel)])),
         ("links", tar([("a/1.jpg", "../../etc/passwd"), ("../2.jpg", pixel), ("/3.jpg", pixel), (".hidden/4.jpg", pixel)])),
     ]:
         seed("tar_folder", name, content)
@@ -76,6 +84,7 @@ def shards():
     pixel = b"P6 1 1 255\n\0\0\0"
     sample = lambda key, label: [(f"{key}.ppm", pixel), (f"{key}.cls", label)]
     seed("webdataset", "two", tar([*sample("000", b"0"), *sample("a/001", b"1\n")]))
+    seed("webdataset", "links", tar([*sample("000", b"0"), ("1.ppm", ("000.ppm",)), ("1.cls", "000.cls"), ("2.ppm", "lost")]))
     seed("webdataset", "more", tar([("x.json", b"{}"), *sample("x", b"12"), ("x.y.png", pixel), ("z.jpg", pixel)]))
 
 
@@ -123,6 +132,16 @@ def images():
         out = io.BytesIO()
         image.save(out, **options)
         seed("image", name, out.getvalue())
+    # Layouts that Pillow does not write, and files that are no images.
+    layouts = CORPUS.resolve().parents[1] / "selfie-data" / "tests" / "fixtures" / "jpeg"
+    for name in ["420_apart", "420_refined", "420_no_tables", "444_restart"]:
+        seed("image", f"jpeg-{name}", (layouts / f"{name}.jpg").read_bytes())
+    tiff = b"MM\0*" + struct.pack(">IHHHII", 8, 1, 0x0112, 4, 1, 6) + bytes(4)
+    seed("image", "jpeg-orientation", (layouts / "grey.jpg").read_bytes().replace(
+        b"\xff\xe0", b"\xff\xe1" + struct.pack(">H", len(tiff) + 8) + b"Exif\0\0" + tiff + b"\xff\xe0", 1))
+    seed("image", "foreign-heic", struct.pack(">I", 24) + b"ftypmif1\0\0\0\0heicmiaf")
+    seed("image", "foreign-html", b"<?xml version='1.0'?><!-- x --><!DOCTYPE html><p>404")
+    seed("image", "foreign-torch", b"PK\3\4" + bytes(22) + struct.pack("<HH", 16, 0) + b"archive/data.pkl")
 
 
 def safetensors(tensors, metadata={"format": "pt"}):
@@ -190,7 +209,8 @@ def texts():
     status = {"command": "pretrain", "state": "finished", "step": 5, "steps": 5, "result": {"chance": 0.25}, "process": 7, "updated_unix": 1}
     seed("status", "finished", json.dumps(status))
     seed("status", "running", json.dumps(status | {"state": "running", "steps": None, "result": None}))
-    for name, text in [("percent", "5%@3"), ("count", "2@7"), ("all", "all"), ("list", "folder/0.png\tclass 0\n3.png\n\n8.png")]:
+    for name, text in [("percent", "5%@3"), ("count", "2@7"), ("all", "all"), ("list", "folder/0.png\tclass 0\n3.png\n\n8.png"),
+                       ("spelled", " folder/0.png \nFolder/1.PNG\n\\xF6\\x5CxF6")]:
         seed("labels", name, text)
     seed("val_labels", "names", "1.jpg cat\nval/2.jpg\tdog\n")
     seed("val_labels", "numbers", "1.jpg 0\n2.jpg 1\n")

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Arg, ArgAction, ArgMatches, Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{KEYS, Key, Kind, Request, Task, by_preset};
+use crate::device::Wish;
+use crate::training::Answer;
 
 /// Self-supervised pretraining of image networks by the Selfie method: hide patches of an image, learn which belongs
 /// where, then train a classifier on few labels.
@@ -67,6 +69,13 @@ Examples:
   selfie replay runs/pre                                       the last one of a run
   selfie replay runs/pre/not-finite-00001200.safetensors --precision f32")]
     Replay(Replay),
+    /// What this machine has, what would be used, and why
+    #[command(after_help = "Examples:
+  selfie doctor
+  selfie doctor --device cuda:1          is that GPU sound? exit 1 if not
+  selfie doctor --parity                 a training step on the GPU against the CPU, layer by layer
+  selfie doctor --json")]
+    Doctor(Doctor),
     /// Look at images before training on them
     #[command(subcommand, arg_required_else_help = true)]
     Data(Data),
@@ -90,7 +99,7 @@ pub struct Demo {
     /// Seed of the images, the weights and the choice of labels
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Threads that compute; 0 takes one per core
+    /// Threads that compute; 0 takes one per core that this process may use
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
 }
@@ -104,6 +113,13 @@ pub struct Training<P: Purpose> {
     /// The configuration.
     #[command(flatten)]
     pub flags: ConfigFlags<P>,
+}
+
+impl<P: Purpose> Training<P> {
+    /// What is printed at the end.
+    pub fn answer(&self) -> Answer {
+        if self.json { Answer::Json } else { Answer::Words }
+    }
 }
 
 /// Flags of `evaluate`.
@@ -138,12 +154,37 @@ pub struct Replay {
     #[arg(long)]
     pub json: bool,
     /// Where to compute
-    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = ["auto", "cpu", "cuda"])]
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device_name)]
     pub device: String,
     /// Type of the activations: the run's own shows what it met, f32 whether that is the cause
     #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = ["auto", "f32", "bf16"])]
     pub precision: String,
-    /// Threads that compute; 0 takes one per core
+    /// Threads that compute; 0 takes one per core that this process may use
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+}
+
+/// A value of `--device`.
+fn device_name(text: &str) -> Result<String, String> {
+    Wish::parse(text).map(|_| text.to_owned()).ok_or_else(|| format!("expected {}", Kind::Device.expected()))
+}
+
+/// Flags of `doctor`.
+#[derive(Clone, Debug, Args)]
+pub struct Doctor {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Take one training step on the chosen device and on the CPU in f64, and compare layer by layer
+    #[arg(long)]
+    pub parity: bool,
+    /// Where to compute
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device_name)]
+    pub device: String,
+    /// Type of the activations
+    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = ["auto", "f32", "bf16"])]
+    pub precision: String,
+    /// Threads that compute; 0 takes one per core that this process may use
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
 }
@@ -198,7 +239,7 @@ pub struct DataCheck {
     /// Report images with a side of fewer pixels
     #[arg(long, value_name = "PIXELS", default_value_t = selfie_data::DEFAULT_MIN_SIDE)]
     pub min_side: usize,
-    /// Threads that read; 0 takes one per core
+    /// Threads that read; 0 takes one per core that this process may use
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
 }

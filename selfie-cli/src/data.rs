@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use selfie_data::{
-    Dataset, Error, Geometry, LabelBudget, Need, Split, check_same_classes, sample_indices, split_validation,
+    Dataset, Error, Geometry, LabelBudget, Matched, Need, Split, match_classes, sample_indices, split_validation,
 };
 use selfie_model::{Images, PhiloxDraws};
 use serde_json::{Value, json};
@@ -39,7 +39,7 @@ pub struct Parts {
 /// Those of the data; usage: nothing is left to train on.
 pub fn for_pretraining(data: &Data) -> anyhow::Result<Parts> {
     let train = open(data, Split::Train, Need::Images)?;
-    let test = open_test(data, Need::Images)?;
+    let test = open_test(data, &*train, Need::Images)?;
     let mut notes = vec![format!("data      {}", train.describe())];
     let all: Vec<usize> = (0..train.len()).collect();
     let (items, held_out) = match &test {
@@ -77,11 +77,11 @@ pub fn for_pretraining(data: &Data) -> anyhow::Result<Parts> {
 pub fn for_finetuning(data: &Data) -> anyhow::Result<Parts> {
     let budget: LabelBudget = data.labels.parse()?;
     let train = open(data, Split::Train, Need::Labels)?;
-    let test = open_test(data, Need::Labels)?;
+    let test = match open_test(data, &*train, Need::Scoring)? {
+        Some(test) => Some(match_classes(test, train.classes(), "the training images")?),
+        None => None,
+    };
     let mut notes = vec![format!("data      {}", train.describe())];
-    if let Some(test) = &test {
-        check_same_classes(&*train, &**test)?;
-    }
     if train.classes().len() < 2 {
         return Err(Problem::input(format!(
             "{}: expected at least 2 classes, found {}; put the images of each class into a folder of its own",
@@ -99,9 +99,10 @@ pub fn for_finetuning(data: &Data) -> anyhow::Result<Parts> {
         notes.push(format!("held out  {} of these for validation", held_out.items.len()));
     }
     let test = test.map(|test| {
-        let items = limited((0..test.len()).collect(), data.limit);
-        notes.push(format!("test      {} images, touched once, at the end", items.len()));
-        images(data, test, items)
+        let without = test.missing_text().map(|missing| format!("; {missing}")).unwrap_or_default();
+        let items = limited((0..test.dataset.len()).collect(), data.limit);
+        notes.push(format!("test      {} images, touched once, at the end{without}", items.len()));
+        images(data, test.dataset, items)
     });
     if test.is_none() {
         notes
@@ -111,26 +112,33 @@ pub fn for_finetuning(data: &Data) -> anyhow::Result<Parts> {
     Ok(Parts { image_size, train: images(data, train, items), held_out, test, notes })
 }
 
-/// The images that `evaluate` measures: the test part, or all where there is none, which is said.
+/// The images that `evaluate` measures, with their labels among `classes`, those of the run `run`: the test part, or all
+/// where there is none; and what is to be said of them.
 ///
 /// # Errors
-/// Those of the data.
-pub fn for_evaluation(data: &Data) -> anyhow::Result<(Images, Option<String>)> {
-    let (dataset, note) = match open_test(data, Need::Labels)? {
-        Some(test) => (test, None),
+/// Those of the data; input: a class that the run does not have.
+pub fn for_evaluation(data: &Data, run: &Path, classes: &[String]) -> anyhow::Result<(Images, Vec<String>)> {
+    let mut notes = Vec::new();
+    let dataset = match found(open(data, Split::Test, Need::Scoring))? {
+        Some(test) => test,
         None => {
-            let all = open(data, Split::Train, Need::Labels)?;
-            let note = format!(
+            let all = open(data, Split::Train, Need::Scoring)?;
+            notes.push(format!(
                 "{} has no test part (val/ or test/): all {} images are used; where the run was trained on them, \
                  this is no test accuracy",
                 data.path.display(),
                 all.len()
-            );
-            (all, Some(note))
+            ));
+            all
         }
     };
+    let matched = match_classes(dataset, classes, &run.display().to_string())?;
+    if let Some(missing) = matched.missing_text() {
+        notes.push(format!("the data have {missing}: what is measured says nothing of these"));
+    }
+    let Matched { dataset, .. } = matched;
     let items = limited((0..dataset.len()).collect(), data.limit);
-    Ok((images(data, dataset, items), note))
+    Ok((images(data, dataset, items), notes))
 }
 
 /// All images at a path.
@@ -148,14 +156,27 @@ pub struct Whole {
 pub fn for_audit(path: &Path) -> anyhow::Result<Whole> {
     let open = |split| selfie_data::open(path, split, Need::Images, &PhiloxDraws::seeded);
     let train = open(Split::Train)?;
-    let test = match open(Split::Test) {
-        Ok(test) => test,
-        Err(Error::NoTestPart { .. }) => return Ok(Whole { train, test: None }),
-        Err(error) => return Err(error.into()),
-    };
-    // A folder that is itself called `val` is its own test part. Equal names are the same files.
-    let same = train.len() == test.len() && (0..train.len()).all(|index| train.key(index) == test.key(index));
-    Ok(Whole { train, test: (!same).then_some(test) })
+    let test = found(open(Split::Test).map_err(anyhow::Error::from))?;
+    let test = test.filter(|test| !are_same(&*train, &**test));
+    Ok(Whole { train, test })
+}
+
+/// Why finetuning refuses the training images `train` at `path`, which are opened already and have classes.
+pub fn refusal_of_labels(path: &Path, train: &dyn Dataset) -> Option<String> {
+    // What lies whole in memory has a label for every image.
+    match train.geometry() {
+        Geometry::Fixed { .. } => None,
+        Geometry::Variable => {
+            let opened = selfie_data::open(path, Split::Train, Need::Labels, &PhiloxDraws::seeded);
+            opened.err().map(|error| error.to_string())
+        }
+    }
+}
+
+/// Whether two parts are the same images: a folder that is itself called `val` is its own test part.
+fn are_same(train: &dyn Dataset, test: &dyn Dataset) -> bool {
+    // Equal names are the same files.
+    train.len() == test.len() && (0..train.len()).all(|index| train.key(index) == test.key(index))
 }
 
 impl Parts {
@@ -199,6 +220,16 @@ pub fn read_json(path: &Path) -> anyhow::Result<Option<Value>> {
 /// # Errors
 /// Input: they changed.
 pub fn check_unchanged(before: &Value, now: &Value) -> anyhow::Result<()> {
+    match change(before, now) {
+        None => Ok(()),
+        Some(change) => Err(Problem::input(format!(
+            "the data changed since the run began: {change}; restore the data, or give another --out"
+        ))),
+    }
+}
+
+/// The first difference between two descriptions of data that would make another run, in words.
+pub fn change(before: &Value, now: &Value) -> Option<String> {
     let pointers = [
         "/train/images",
         "/train/used",
@@ -212,15 +243,11 @@ pub fn check_unchanged(before: &Value, now: &Value) -> anyhow::Result<()> {
         let (before, now) = (before.pointer(pointer), now.pointer(pointer));
         if before != now {
             let say = |value: Option<&Value>| value.map_or("none".into(), Value::to_string);
-            return Err(Problem::input(format!(
-                "the data changed since the run began: {} was {}, now it is {}; restore the data, or give another --out",
-                pointer.trim_start_matches('/').replace('/', "."),
-                say(before),
-                say(now)
-            )));
+            let name = pointer.trim_start_matches('/').replace('/', ".");
+            return Some(format!("{name} was {}, now it is {}", say(before), say(now)));
         }
     }
-    Ok(())
+    None
 }
 
 fn open(data: &Data, split: Split, need: Need) -> anyhow::Result<Arc<dyn Dataset>> {
@@ -232,8 +259,14 @@ fn open(data: &Data, split: Split, need: Need) -> anyhow::Result<Arc<dyn Dataset
     Ok(selfie_data::open(&data.path, split, need, &PhiloxDraws::seeded)?)
 }
 
-fn open_test(data: &Data, need: Need) -> anyhow::Result<Option<Arc<dyn Dataset>>> {
-    match open(data, Split::Test, need) {
+/// The test part beside the training images; `None` where they are themselves all that is held out, as in `--data val/`.
+fn open_test(data: &Data, train: &dyn Dataset, need: Need) -> anyhow::Result<Option<Arc<dyn Dataset>>> {
+    Ok(found(open(data, Split::Test, need))?.filter(|test| !are_same(train, &**test)))
+}
+
+/// The test part, if the data have one.
+fn found(test: anyhow::Result<Arc<dyn Dataset>>) -> anyhow::Result<Option<Arc<dyn Dataset>>> {
+    match test {
         Ok(test) => Ok(Some(test)),
         Err(error) => match error.downcast_ref() {
             Some(Error::NoTestPart { .. }) => Ok(None),

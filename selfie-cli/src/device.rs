@@ -1,49 +1,172 @@
-//! Where to compute, and in which precision.
+//! Where to compute, and in which precision: chosen here, and matched here, once.
 
-use selfie_kernels::{Cpu, Memory};
+use half::bf16;
+use selfie_kernels::{Backend, Cpu, Cuda, Element, Memory};
 
 use crate::config::Run;
 use crate::exit::Problem;
+use crate::system::{Source, System};
 
 /// Type of activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     /// 32 bits.
     F32,
-    /// bfloat16, computed in f32.
+    /// bfloat16; sums, masters and momenta in f32.
     Bf16,
 }
 
+/// A device that computes.
+#[derive(Clone, Debug)]
+pub enum Device {
+    /// This machine's processors.
+    Cpu(Cpu),
+    /// A GPU.
+    Cuda(Cuda),
+}
+
 /// The choice, and why.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Chosen {
     /// The device.
-    pub device: Cpu,
+    pub device: Device,
     /// The type of activations.
     pub precision: Precision,
     /// Lines for people.
     pub notes: Vec<String>,
 }
 
+/// Something to be done on the device and in the precision that were chosen.
+pub trait Work {
+    /// What it gives.
+    type Output;
+    /// Does it.
+    ///
+    /// # Errors
+    /// Its own.
+    fn run<B: Backend<T>, T: Element>(self, device: B) -> anyhow::Result<Self::Output>;
+}
+
+impl Chosen {
+    /// Does `work`.
+    ///
+    /// # Errors
+    /// Those of the work.
+    pub fn run<W: Work>(&self, work: W) -> anyhow::Result<W::Output> {
+        match (self.device.clone(), self.precision) {
+            (Device::Cpu(device), Precision::F32) => work.run::<_, f32>(device),
+            (Device::Cpu(device), Precision::Bf16) => work.run::<_, bf16>(device),
+            (Device::Cuda(device), Precision::F32) => work.run::<_, f32>(device),
+            (Device::Cuda(device), Precision::Bf16) => work.run::<_, bf16>(device),
+        }
+    }
+
+    /// The choice as files and machines read it: `cpu` or `cuda`, and the type.
+    pub fn names(&self) -> [&'static str; 2] {
+        let device = match self.device {
+            Device::Cpu(_) => "cpu",
+            Device::Cuda(_) => "cuda",
+        };
+        [device, self.precision.name()]
+    }
+}
+
+impl Precision {
+    /// As `--precision` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+/// What `--device` asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// A GPU if one can be used, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of that number.
+    Cuda(usize),
+}
+
+impl Wish {
+    /// From `auto`, `cpu`, `cuda` or `cuda:NUMBER`.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "auto" => Some(Self::Auto),
+            "cpu" => Some(Self::Cpu),
+            "cuda" => Some(Self::Cuda(0)),
+            _ => text.strip_prefix("cuda:")?.parse().ok().map(Self::Cuda),
+        }
+    }
+}
+
 /// Chooses device and precision.
 ///
 /// # Errors
-/// Usage: a GPU was asked for.
+/// A GPU was asked for and cannot be used.
 pub fn choose(run: &Run) -> anyhow::Result<Chosen> {
-    if run.device == "cuda" {
-        return Err(Problem::usage(
-            "run.device = cuda: this build has no CUDA kernels yet; use --device cpu, or auto, which takes the CPU",
-        ));
-    }
-    let device = Cpu::new(run.threads)?;
-    let precision = if run.precision == "bf16" { Precision::Bf16 } else { Precision::F32 };
-    let name = match precision {
-        Precision::F32 => "f32",
-        Precision::Bf16 => "bf16",
+    let wish = Wish::parse(&run.device).ok_or_else(|| {
+        Problem::usage(format!("run.device = {}: expected auto, cpu, cuda or cuda:NUMBER", run.device))
+    })?;
+    let (device, why) = match wish {
+        Wish::Cpu => (None, None),
+        Wish::Cuda(ordinal) => (Some(Cuda::new(ordinal)?), None),
+        Wish::Auto => match Cuda::new(0) {
+            Ok(cuda) => (Some(cuda), None),
+            Err(error) => (None, Some(error.to_string())),
+        },
     };
-    let mut notes = vec![format!("device    {}, {name}", device.describe())];
-    if run.device == "auto" {
-        notes.push("          (the CPU, as this build has no CUDA kernels yet)".into());
+    let device = match device {
+        Some(cuda) => Device::Cuda(cuda),
+        None => Device::Cpu(cpu(run.threads)?),
+    };
+    let precision = match (run.precision.as_str(), &device) {
+        ("bf16", _) | ("auto", Device::Cuda(_)) => Precision::Bf16,
+        _ => Precision::F32,
+    };
+    let described = match &device {
+        Device::Cpu(cpu) => cpu.describe(),
+        Device::Cuda(cuda) => cuda.describe(),
+    };
+    let mut notes = vec![format!("device    {described}, {}", precision.name())];
+    let system = System::here();
+    if matches!(device, Device::Cpu(_))
+        && run.threads == 0
+        && let limit @ Source::ControlGroup(_) = &system.threads.source
+    {
+        notes.push(format!("          ({} of {} processors, by {limit})", system.threads.most, system.processors));
+    }
+    if let Some(why) = why {
+        notes.push(format!("          (the CPU, as no GPU can be used: {why})"));
     }
     Ok(Chosen { device, precision, notes })
+}
+
+/// The CPU with so many threads; 0 takes what this process may use.
+///
+/// # Errors
+/// Threads that the system refuses.
+pub fn cpu(threads: usize) -> anyhow::Result<Cpu> {
+    let threads = if threads == 0 { System::here().threads.most } else { threads };
+    Ok(Cpu::new(threads)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wishes() {
+        assert_eq!(Wish::parse("auto"), Some(Wish::Auto));
+        assert_eq!(Wish::parse("cpu"), Some(Wish::Cpu));
+        assert_eq!(Wish::parse("cuda"), Some(Wish::Cuda(0)));
+        assert_eq!(Wish::parse("cuda:3"), Some(Wish::Cuda(3)));
+        for wrong in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CUDA"] {
+            assert_eq!(Wish::parse(wrong), None, "{wrong}");
+        }
+    }
 }

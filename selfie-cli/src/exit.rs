@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use crate::screen;
+
 /// How the program ends. The numbers are part of the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -81,12 +83,6 @@ impl Exit {
                 ErrorKind::Internal => None,
             };
         }
-        // A reader that has seen enough, as `head` has, is no failure.
-        if let Some(error) = cause.downcast_ref::<std::io::Error>()
-            && error.kind() == std::io::ErrorKind::BrokenPipe
-        {
-            return Some(Self::Done);
-        }
         if let Some(selfie_kernels::Error::OutOfMemory { .. }) = cause.downcast_ref::<selfie_kernels::Error>() {
             return Some(Self::OutOfMemory);
         }
@@ -113,20 +109,18 @@ pub fn printable(text: &str) -> Cow<'_, str> {
 
 /// Prints an error with its causes, once.
 pub fn report(error: &anyhow::Error) {
-    if Exit::of(error) == Exit::Done {
-        return;
-    }
+    screen::end_bar();
     tracing::error!("{error:#}");
-    eprintln!("error: {}", printable(&error.to_string()));
+    screen::line(format!("error: {}", printable(&error.to_string())));
     let mut said = error.to_string();
     if Exit::of(error) == Exit::OutOfMemory && !said.contains("--batch") {
-        eprintln!("  lower --batch, or cut it by --accumulate");
+        screen::line("  lower --batch, or cut it by --accumulate");
     }
     for cause in error.chain().skip(1) {
         // Transparent wrappers repeat their source.
         let text = cause.to_string();
         if !said.contains(&text) {
-            eprintln!("  because: {}", printable(&text));
+            screen::line(format!("  because: {}", printable(&text)));
             said = text;
         }
     }

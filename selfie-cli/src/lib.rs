@@ -1,5 +1,9 @@
 //! The binary `selfie`, as a library whose one item is [`main`]: so that the fuzzers in `fuzz/` reach its parsers.
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::print_stdout, clippy::print_stderr, reason = "they panic where nobody reads: `screen` doesn't")
+)]
 #![allow(unreachable_pub, reason = "only `main` is exported: here `pub` says what a module offers to the others")]
 
 mod args;
@@ -12,11 +16,16 @@ mod exit;
 #[doc(hidden)]
 pub mod fuzzing;
 mod log;
+mod memory;
 mod panic;
+mod parity;
 mod progress;
 mod puzzle;
 mod run_folder;
+mod screen;
+mod shell;
 mod signals;
+mod system;
 mod training;
 
 use std::process::ExitCode;
@@ -30,13 +39,14 @@ use exit::Exit;
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     log::start();
-    panic::guarded(|| {
+    let exit = panic::guarded(|| {
         run(&cli.command).unwrap_or_else(|error| {
             exit::report(&error);
             Exit::of(&error)
         })
-    })
-    .into()
+    });
+    screen::flush();
+    exit.into()
 }
 
 fn run(command: &Command) -> anyhow::Result<Exit> {
@@ -47,6 +57,7 @@ fn run(command: &Command) -> anyhow::Result<Exit> {
         Command::Evaluate(arguments) => commands::evaluate::run(arguments),
         Command::Inspect(arguments) => commands::inspect::run(arguments),
         Command::Replay(arguments) => commands::replay::run(arguments),
+        Command::Doctor(arguments) => commands::doctor::run(arguments),
         Command::Data(command) => commands::data::run(command),
         Command::Config(config) => commands::config::run(config),
     }

@@ -3,13 +3,10 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use selfie_model::StepMetrics;
 
 use crate::exit::printable;
-
-/// Parts of the bar: training may be measured by the clock.
-const PARTS: u64 = 1_000;
+use crate::screen::{self, PARTS};
 
 /// Plain lines are at least this far apart.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
@@ -37,7 +34,6 @@ pub struct Reporter {
 /// The bar of one training.
 #[derive(Debug)]
 struct Training {
-    bar: ProgressBar,
     chance: f64,
     began: Instant,
     began_at: f64,
@@ -84,18 +80,16 @@ impl Reporter {
 
     /// A line for the person alone.
     pub fn show(&self, text: impl AsRef<str>) {
-        match &self.training {
-            Some(training) if self.terminal => training.bar.suspend(|| eprintln!("{}", text.as_ref())),
-            _ => eprintln!("{}", text.as_ref()),
-        }
+        screen::line(text.as_ref());
     }
 
     /// Begins a training that stands at `fraction`; `chance` is the accuracy of guessing.
     pub fn begin(&mut self, name: &str, fraction: f64, chance: f64) {
-        let bar = bar(name, self.terminal);
-        bar.set_position((fraction * PARTS as f64) as u64);
+        if self.terminal {
+            screen::begin_bar(name);
+            screen::move_bar(position(fraction), String::new());
+        }
         self.training = Some(Training {
-            bar,
             chance,
             began: Instant::now(),
             began_at: fraction,
@@ -123,18 +117,16 @@ impl Reporter {
         training.recent = Recent::default();
         let StepMetrics { step, epoch, .. } = *step;
         if terminal {
-            training.bar.set_position((fraction * PARTS as f64) as u64);
-            // A narrow terminal cuts the end.
-            training.bar.set_message(format!("{left} left  {numbers}  step {step}  epoch {epoch:.1}"));
+            screen::move_bar(position(fraction), format!("{left} left  {numbers}  step {step}  epoch {epoch:.1}"));
         } else if self.voice == Voice::Full {
-            eprintln!("step {step}  epoch {epoch:.1}  {numbers}  {left} left");
+            screen::line(format!("step {step}  epoch {epoch:.1}  {numbers}  {left} left"));
         }
     }
 
     /// The training ended.
     pub fn end(&mut self) {
-        if let Some(training) = self.training.take() {
-            training.bar.finish_and_clear();
+        if self.training.take().is_some() {
+            screen::end_bar();
         }
     }
 }
@@ -161,7 +153,6 @@ impl Training {
 /// One pass over images: a bar on a terminal, plain lines elsewhere if it takes long.
 #[derive(Debug)]
 pub struct Pass {
-    bar: ProgressBar,
     terminal: bool,
     began: Instant,
     last_line: Instant,
@@ -170,8 +161,11 @@ pub struct Pass {
 impl Pass {
     /// Begins a pass, to be told of where `reporter` speaks.
     pub fn begin(reporter: &Reporter, name: &str) -> Self {
+        if reporter.terminal {
+            screen::begin_bar(name);
+        }
         let now = Instant::now();
-        Self { bar: bar(name, reporter.terminal), terminal: reporter.terminal, began: now, last_line: now }
+        Self { terminal: reporter.terminal, began: now, last_line: now }
     }
 
     /// The pass stands at `done` of `total` images.
@@ -186,27 +180,24 @@ impl Pass {
         let rate = done as f64 / elapsed;
         let message = format!("{left} left  {} of {} images  {rate:.0} images/s", grouped(done), grouped(total));
         if self.terminal {
-            self.bar.set_position((PARTS as f64 * done as f64 / total as f64) as u64);
-            self.bar.set_message(message);
+            screen::move_bar(position(done as f64 / total as f64), message);
         } else {
-            eprintln!("{message}");
+            screen::line(message);
         }
     }
 
     /// The pass ended; gives the seconds it took.
     pub fn end(self) -> f64 {
-        self.bar.finish_and_clear();
+        if self.terminal {
+            screen::end_bar();
+        }
         self.began.elapsed().as_secs_f64()
     }
 }
 
-/// A bar of [`PARTS`] parts; hidden where there is no terminal.
-fn bar(name: &str, terminal: bool) -> ProgressBar {
-    let bar = if terminal { ProgressBar::new(PARTS) } else { ProgressBar::hidden() };
-    let style = ProgressStyle::with_template("{prefix} [{bar:12}] {percent:>3}%  {wide_msg}");
-    bar.set_style(style.expect("a constant template").progress_chars("=> "));
-    bar.set_prefix(name.to_string());
-    bar
+/// The place of a bar: training may be measured by the clock.
+fn position(fraction: f64) -> u64 {
+    (fraction * PARTS as f64) as u64
 }
 
 /// Seconds as `1h02m`, `2m05s` or `7s`.

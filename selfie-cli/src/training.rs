@@ -3,22 +3,20 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use selfie_data::BadFile;
 use selfie_kernels::{Backend, Element};
 use selfie_model::{
-    About, CheckpointStore, Evaluation, Images, Length, MemoryPlan, ModelConfig, Network, StepMetrics, Trainer,
-    write_weights,
+    About, CheckpointStore, Evaluation, Images, Length, ModelConfig, Network, StepMetrics, Trainer, write_weights,
 };
 
 use crate::config::{Resolved, Train};
 use crate::data::limited;
-use crate::exit::Problem;
 use crate::progress::Reporter;
-use crate::run_folder::{
-    Line, Metrics, NOT_FINITE, RunFolder, SKIPPED, State, Status, memory_bytes, peak_bytes, step_files,
-};
-use crate::signals::Signals;
+use crate::run_folder::{Line, Metrics, NOT_FINITE, RunFolder, SKIPPED, State, Status, step_files};
+use crate::screen;
+use crate::shell;
+use crate::signals::{AtOnce, Signals};
+use crate::system::peak_bytes;
 
 /// `status.json` is rewritten at least this often.
 const STATUS_EVERY: Duration = Duration::from_secs(10);
@@ -44,6 +42,53 @@ pub struct Job<'a> {
     pub epochs_per_step: f64,
     /// Asks for a stop.
     pub signals: &'a Signals,
+    /// What is printed at the end.
+    pub answer: Answer,
+}
+
+/// What a command of training prints at its end, beside what it says on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Nothing.
+    Words,
+    /// The run's status as JSON.
+    Json,
+}
+
+impl Job<'_> {
+    /// As long as the result lives, a signal ends the process on the spot: everything is saved, as `status` will say.
+    pub fn leave_at_once(&self, mut status: Status) -> AtOnce {
+        let (root, answer) = (self.folder.root().to_path_buf(), self.answer);
+        status.state = State::Stopped;
+        self.signals.at_once(move || {
+            screen::end_bar();
+            if let Err(error) = status.write(&root) {
+                screen::line(format!("note: {error:#}"));
+            }
+            let said = stopped_at(status.step);
+            tracing::info!("{said}");
+            screen::line(said);
+            if answer == Answer::Json
+                && let Err(error) = status.print()
+            {
+                screen::line(format!("note: {error:#}"));
+            }
+        })
+    }
+
+    /// Writes that an error ended the run at `step`.
+    pub fn record_failure(&self, error: &anyhow::Error, step: u64) {
+        let state = match error.downcast_ref() {
+            Some(selfie_model::Error::Diverged { .. }) => State::Diverged,
+            _ => State::Failed,
+        };
+        // The error itself is what counts.
+        let _ = Status::new(self.resolved.task.name(), state, step, None).write(self.folder.root());
+    }
+}
+
+fn stopped_at(step: u64) -> String {
+    format!("saved at step {step}, as asked: the same command goes on from there")
 }
 
 /// How the loop ended.
@@ -74,17 +119,11 @@ where
     T: Element,
     N: Network<B, T>,
 {
+    job.signals.after_step();
     reporter.begin(job.resolved.task.name(), trainer.fraction(), job.chance);
     let result = Loop::new(trainer, job, reporter).and_then(|mut state| state.run(observe));
     reporter.end();
-    result.inspect_err(|error| {
-        let state = match error.downcast_ref() {
-            Some(selfie_model::Error::Diverged { .. }) => State::Diverged,
-            _ => State::Failed,
-        };
-        // The error itself is what counts.
-        let _ = Status::new(job.resolved.task.name(), state, trainer.progress().step, None).write(job.folder);
-    })
+    result.inspect_err(|error| job.record_failure(error, trainer.progress().step))
 }
 
 /// A training while it runs.
@@ -137,7 +176,7 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
                 self.save()?;
                 self.write_status(State::Stopped)?;
                 let step = self.trainer.progress().step;
-                self.reporter.say(format!("saved at step {step}, as asked: the same command goes on from there"));
+                self.reporter.say(stopped_at(step));
                 return Ok(Ended::Stopped);
             }
             if self.trainer.is_over() {
@@ -145,6 +184,8 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
             }
             // Before the step and not after: a run that was stopped or killed in between catches up.
             if self.evaluation_is_due() {
+                // A signal need not wait for it, and a kill costs no step.
+                self.save()?;
                 self.evaluate(self.settings.eval_images)?;
             }
             self.keep_best()?;
@@ -208,7 +249,7 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
         let kept = if folder.file(&name).exists() || step_files(folder.root())?.len() < MAX_STEP_FILES {
             let classes = (!self.job.classes.is_empty()).then_some(self.job.classes.len());
             self.trainer.write_step(&folder.file(&name), self.job.model, classes)?;
-            format!("its images and parameters are in {name} (selfie replay {})", folder.root().display())
+            format!("its images and parameters are in {name} (selfie replay {})", shell::path(folder.root()))
         } else {
             format!("it is not kept, as there are {MAX_STEP_FILES} such files already")
         };
@@ -237,11 +278,13 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
         self.metrics.push(line)
     }
 
-    /// Measures on at most `most` held-out images; none where there are none.
+    /// Measures on at most `most` held-out images; none where there are none. What was done so far must be saved.
     fn evaluate(&mut self, most: usize) -> anyhow::Result<Option<Evaluation>> {
         let Some(held_out) = &self.job.held_out else { return Ok(None) };
         let items = limited(held_out.items.clone(), most);
+        let interruptible = self.job.leave_at_once(self.status(State::Stopped));
         let evaluation = self.trainer.evaluate(&Images { items, ..held_out.clone() })?;
+        drop(interruptible);
         self.record_skipped(&evaluation.skipped)?;
         let (progress, chance) = (self.trainer.progress(), self.job.chance);
         self.reporter.say(format!(
@@ -278,12 +321,16 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
 
     fn write_status(&mut self, state: State) -> anyhow::Result<()> {
         self.status_written = Instant::now();
+        self.status(state).write(self.job.folder.root())
+    }
+
+    fn status(&self, state: State) -> Status {
         let steps = match self.trainer.schedule().length {
             Length::Steps(steps) => Some(steps),
             Length::Time(_) => None,
         };
         let step = self.trainer.progress().step;
-        Status::new(self.job.resolved.task.name(), state, step, steps).write(self.job.folder)
+        Status::new(self.job.resolved.task.name(), state, step, steps)
     }
 
     /// Keeps `skipped.txt`.
@@ -300,35 +347,4 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
         }
         Ok(())
     }
-}
-
-/// Says what memory the network takes, and refuses what the machine cannot hold: systems hand out memory that they
-/// don't have, and end the process later.
-///
-/// # Errors
-/// More than the machine has.
-pub fn check_memory(plan: &MemoryPlan, batch: usize, reporter: &Reporter) -> anyhow::Result<()> {
-    let mut parts = plan.summary();
-    parts.sort_by_key(|&(_, bytes)| std::cmp::Reverse(bytes));
-    let mebibytes = |bytes: usize| bytes as f64 / (1 << 20) as f64;
-    // The log has them all.
-    tracing::info!("{plan}");
-    parts.retain(|&(_, bytes)| 20 * bytes > plan.total_bytes());
-    let parts: Vec<_> = parts.iter().map(|(name, bytes)| format!("{name} {:.1}", mebibytes(*bytes))).collect();
-    reporter.say(format!("memory    {:.1} MiB: {}", mebibytes(plan.total_bytes()), parts.join(", ")));
-    match memory_bytes() {
-        Some(there) if plan.total_bytes() as u64 > there => Err(Problem::OutOfMemory(format!(
-            "the network needs {:.1} GiB for a batch of {} and the machine has {:.1} GiB: \
-             lower --batch, or cut it by --accumulate",
-            gibibytes(plan.total_bytes() as u64),
-            batch,
-            gibibytes(there)
-        )))
-        .context("out of memory, before the first step"),
-        _ => Ok(()),
-    }
-}
-
-fn gibibytes(bytes: u64) -> f64 {
-    bytes as f64 / (1u64 << 30) as f64
 }

@@ -115,6 +115,78 @@ fn memory_that_the_system_refuses() {
     found.says(&["out of memory", "lower --batch"]);
 }
 
+/// A control group of the memory controller, of either version, removed when dropped.
+#[cfg(target_os = "linux")]
+struct ControlGroup(std::path::PathBuf);
+
+#[cfg(target_os = "linux")]
+impl ControlGroup {
+    fn with_memory(bytes: u64) -> Self {
+        let name = format!("selfie-test-{}", std::process::id());
+        let root = std::path::Path::new("/sys/fs/cgroup");
+        let (folder, limit) = match root.join("memory").is_dir() {
+            true => (root.join("memory").join(name), "memory.limit_in_bytes"),
+            false => (root.join(name), "memory.max"),
+        };
+        fs::create_dir(&folder).expect("making a control group needs root");
+        let group = Self(folder);
+        fs::write(group.0.join(limit), bytes.to_string()).expect("it has the memory controller");
+        group
+    }
+
+    /// Runs `line` in it.
+    fn ran(&self, line: &str) -> support::Ran {
+        let bare = selfie("");
+        let enter = "echo $$ > \"$0\"; exec \"$@\"";
+        let mut command = std::process::Command::new("sh");
+        for (name, _) in bare.get_envs().filter(|(_, value)| value.is_none()) {
+            command.env_remove(name);
+        }
+        command.args(["-c", enter]).arg(self.0.join("cgroup.procs")).arg(bare.get_program());
+        ran(command.args(line.split_whitespace()))
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for ControlGroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "needs root, to make a control group"]
+fn a_control_group_of_200_megabytes() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let group = ControlGroup::with_memory(200 << 20);
+    let data = "--data synthetic:train=512,test=8,classes=4";
+    let line =
+        |command: &str, out: &str| format!("{command} {data} --steps 2 --out {}", text(&folder.path().join(out)));
+    for (command, words) in [
+        ("pretrain --preset small --batch 256", "for a batch of 256"),
+        ("pretrain --preset small --batch 512 --accumulate 2", "for a batch of 256 (a step of 512"),
+        ("finetune --init scratch --preset small --batch 4096", "for a batch of 512, with"),
+    ] {
+        let found = group.ran(&line(command, "refused"));
+        assert_eq!(found.code, Some(5), "{command}: {}", found.err);
+        found.says(&[
+            "before the first step",
+            "the control group of this process",
+            "200.0 MiB",
+            "lower --batch",
+            words,
+        ]);
+        assert!(!folder.path().join("refused/state").exists());
+    }
+    // What it allows works in it.
+    let found = group.ran(&line("finetune --init scratch --preset tiny --batch 8", "fine"));
+    assert_eq!(found.code, Some(0), "{}", found.err);
+    let environment = fs::read(folder.path().join("fine/env.json")).expect("it is written");
+    let environment: serde_json::Value = serde_json::from_slice(&environment).expect("JSON");
+    assert_eq!(environment["memory_bytes"], 200 << 20);
+}
+
 #[test]
 fn two_writers() {
     let folder = tempfile::tempdir().expect("a temporary folder");

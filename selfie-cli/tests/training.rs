@@ -86,7 +86,7 @@ fn a_signal_saves_and_the_same_command_goes_on() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let reference = reference(folder.path());
     let out = folder.path().join("stopped");
-    for (signal, step) in [("TERM", 3), ("INT", 9), ("USR1", 14)] {
+    for (signal, step) in [("TERM", 3), ("INT", 9), ("USR1", 14), ("HUP", 20)] {
         let mut child = start(&pretrain(&out, STEPS));
         wait_for_step(&out, step);
         let killed = std::process::Command::new("kill").args(["-s", signal, &child.id().to_string()]).status();

@@ -9,11 +9,10 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use flate2::read::GzDecoder;
-
 use crate::bounded::Bounded;
 use crate::dataset::Split;
 use crate::error::{Error, Result, reading};
+use crate::gzip::Gunzip;
 use crate::pickle::Pickle;
 use crate::records::{Batch, Layout, Records};
 use crate::tar_index;
@@ -125,12 +124,22 @@ impl Container {
         File::open(path).and_then(|file| file.take(512).read_to_end(&mut start)).map_err(reading(path))?;
         Ok(if start.starts_with(&[0x1f, 0x8b]) {
             Some(Container::TarGz)
-        } else if start.get(257..262) == Some(b"ustar") {
+        } else if start.get(257..262) == Some(b"ustar") || is_old_tar(&start) {
             Some(Container::Tar)
         } else {
             None
         })
     }
+}
+
+/// Whether a block is the first of a tar from before there was a mark for it: its checksum is right.
+fn is_old_tar(block: &[u8]) -> bool {
+    let Some(digits) = block.get(148..156).filter(|_| block.len() == 512) else { return false };
+    let sum: u64 = block.iter().map(|byte| u64::from(*byte)).sum();
+    let others = sum - digits.iter().map(|byte| u64::from(*byte)).sum::<u64>();
+    // The checksum is counted as if it were eight spaces.
+    let digits = std::str::from_utf8(digits).map(|text| text.trim_matches(['\0', ' ']));
+    digits.ok().and_then(|digits| u64::from_str_radix(digits, 8).ok()) == Some(others + 8 * 32)
 }
 
 /// The folder that holds the batches: `path`, or the one the archive unpacks to inside it.
@@ -141,8 +150,21 @@ pub(crate) fn in_folder(path: &Path) -> Option<PathBuf> {
 }
 
 /// Whether a plain tar is one of CIFAR, not of images.
-pub(crate) fn is_in_tar(members: &[tar_index::Member]) -> bool {
-    edition_in(&EDITIONS, |mark| members.iter().any(|member| member.is_shallow_file(mark))).is_some()
+pub(crate) fn is_in_tar(index: &tar_index::Index) -> bool {
+    edition_in_tar(index).is_some()
+}
+
+fn edition_in_tar(index: &tar_index::Index) -> Option<&'static Edition> {
+    let wrapper = index.wrapper();
+    let marks: Vec<&str> = EDITIONS.iter().flat_map(|edition| edition.marks).copied().collect();
+    let found: Vec<&str> = index
+        .files()
+        .filter_map(|member| {
+            let name = member.path.file_name()?;
+            marks.iter().copied().find(|mark| name == *mark && member.is_shallow(&wrapper))
+        })
+        .collect();
+    edition_in(&EDITIONS, |mark| found.contains(&mark))
 }
 
 fn edition_in(editions: &'static [Edition], is_file: impl Fn(&str) -> bool) -> Option<&'static Edition> {
@@ -164,20 +186,19 @@ fn from_folder_of(editions: &'static [Edition], folder: &Path, split: Split) -> 
             other => other.map_err(reading(&path))?,
         };
         let bytes = file.metadata().map_err(reading(&path))?.len();
-        parts.take(name, bytes, &mut BufReader::with_capacity(1 << 18, file))?;
+        parts.take(name, &path, bytes, &mut BufReader::with_capacity(1 << 18, file))?;
     }
     parts.finish()
 }
 
 /// From a plain tar.
-pub(crate) fn from_tar(path: &Path, file: &File, members: &[tar_index::Member], split: Split) -> Result<Records> {
-    let edition = edition_in(&EDITIONS, |mark| members.iter().any(|member| member.is_shallow_file(mark)));
-    let mut parts = Parts::new(edition.unwrap_or(&EDITIONS[0]), split, path);
-    for member in members {
+pub(crate) fn from_tar(path: &Path, file: &File, index: &tar_index::Index, split: Split) -> Result<Records> {
+    let mut parts = Parts::new(edition_in_tar(index).unwrap_or(&EDITIONS[0]), split, path);
+    let wrapper = index.wrapper();
+    for member in index.files().filter(|member| member.is_shallow(&wrapper)) {
         let Some(name) = member.path.file_name().and_then(|name| name.to_str()) else { continue };
-        if member.is_shallow_file(name) {
-            parts.take(name, member.bytes, &mut BufReader::with_capacity(1 << 18, member.reader(file)))?;
-        }
+        let mut from = BufReader::with_capacity(1 << 18, member.reader(file));
+        parts.take(name, &member.path, member.extent.bytes, &mut from)?;
     }
     parts.finish()
 }
@@ -209,7 +230,7 @@ fn from_gzip(
             "download it again and compare its checksum",
         )
     };
-    let contents = Bounded::new(GzDecoder::new(contents), MAX_UNPACKED_BYTES, "unpacked data");
+    let contents = Bounded::new(Gunzip::new(contents), MAX_UNPACKED_BYTES, "unpacked data");
     let mut archive = tar::Archive::new(contents);
     let mut parts: Option<Parts> = None;
     let mut seen = Vec::new();
@@ -226,7 +247,7 @@ fn from_gzip(
         }
         let Some(edition) = editions.iter().find(|edition| edition.has(name)) else { continue };
         let bytes = entry.size();
-        parts.get_or_insert_with(|| Parts::new(edition, split, path)).take(name, bytes, &mut entry)?;
+        parts.get_or_insert_with(|| Parts::new(edition, split, path)).take(name, &member, bytes, &mut entry)?;
     }
     io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(damaged)?;
     match parts {
@@ -246,8 +267,8 @@ struct Parts {
     split: Split,
     origin: PathBuf,
     members: &'static [&'static str],
-    /// By place in `members`.
-    batches: BTreeMap<usize, Batch>,
+    /// By place in `members`, and where each lies.
+    batches: BTreeMap<usize, (PathBuf, Batch)>,
     classes: Vec<String>,
 }
 
@@ -261,8 +282,9 @@ impl Parts {
         Error::malformed(&self.origin, expected, found, "the data are truncated or damaged: download them again")
     }
 
-    /// Reads a member, if it belongs to the split.
-    fn take(&mut self, name: &str, bytes: u64, from: &mut impl Read) -> Result<()> {
+    /// Reads a member that lies at `path`, if it belongs to the split. One that comes again is the last one, as tar
+    /// unpacks it.
+    fn take(&mut self, name: &str, path: &Path, bytes: u64, from: &mut impl Read) -> Result<()> {
         if name == self.edition.names {
             return self.names(bytes, from);
         }
@@ -280,9 +302,12 @@ impl Parts {
                 Batch::from_pickle(&self.origin, name, &pickle, &self.edition.layout)?
             }
         };
-        match self.batches.insert(part, batch) {
-            Some(_) => Err(self.malformed(format!("{name} once"), "it twice".into())),
-            None => Ok(()),
+        match self.batches.insert(part, (path.into(), batch)) {
+            Some((before, _)) if before != path => {
+                let found = format!("it twice, as {} and {}", before.display(), path.display());
+                Err(self.malformed(format!("{name} once"), found))
+            }
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -376,7 +401,7 @@ impl Parts {
                 return Err(self.malformed(format!("{classes} names in {}", self.edition.names), found.to_string()));
             }
         }
-        let batches = self.batches.into_values().collect();
+        let batches = self.batches.into_values().map(|(_, batch)| batch).collect();
         Ok(Records::new(self.edition.name.into(), self.split, self.origin, self.classes, batches))
     }
 }
@@ -534,9 +559,35 @@ mod tests {
                 assert!(parts.iter().all(|part| message.contains(part)), "{message}");
             }
         }
-        let twice = [members(), members()].concat();
-        let message = from_archive(&archive(&twice), Split::Train).expect_err("must be refused").to_string();
-        assert!(message.contains("twice"), "{message}");
+        // In two folders: one of them is meant.
+        let elsewhere = [("other/data_batch_2.bin", member(9, 4))];
+        let all: Vec<_> = members().into_iter().chain(elsewhere).collect();
+        let message = from_archive(&archive(&all), Split::Train).expect_err("must be refused").to_string();
+        assert!(message.contains("twice") && message.contains("other/data_batch_2.bin"), "{message}");
+    }
+
+    #[test]
+    fn a_member_that_comes_again_is_the_last_one() {
+        let mut all = members();
+        all[3].1 = member(7, 4);
+        all.push(("data_batch_1.bin", member(1, 4)));
+        check(&from_archive(&archive(&all), Split::Train).expect("as tar unpacks it"), 1, 4, 8);
+    }
+
+    #[test]
+    fn members_of_a_gzip_are_one_stream() {
+        let whole = archive(&members());
+        let mut tar = Vec::new();
+        flate2::read::GzDecoder::new(whole.as_slice()).read_to_end(&mut tar).expect("in memory");
+        let mut packed = Vec::new();
+        for piece in tar.chunks(10_000) {
+            let mut gzip = GzEncoder::new(&mut packed, Compression::fast());
+            io::Write::write_all(&mut gzip, piece).and_then(|()| gzip.finish().map(drop)).expect("in memory");
+        }
+        check(&from_archive(&packed, Split::Train).expect("well formed"), 1, 4, 8);
+        for cut in (0..packed.len()).step_by(packed.len() / 40) {
+            assert!(from_archive(&packed[..cut], Split::Train).is_err(), "{cut} of {} bytes", packed.len());
+        }
     }
 
     #[test]

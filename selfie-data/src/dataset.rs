@@ -1,5 +1,6 @@
 //! What a dataset is, and how one is found at a path.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -7,7 +8,9 @@ use std::sync::Arc;
 use crate::audit::Misnamed;
 use crate::draws::Seeded;
 use crate::error::{Error, Result, reading};
+use crate::names;
 use crate::picture::Image;
+use crate::tree::some;
 use crate::{cifar, downsampled, folder, shards, synthetic, tar_index};
 
 /// Which part of the data.
@@ -24,8 +27,10 @@ pub enum Split {
 pub enum Need {
     /// Nothing: pretraining. Any folder of images will do, at any depth.
     Images,
-    /// A label for every image: the rules of torchvision's `ImageFolder` hold strictly.
+    /// A label for every image, to train on: the rules of torchvision's `ImageFolder` hold strictly.
     Labels,
+    /// A label for every image, to measure by: a class may be without images.
+    Scoring,
 }
 
 /// Sizes of the images of a dataset.
@@ -108,12 +113,14 @@ pub trait Dataset: Send + Sync {
 /// - ImageNet of 8, 16, 32 or 64 pixels (Chrabaszcz et al. 2017): the folder of
 ///   `train_data_batch_1`, ... and `val_data`, pickles or .npz, whole in memory (32 x 32: 3.9 GB);
 /// - a folder of images, or a plain tar of one: torchvision's `ImageFolder` rules, with `train/`
-///   and `val/` (or `test/`) if they are there. Without `train/`, all of it is `Train` and there
-///   is no `Test`, except that a folder that is itself called `val` or `test` is its own test. A
-///   `val/` without class folders, as ImageNet's, is labelled by a file inside it or beside it:
+///   and `val/` (or `test/`) if they are there, under any of the names that people give them
+///   (`Train`, `validation`, `test_set`), and in a folder around them. Without `train/`, all of it is
+///   `Train` and there is no `Test`, except that a folder that is itself called `val` or `test` is
+///   its own test. A `val/` without class folders, as ImageNet's, is labelled by a file inside it or beside it:
 ///   `val.txt` (`file class`), `LOC_val_solution.csv` or `imagenet_2012_validation_synset_labels.txt`;
-/// - WebDataset: a tar with `.cls` members, a folder of nothing but tars, or a pattern such as
-///   `shards/train-{000000..000146}.tar`. Shards with `val` (or `test`) in their names are `Test`.
+/// - WebDataset: a tar with `.cls` members, a folder of nothing but tars (or folders of such), or a
+///   pattern such as `shards/train-{000000..000146}.tar` or `shards/{train,val}/{00..99}.tar`. Shards
+///   with `val` (or `test`) in their names, or in that of their folder, are `Test`.
 ///
 /// # Errors
 /// [`Error::Usage`] for a wrong `synthetic:` option, [`Error::Read`] and [`Error::Malformed`] for
@@ -145,14 +152,14 @@ pub fn open(path: &Path, split: Split, need: Need, seeded: Seeded<'_>) -> Result
         Some(cifar::Container::TarGz) => Ok(Arc::new(cifar::from_tar_gz(path, split)?)),
         Some(cifar::Container::Tar) => {
             let file = File::open(path).map_err(reading(path))?;
-            let members = tar_index::index(path, &file)?;
-            if cifar::is_in_tar(&members) {
-                return Ok(Arc::new(cifar::from_tar(path, &file, &members, split)?));
+            let index = tar_index::index(path, &file)?;
+            if cifar::is_in_tar(&index) {
+                return Ok(Arc::new(cifar::from_tar(path, &file, &index, split)?));
             }
-            if shards::is_shard(&members) {
+            if shards::is_shard(&index) {
                 return Ok(Arc::new(shards::Shards::open(path, vec![path.into()], split, need)?));
             }
-            Ok(Arc::new(folder::Files::from_tar(path, file, members, split, need)?))
+            Ok(Arc::new(folder::Files::from_tar(path, file, &index, split, need)?))
         }
         None => Err(Error::malformed(
             path,
@@ -173,28 +180,117 @@ fn missing(path: &Path, error: std::io::Error) -> Error {
     Error::malformed(path, "a file or folder of images", found, "check the path")
 }
 
-/// Checks that `test` has exactly the classes of `train`, in the same order.
+/// A dataset whose labels are places in the classes of another.
+pub struct Matched {
+    /// The images.
+    pub dataset: Arc<dyn Dataset>,
+    /// Classes of which it has no image.
+    pub missing: Vec<String>,
+}
+
+impl Matched {
+    /// Which classes there is nothing of, for people; `None` where there are all.
+    pub fn missing_text(&self) -> Option<String> {
+        let all = self.dataset.classes().len();
+        match self.missing.len() {
+            0 => None,
+            count => Some(format!("no image of {count} of the {all} classes ({})", some(&self.missing))),
+        }
+    }
+}
+
+/// Gives the images of `dataset` their labels among `classes`, those of `whose`. Classes are matched by name; it may
+/// have images of a part of them.
 ///
 /// # Errors
-/// [`Error::Malformed`] that names the first classes that differ.
-pub fn check_same_classes(train: &dyn Dataset, test: &dyn Dataset) -> Result<()> {
-    let (ours, theirs) = (train.classes(), test.classes());
-    if ours == theirs {
-        return Ok(());
+/// [`Error::Malformed`] for a class that is none of them, which says so where it is one of them spelled in another way.
+pub fn match_classes(dataset: Arc<dyn Dataset>, classes: &[String], whose: &str) -> Result<Matched> {
+    let theirs = dataset.classes();
+    let places: HashMap<&str, u32> = classes.iter().map(String::as_str).zip(0..).collect();
+    let unknown: Vec<String> = theirs.iter().filter(|name| !places.contains_key(name.as_str())).cloned().collect();
+    if !unknown.is_empty() {
+        let like: HashMap<String, &String> = classes.iter().map(|name| (names::alike(name), name)).collect();
+        let spelled: Vec<String> = unknown
+            .iter()
+            .filter_map(|name| {
+                let other = like.get(&names::alike(name))?;
+                let (one, two) = (names::spelled(name), names::spelled(other));
+                Some(format!("{one} is {two} with other {}", names::difference(name, other)))
+            })
+            .collect();
+        let absent: Vec<String> = classes.iter().filter(|name| !theirs.contains(name)).cloned().collect();
+        let mut found = format!("{} classes; none of those: {}", theirs.len(), some(&unknown));
+        if !absent.is_empty() {
+            found = format!("{found}; absent: {}", some(&absent));
+        }
+        if !spelled.is_empty() {
+            found = format!("{found}; {}", some(&spelled));
+        }
+        return Err(Error::malformed(
+            dataset.describe(),
+            format!("the {} classes of {whose} ({}), or a part of them", classes.len(), some(classes)),
+            found,
+            if spelled.is_empty() { "give data with the same class folders" } else { "rename the class folders" },
+        ));
     }
-    let only = |these: &[String], others: &[String]| {
-        let names: Vec<_> = these.iter().filter(|name| !others.contains(name)).take(5).cloned().collect();
-        if names.is_empty() { "none".to_string() } else { names.join(", ") }
-    };
-    Err(Error::malformed(
-        test.describe(),
-        format!("the {} classes of the training images", ours.len()),
-        format!(
-            "{} classes; only in training: {}; only in test: {}",
-            theirs.len(),
-            only(ours, theirs),
-            only(theirs, ours)
-        ),
-        "both parts need the same class folders",
-    ))
+    let mut counts = vec![0usize; classes.len()];
+    let labels: Vec<u32> = theirs.iter().map(|name| places[name.as_str()]).collect();
+    (0..dataset.len())
+        .filter_map(|index| dataset.label(index))
+        .for_each(|label| counts[labels[label as usize] as usize] += 1);
+    let missing = classes.iter().zip(counts).filter(|(_, count)| *count == 0).map(|(name, _)| name.clone()).collect();
+    if theirs == classes {
+        return Ok(Matched { dataset, missing });
+    }
+    Ok(Matched { dataset: Arc::new(Relabelled { dataset, classes: classes.to_vec(), labels }), missing })
+}
+
+/// Images whose labels are those of other data.
+struct Relabelled {
+    dataset: Arc<dyn Dataset>,
+    classes: Vec<String>,
+    /// Of the dataset's own labels.
+    labels: Vec<u32>,
+}
+
+impl Dataset for Relabelled {
+    fn len(&self) -> usize {
+        self.dataset.len()
+    }
+
+    fn describe(&self) -> String {
+        self.dataset.describe()
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn label(&self, index: usize) -> Option<u32> {
+        self.dataset.label(index).map(|label| self.labels[label as usize])
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.dataset.geometry()
+    }
+
+    fn key(&self, index: usize) -> String {
+        self.dataset.key(index)
+    }
+
+    fn read(&self, index: usize) -> Result<Image> {
+        self.dataset.read(index)
+    }
+
+    fn misnamed(&self, index: usize) -> Option<Misnamed> {
+        self.dataset.misnamed(index)
+    }
+
+    fn check_there(&self) -> Result<()> {
+        self.dataset.check_there()
+    }
+
+    fn read_into(&self, index: usize, pixels: &mut [u8]) -> Result<()> {
+        self.dataset.read_into(index, pixels)
+    }
 }

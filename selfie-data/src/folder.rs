@@ -2,12 +2,12 @@
 //!
 //! Classes are the sorted names of the first-level folders; files count by their extension and are
 //! recognised by content. Where no labels are needed, any folder will do, at any depth. The order
-//! is that of the path's bytes. A validation folder without class folders is labelled by a file:
-//! [`crate::val_labels`]. Hidden files and folders are skipped; symbolic links are followed,
-//! but not in circles.
+//! is that of the path's bytes. Where the parts of the data lie, [`crate::tree`] tells. A validation
+//! folder without class folders is labelled by a file: [`crate::val_labels`]. Hidden files and
+//! folders are skipped; symbolic links are followed, but not in circles.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -15,204 +15,85 @@ use std::path::{Path, PathBuf};
 use crate::audit::Misnamed;
 use crate::dataset::{Dataset, Geometry, Need, Split};
 use crate::error::{Error, Result, reading};
+use crate::left_out::LeftOut;
+use crate::names;
+use crate::parts::{self, Certainty, Role};
 use crate::picture::{Image, check_size};
-use crate::tar_index::{Member, read_exact_at};
+use crate::tar_index::{Archive, Index, read_exact_at};
+use crate::tree::{self, Disk, Extent, Kind, Place, Tree};
 use crate::val_labels::Flat;
 
 /// Files that count as images.
 pub(crate) const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp"];
 
+/// Whether a file counts as an image.
+pub(crate) fn is_image(path: &Path) -> bool {
+    let ending = path.extension().and_then(OsStr::to_str);
+    ending.is_some_and(|ending| EXTENSIONS.iter().any(|known| ending.eq_ignore_ascii_case(known)))
+}
+
 /// Where the bytes of images are.
 enum Store {
-    Folder,
+    /// In files below a folder.
+    Folder(PathBuf),
     /// Images are read at their offsets, by any thread.
     Tar(File),
 }
 
 /// One image file.
 struct Entry {
-    /// Relative to the root.
+    /// Relative to the folder that holds the data.
     path: PathBuf,
     label: Option<u32>,
-    /// Place in the tar; a folder's files have none.
-    offset: u64,
-    bytes: u64,
+    extent: Extent,
 }
 
 /// Image files below one root.
 pub(crate) struct Files {
     root: PathBuf,
     store: Store,
-    part: &'static str,
-    classes: Vec<String>,
-    entries: Vec<Entry>,
+    listing: Listing,
 }
 
 /// What lies below the chosen part of the data.
-#[derive(Default)]
 struct Listing {
-    /// Names of the first-level folders.
-    folders: BTreeSet<String>,
+    place: Place,
+    /// Texts of the names of the first-level folders, in the order of their bytes.
+    classes: Vec<String>,
     images: Vec<Entry>,
-    /// Numbers of other files, by extension.
-    others: BTreeMap<String, usize>,
+    left_out: LeftOut,
+    held_out_inside: Option<HeldOutInside>,
+}
+
+/// Images to train on whose folders are called like what is held out.
+struct HeldOutInside {
+    images: usize,
+    /// One of the folders.
+    folder: String,
 }
 
 impl Files {
     pub(crate) fn from_folder(root: &Path, split: Split, need: Need) -> Result<Self> {
-        let part = choose_part(root, root.file_name(), |name| root.join(name).is_dir(), split)?;
-        let mut listing = Listing::default();
-        let base = root.join(part);
-        let mut above = vec![base.canonicalize().map_err(reading(&base))?];
-        walk(root, Path::new(part), &mut above, &mut listing)?;
-        listing.folders = folders(&base)?;
-        let beside = Beside {
-            classes: &|| match root.join("train") {
-                train if train.is_dir() => Ok(folders(&train)?.into_iter().collect()),
-                _ => Ok(Vec::new()),
-            },
-            read: &|inside| {
-                let path = root.join(inside);
-                if path.is_file() { fs::read(&path).map(Some).map_err(reading(&path)) } else { Ok(None) }
-            },
+        let own_name = match root.file_name() {
+            Some(name) => Some(name.to_os_string()),
+            None => root.canonicalize().map_err(reading(root))?.file_name().map(OsStr::to_os_string),
         };
-        Self::new(root, Store::Folder, part, listing, need, &beside)
+        let listing = Listing::of(root, &Disk(root), own_name.as_deref(), split, need)?;
+        let store = Store::Folder(root.join(&listing.place.base));
+        Ok(Self { root: root.into(), store, listing })
     }
 
     /// From the indexed members of a plain tar.
-    pub(crate) fn from_tar(path: &Path, file: File, index: Vec<Member>, split: Split, need: Need) -> Result<Self> {
-        let member =
-            |Member { path, is_folder, offset, bytes }| (Entry { path, label: None, offset, bytes }, is_folder);
-        let members: Vec<_> = index.into_iter().map(member).collect();
-        // Archives usually hold one folder; the names inside it are what counts.
-        let top = |path: &Path| path.components().next().map(|part| PathBuf::from(part.as_os_str()));
-        let tops: BTreeSet<_> = members.iter().filter_map(|(entry, _)| top(&entry.path)).collect();
-        let alone = members.iter().all(|(entry, is_folder)| *is_folder || entry.path.components().count() > 1);
-        let base = match tops.first() {
-            Some(only)
-                if tops.len() == 1 && alone && !["train", "val", "test"].iter().any(|part| only == Path::new(part)) =>
-            {
-                only.clone()
-            }
-            _ => PathBuf::new(),
-        };
-        let inside = |name: &str| members.iter().any(|(entry, _)| entry.path.starts_with(base.join(name)));
-        let part = choose_part(path, path.file_stem(), inside, split)?;
-        let texts: BTreeMap<PathBuf, (u64, u64)> = members
-            .iter()
-            .filter(|(entry, is_folder)| !is_folder && has_label_extension(&entry.path))
-            .filter_map(|(entry, _)| Some((entry.path.strip_prefix(&base).ok()?.into(), (entry.offset, entry.bytes))))
-            .collect();
-        let mut train = BTreeSet::new();
-        let mut listing = Listing::default();
-        for (mut entry, is_folder) in members {
-            let Ok(path) = entry.path.strip_prefix(&base) else { continue };
-            if let Ok(inner) = path.strip_prefix("train") {
-                train.extend(first_folder(inner, is_folder));
-            }
-            let Ok(inner) = path.strip_prefix(part) else { continue };
-            if inner.components().any(|part| is_hidden(part.as_os_str())) {
-                continue;
-            }
-            listing.folders.extend(first_folder(inner, is_folder));
-            if !is_folder {
-                entry.path = path.to_path_buf();
-                listing.add(entry);
-            }
-        }
-        let beside = Beside {
-            classes: &|| Ok(train.iter().cloned().collect()),
-            read: &|inside| {
-                let Some((offset, len)) = texts.get(inside) else { return Ok(None) };
-                let mut bytes = vec![0; *len as usize];
-                read_exact_at(&file, &mut bytes, *offset).map_err(reading(path))?;
-                Ok(Some(bytes))
-            },
-        };
-        let mut files = Self::new(path, Store::Folder, part, listing, need, &beside)?;
-        files.store = Store::Tar(file);
-        Ok(files)
-    }
-
-    fn new(
-        root: &Path,
-        store: Store,
-        part: &'static str,
-        listing: Listing,
-        need: Need,
-        beside: &Beside<'_>,
-    ) -> Result<Self> {
-        let base = if part.is_empty() { root.to_path_buf() } else { root.join(part) };
-        let found = listing.found();
-        let Listing { folders, mut images, .. } = listing;
-        let classes: Vec<String> = folders.into_iter().collect();
-        let mut counts = vec![0usize; classes.len()];
-        let mut at_root = 0;
-        for entry in &mut images {
-            let inner = entry.path.strip_prefix(part).unwrap_or(&entry.path);
-            let mut parts = inner.components();
-            let first = parts.next().filter(|_| parts.next().is_some());
-            match first.map(|first| first.as_os_str().to_string_lossy()) {
-                Some(name) => {
-                    let class = classes.binary_search_by(|class| class.as_str().cmp(&name)).ok();
-                    entry.label = class.map(|class| class as u32);
-                    counts[class.expect("every first-level folder is listed")] += 1;
-                }
-                None => at_root += 1,
-            }
-        }
-        images.sort_by(|a, b| a.path.as_os_str().as_encoded_bytes().cmp(b.path.as_os_str().as_encoded_bytes()));
-        let is_flat = need == Need::Labels && !part.is_empty() && at_root == images.len() && at_root > 0;
-        let flat = if is_flat { label_flat(root, part, &mut images, beside)? } else { None };
-        let classes = match (need, flat) {
-            (_, Some(classes)) => classes,
-            (Need::Labels, None) => {
-                // Images beside the class folders have no class: torchvision leaves them out.
-                images.retain(|entry| entry.label.is_some());
-                let empty = counts.iter().position(|count| *count == 0);
-                if let Some(class) = empty.filter(|_| !images.is_empty()) {
-                    return Err(Error::malformed(
-                        &base,
-                        "images in every class folder",
-                        format!("none in {}", classes[class]),
-                        "remove the folder, or put images into it",
-                    ));
-                }
-                classes
-            }
-            (Need::Images, None) if at_root > 0 => {
-                images.iter_mut().for_each(|entry| entry.label = None);
-                Vec::new()
-            }
-            (Need::Images, None) => classes,
-        };
-        if images.is_empty() {
-            let expected = match need {
-                Need::Labels => "images in class folders (class/name.jpg)",
-                Need::Images => "images, at any depth",
-            };
-            return Err(Error::malformed(
-                &base,
-                format!("{expected}, with the extensions {}", EXTENSIONS.join(" ")),
-                format!("0 images; {found}"),
-                if is_flat { Flat::advice() } else { "give the folder that holds the images".into() },
-            ));
-        }
-        if u32::try_from(images.len()).is_err() {
-            return Err(Error::malformed(
-                &base,
-                "fewer than 2^32 images",
-                images.len().to_string(),
-                "give a part of them",
-            ));
-        }
-        Ok(Self { root: root.into(), store, part, classes, entries: images })
+    pub(crate) fn from_tar(path: &Path, file: File, index: &Index, split: Split, need: Need) -> Result<Self> {
+        let archive = Archive { path, file: &file, index };
+        let listing = Listing::of(path, &archive, path.file_stem(), split, need)?;
+        Ok(Self { root: path.into(), store: Store::Tar(file), listing })
     }
 
     fn bytes(&self, entry: &Entry) -> io::Result<Vec<u8>> {
         match &self.store {
-            Store::Folder => {
-                let path = self.root.join(&entry.path);
+            Store::Folder(folder) => {
+                let path = folder.join(&entry.path);
                 let about = fs::metadata(&path)?;
                 // A pipe would be waited for, and a device never ends.
                 if !about.is_file() {
@@ -222,9 +103,9 @@ impl Files {
                 fs::read(path)
             }
             Store::Tar(file) => {
-                check_size(entry.bytes)?;
-                let mut bytes = vec![0; entry.bytes as usize];
-                read_exact_at(file, &mut bytes, entry.offset)?;
+                check_size(entry.extent.bytes)?;
+                let mut bytes = vec![0; entry.extent.bytes as usize];
+                read_exact_at(file, &mut bytes, entry.extent.offset)?;
                 Ok(bytes)
             }
         }
@@ -233,175 +114,235 @@ impl Files {
     /// The first bytes, enough to tell the format.
     fn start(&self, entry: &Entry) -> io::Result<Vec<u8>> {
         match &self.store {
-            Store::Folder => {
+            Store::Folder(folder) => {
                 let mut bytes = Vec::new();
-                File::open(self.root.join(&entry.path))?.take(Misnamed::START_BYTES).read_to_end(&mut bytes)?;
+                File::open(folder.join(&entry.path))?.take(Misnamed::START_BYTES).read_to_end(&mut bytes)?;
                 Ok(bytes)
             }
             Store::Tar(file) => {
-                let mut bytes = vec![0; entry.bytes.min(Misnamed::START_BYTES) as usize];
-                read_exact_at(file, &mut bytes, entry.offset)?;
+                let mut bytes = vec![0; entry.extent.bytes.min(Misnamed::START_BYTES) as usize];
+                read_exact_at(file, &mut bytes, entry.extent.offset)?;
                 Ok(bytes)
             }
         }
     }
 }
 
-/// The data around the chosen part, in case that labels have to come from there.
-struct Beside<'a> {
-    /// Sorted names of the class folders of train/.
-    classes: &'a dyn Fn() -> Result<Vec<String>>,
-    /// The bytes of a file, by its path inside the root, if it is there.
-    read: &'a dyn Fn(&Path) -> Result<Option<Vec<u8>>>,
-}
-
-/// Labels images that lie in no class folder by a file beside them; their classes, if there is one.
-fn label_flat(root: &Path, part: &str, images: &mut [Entry], beside: &Beside<'_>) -> Result<Option<Vec<String>>> {
-    let classes = (beside.classes)()?;
-    let name = |entry: &Entry| entry.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let names: Vec<String> = images.iter().map(name).collect();
-    let flat = Flat { root, part, classes: &classes, images: &names, read: beside.read };
-    let Some(labels) = flat.labels()? else { return Ok(None) };
-    for (entry, label) in images.iter_mut().zip(labels) {
-        entry.label = Some(label);
-    }
-    Ok(Some(classes))
-}
-
-/// Whether a file could hold labels.
-fn has_label_extension(path: &Path) -> bool {
-    path.extension().is_some_and(|ending| ending == "txt" || ending == "csv")
-}
-
-/// Name of the first folder on the way to a file, or of a folder itself.
-fn first_folder(inner: &Path, is_folder: bool) -> Option<String> {
-    let first = inner.components().next().filter(|_| is_folder || inner.components().count() > 1)?;
-    Some(first.as_os_str().to_string_lossy().into_owned()).filter(|name| !name.starts_with('.'))
-}
-
-/// Names of the folders in a folder, but hidden ones.
-fn folders(folder: &Path) -> Result<BTreeSet<String>> {
-    let mut names = BTreeSet::new();
-    for entry in fs::read_dir(folder).map_err(reading(folder))? {
-        let entry = entry.map_err(reading(folder))?;
-        if !is_hidden(&entry.file_name()) && entry.path().is_dir() {
-            names.insert(entry.file_name().to_string_lossy().into_owned());
-        }
-    }
-    Ok(names)
-}
-
 impl Listing {
-    fn add(&mut self, entry: Entry) {
-        let extension =
-            entry.path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
-        if EXTENSIONS.contains(&extension.as_str()) {
-            self.images.push(entry);
-        } else {
-            *self.others.entry(extension).or_default() += 1;
-        }
-    }
-
-    /// What was found, for the message that there are no images.
-    fn found(&self) -> String {
-        let mut parts = Vec::new();
-        if !self.images.is_empty() {
-            parts.push(format!("{} images outside class folders", self.images.len()));
-        }
-        let mut others: Vec<_> = self.others.iter().collect();
-        others.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
-        parts.extend(others.iter().take(3).map(|(extension, count)| match extension.as_str() {
-            "" => format!("{count} files without extension"),
-            extension => format!("{count} .{extension} files"),
-        }));
-        if !self.folders.is_empty() {
-            let names: Vec<_> = self.folders.iter().take(3).map(String::as_str).collect();
-            let more = if self.folders.len() > 3 { ", ..." } else { "" };
-            parts.push(format!("{} folders ({}{more})", self.folders.len(), names.join(", ")));
-        }
-        if parts.is_empty() { "nothing else".into() } else { parts.join(", ") }
-    }
-}
-
-/// The folder of a split inside the data: "" when all of it is meant.
-fn choose_part(
-    root: &Path,
-    own_name: Option<&OsStr>,
-    is_folder: impl Fn(&str) -> bool,
-    split: Split,
-) -> Result<&'static str> {
-    const HELD_OUT: [&str; 2] = ["val", "test"];
-    let held_out = HELD_OUT.into_iter().find(|name| is_folder(name));
-    let no_test = |found: &str| Err(Error::NoTestPart { path: root.into(), found: found.into() });
-    match (split, is_folder("train"), held_out) {
-        (Split::Train, true, _) => Ok("train"),
-        (Split::Train, false, None) => Ok(""),
-        (Split::Train, false, Some(name)) => Err(Error::malformed(
-            root,
-            "train/ beside the held-out images",
-            format!("only {name}/"),
-            "give a folder with train/ and val/ (or test/) inside",
-        )),
-        (Split::Test, _, Some(name)) => Ok(name),
-        (Split::Test, false, None) if HELD_OUT.iter().any(|name| own_name == Some(OsStr::new(name))) => Ok(""),
-        (Split::Test, true, None) => no_test("only train/"),
-        (Split::Test, false, None) => no_test("neither"),
-    }
-}
-
-fn is_hidden(name: &OsStr) -> bool {
-    name.as_encoded_bytes().starts_with(b".")
-}
-
-/// Lists everything below `root`/`inside`. `above` are the folders on the way, to see circles.
-fn walk(root: &Path, inside: &Path, above: &mut Vec<PathBuf>, listing: &mut Listing) -> Result<()> {
-    let folder = root.join(inside);
-    for entry in fs::read_dir(&folder).map_err(reading(&folder))? {
-        let entry = entry.map_err(reading(&folder))?;
-        let name = entry.file_name();
-        if is_hidden(&name) {
-            continue;
-        }
-        let path = inside.join(&name);
-        let mut kind = entry.file_type().map_err(reading(entry.path()))?;
-        if kind.is_symlink() {
-            // A broken link stays what it is and is reported as a bad image when it is read.
-            kind = fs::metadata(entry.path()).map_or(kind, |target| target.file_type());
-        }
-        if kind.is_dir() {
-            let real = entry.path().canonicalize().map_err(reading(entry.path()))?;
-            if !above.contains(&real) {
-                above.push(real);
-                walk(root, &path, above, listing)?;
-                above.pop();
+    /// Lists the images of a split of the data at `root`, whose name is `own_name`.
+    fn of(root: &Path, tree: &dyn Tree, own_name: Option<&OsStr>, split: Split, need: Need) -> Result<Self> {
+        let place = tree::locate(root, tree, own_name, split, need)?;
+        let mut left_out = LeftOut::default();
+        let mut images = Vec::new();
+        tree::walk(root, tree, &place.base.join(&place.part), |path, kind| match kind {
+            Kind::File(extent) if is_image(&path) => {
+                let path = path.strip_prefix(&place.base).map(Path::to_path_buf).unwrap_or(path);
+                images.push(Entry { path, label: None, extent });
             }
+            Kind::Lost(what) => left_out.add(what),
+            Kind::File(_) | Kind::Folder => left_out.add_file(&path),
+        })?;
+        images.sort_by(|a, b| a.path.as_os_str().as_encoded_bytes().cmp(b.path.as_os_str().as_encoded_bytes()));
+        let folders = folders(tree, &place.base.join(&place.classes))?;
+        let classes = folders.iter().map(|name| names::text(name.as_encoded_bytes())).collect();
+        let mut listing = Self { place, classes, images, left_out, held_out_inside: None };
+        let outside = listing.label_by_folder(&folders);
+        let inside = root.join(&listing.place.base).join(&listing.place.part);
+        let is_flat = need != Need::Images && outside > 0 && outside == listing.images.len();
+        let is_flat_part = is_flat && !listing.place.part.as_os_str().is_empty();
+        let has_labels = is_flat_part && listing.label_by_file(root, tree)?;
+        match need {
+            Need::Images if outside > 0 => {
+                listing.images.iter_mut().for_each(|entry| entry.label = None);
+                listing.classes.clear();
+            }
+            Need::Images => {}
+            Need::Labels | Need::Scoring if has_labels => {}
+            Need::Labels | Need::Scoring => {
+                // Images beside the class folders have no class: torchvision leaves them out.
+                listing.images.retain(|entry| entry.label.is_some());
+                if need == Need::Labels && !listing.images.is_empty() {
+                    listing.check_classes(&inside)?;
+                }
+                (0..outside).for_each(|_| listing.left_out.add("images outside class folders"));
+            }
+        }
+        if listing.images.is_empty() {
+            return Err(listing.no_images(&inside, need, is_flat_part));
+        }
+        if u32::try_from(listing.images.len()).is_err() {
+            let found = listing.images.len().to_string();
+            return Err(Error::malformed(inside, "fewer than 2^32 images", found, "give a part of them"));
+        }
+        if split == Split::Train && listing.place.part.as_os_str().is_empty() {
+            listing.held_out_inside = held_out_inside(&listing.images);
+        }
+        Ok(listing)
+    }
+
+    /// Labels images by the first folder on their way; the number of those that have none.
+    fn label_by_folder(&mut self, folders: &[OsString]) -> usize {
+        let places: HashMap<&OsStr, u32> = folders.iter().map(OsString::as_os_str).zip(0..).collect();
+        let mut outside = 0;
+        for entry in &mut self.images {
+            let inner = entry.path.strip_prefix(&self.place.classes).unwrap_or(&entry.path);
+            let mut parts = inner.components();
+            let first = parts.next().filter(|_| parts.next().is_some());
+            entry.label = first.and_then(|first| places.get(first.as_os_str()).copied());
+            outside += usize::from(entry.label.is_none());
+        }
+        outside
+    }
+
+    /// Labels images that lie in no class folder by a file beside them, if there is one.
+    fn label_by_file(&mut self, root: &Path, tree: &dyn Tree) -> Result<bool> {
+        let base = &self.place.base;
+        let classes = match &self.place.train {
+            Some(train) => folders(tree, &base.join(train))?,
+            None => Vec::new(),
+        };
+        let classes: Vec<String> = classes.iter().map(|name| names::text(name.as_encoded_bytes())).collect();
+        let name = |entry: &Entry| names::text(entry.path.file_name().unwrap_or_default().as_encoded_bytes());
+        let images: Vec<String> = self.images.iter().map(name).collect();
+        let read = |inside: &Path| tree.read(&base.join(inside));
+        let above = root.join(base);
+        let flat = Flat { root: &above, part: &self.place.part, classes: &classes, images: &images, read: &read };
+        let Some(labels) = flat.labels()? else { return Ok(false) };
+        for (entry, label) in self.images.iter_mut().zip(labels) {
+            entry.label = Some(label);
+        }
+        self.classes = classes;
+        Ok(true)
+    }
+
+    /// Checks that each class can be trained on.
+    fn check_classes(&self, inside: &Path) -> Result<()> {
+        let mut counts = vec![0usize; self.classes.len()];
+        self.images.iter().filter_map(|entry| entry.label).for_each(|label| counts[label as usize] += 1);
+        if let Some(class) = counts.iter().position(|count| *count == 0) {
+            return Err(Error::malformed(
+                inside,
+                "images in every class folder",
+                format!("none in {}", self.classes[class]),
+                "remove the folder, or put images into it",
+            ));
+        }
+        let mut spelled: HashMap<String, &String> = HashMap::new();
+        for class in &self.classes {
+            if let Some(other) = spelled.insert(names::composed(class), class) {
+                return Err(Error::malformed(
+                    inside,
+                    "class folders with different names",
+                    format!(
+                        "{} and {}, one name with {}",
+                        names::spelled(other),
+                        names::spelled(class),
+                        names::difference(other, class)
+                    ),
+                    "put their images into one folder, or rename one of them",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The error that there are no images.
+    fn no_images(&self, inside: &Path, need: Need, is_flat_part: bool) -> Error {
+        let expected = match need {
+            Need::Labels | Need::Scoring => "images in class folders (class/name.jpg)",
+            Need::Images => "images, at any depth",
+        };
+        let mut found = Vec::new();
+        if !self.left_out.is_empty() {
+            found.push(self.left_out.to_string());
+        }
+        if !self.classes.is_empty() {
+            found.push(format!("{} folders ({})", self.classes.len(), tree::some(&self.classes)));
+        }
+        if self.place.images_beside > 0 {
+            found.push(format!("{} images beside them", self.place.images_beside));
+        }
+        let advice = if is_flat_part {
+            Flat::advice()
+        } else if self.left_out.has_unread_pictures() {
+            "convert them to JPEG or PNG".into()
         } else {
-            listing.add(Entry { path, label: None, offset: 0, bytes: 0 });
+            "give the folder that holds the images".into()
+        };
+        let found = if found.is_empty() { "nothing else".into() } else { found.join("; ") };
+        let expected = format!("{expected}, with the extensions {}", EXTENSIONS.join(" "));
+        Error::malformed(inside, expected, format!("0 images; {found}"), advice)
+    }
+
+    /// What is not used, or used although it looks held out, for people.
+    fn notes(&self) -> String {
+        let mut notes = Vec::new();
+        if !self.left_out.is_empty() {
+            notes.push(self.left_out.to_string());
+        }
+        let images = match self.place.images_beside {
+            0 => None,
+            1 => Some("1 image".into()),
+            count => Some(format!("{count} images")),
+        };
+        let folders = self.place.beside.iter().map(|name| format!("{name}/"));
+        let beside: Vec<String> = folders.chain(images).collect();
+        if !beside.is_empty() {
+            notes.push(format!("beside the parts, and not used: {}", tree::some(&beside)));
+        }
+        if let Some(HeldOutInside { images, folder }) = &self.held_out_inside {
+            notes.push(format!("{images} of the images lie in folders that are called as held out, such as {folder}/"));
+        }
+        notes.iter().map(|note| format!("; {note}")).collect()
+    }
+}
+
+/// Counts the images below folders that are called like what is held out.
+fn held_out_inside(images: &[Entry]) -> Option<HeldOutInside> {
+    let mut known: HashMap<&Path, bool> = HashMap::new();
+    let mut found: Option<HeldOutInside> = None;
+    for entry in images {
+        let Some(folder) = entry.path.parent() else { continue };
+        let is_held_out = *known.entry(folder).or_insert_with(|| {
+            let role = |name| matches!(parts::certain(name), Some((Role::Val | Role::Test, Certainty::Strong)));
+            folder.iter().any(role)
+        });
+        if is_held_out {
+            found.get_or_insert_with(|| HeldOutInside { images: 0, folder: names::key(folder) }).images += 1;
         }
     }
-    Ok(())
+    found
+}
+
+/// Sorted names of the folders in a folder, but hidden ones.
+fn folders(tree: &dyn Tree, folder: &Path) -> Result<Vec<OsString>> {
+    let children = tree.children(folder)?;
+    let mut names: Vec<_> =
+        children.into_iter().filter(|(_, kind)| *kind == Kind::Folder).map(|(name, _)| name).collect();
+    names.sort_by(|a, b| a.as_encoded_bytes().cmp(b.as_encoded_bytes()));
+    Ok(names)
 }
 
 impl Dataset for Files {
     fn len(&self) -> usize {
-        self.entries.len()
+        self.listing.images.len()
     }
 
     fn describe(&self) -> String {
-        let labels = match self.classes.len() {
+        let labels = match self.listing.classes.len() {
             0 => "no classes".to_string(),
             count => format!("{count} classes"),
         };
-        let from = if self.part.is_empty() { self.root.clone() } else { self.root.join(self.part) };
-        format!("image files, {} images, {labels} ({})", self.len(), from.display())
+        let from = self.root.join(&self.listing.place.base).join(&self.listing.place.part);
+        format!("image files, {} images, {labels} ({}){}", self.len(), from.display(), self.listing.notes())
     }
 
     fn classes(&self) -> &[String] {
-        &self.classes
+        &self.listing.classes
     }
 
     fn label(&self, index: usize) -> Option<u32> {
-        self.entries[index].label
+        self.listing.images[index].label
     }
 
     fn geometry(&self) -> Geometry {
@@ -409,12 +350,11 @@ impl Dataset for Files {
     }
 
     fn key(&self, index: usize) -> String {
-        let parts: Vec<_> = self.entries[index].path.iter().map(OsStr::to_string_lossy).collect();
-        parts.join("/")
+        names::key(&self.listing.images[index].path)
     }
 
     fn read(&self, index: usize) -> Result<Image> {
-        let entry = &self.entries[index];
+        let entry = &self.listing.images[index];
         let bad = |reason: String| Error::BadImage { key: self.key(index), reason };
         let bytes = self.bytes(entry).map_err(|error| bad(error.to_string()))?;
         Image::decode(&bytes).map_err(bad)
@@ -425,7 +365,7 @@ impl Dataset for Files {
     }
 
     fn misnamed(&self, index: usize) -> Option<Misnamed> {
-        let entry = &self.entries[index];
+        let entry = &self.listing.images[index];
         // A file that cannot be opened has no content; `read` says why.
         Misnamed::of(&entry.path, &self.start(entry).ok()?)
     }
@@ -467,8 +407,8 @@ mod tests {
 
     fn from_tar(path: &Path, split: Split, need: Need) -> Result<Files> {
         let file = File::open(path).map_err(reading(path))?;
-        let members = tar_index::index(path, &file)?;
-        Files::from_tar(path, file, members, split, need)
+        let index = tar_index::index(path, &file)?;
+        Files::from_tar(path, file, &index, split, need)
     }
 
     fn keys(data: &Files) -> Vec<String> {
@@ -488,8 +428,8 @@ mod tests {
             match (&folder, from_tar(&out.path().join("data.tar"), split, need)) {
                 (Ok(folder), Ok(tar)) => {
                     assert_eq!(
-                        (keys(folder), labels(folder), &folder.classes),
-                        (keys(&tar), labels(&tar), &tar.classes)
+                        (keys(folder), labels(folder), folder.classes(), folder.listing.notes()),
+                        (keys(&tar), labels(&tar), tar.classes(), tar.listing.notes())
                     );
                     for index in 0..tar.len() {
                         assert_eq!(folder.read(index).expect("one pixel"), tar.read(index).expect("one pixel"));
@@ -548,6 +488,118 @@ mod tests {
     }
 
     #[test]
+    fn parts_are_recognised_by_other_names_and_in_folders_around_them() {
+        for (train, test) in [("Train", "Test"), ("training", "validation"), ("train_set", "test_set")] {
+            for around in ["", "archive/", "archive/data set/"] {
+                let name = |part: &str, image: &str| format!("{around}{part}/{image}");
+                let files = [
+                    name(train, "cat/1.jpg"),
+                    name(train, "dog/2.jpg"),
+                    name(test, "cat/3.jpg"),
+                    name(test, "dog/4.jpg"),
+                    // What lies around the data does not hide them.
+                    "LICENSE".into(),
+                    "__MACOSX/archive/train/cat/1.jpg".into(),
+                    "docs/read me.txt".into(),
+                ];
+                let files: Vec<&str> = files.iter().map(String::as_str).collect();
+                for need in [Need::Images, Need::Labels] {
+                    let data = open(&files, Split::Train, need).expect("a training part");
+                    assert_eq!(keys(&data), [format!("{train}/cat/1.jpg"), format!("{train}/dog/2.jpg")]);
+                    assert_eq!((data.classes().join(" "), labels(&data)), ("cat dog".into(), vec![Some(0), Some(1)]));
+                    let data = open(&files, Split::Test, need).expect("a test part");
+                    assert_eq!(keys(&data), [format!("{test}/cat/3.jpg"), format!("{test}/dog/4.jpg")]);
+                }
+            }
+        }
+        let unclear = message(&["good_train/a/1.jpg", "bad_test/a/2.jpg"], Split::Train, Need::Images);
+        assert!(unclear.contains("look like parts of the data: bad_test, good_train"), "{unclear}");
+        let only = message(&["Testing/a/1.jpg", "other/a/1.jpg"], Split::Train, Need::Images);
+        assert!(only.contains("only Testing/"), "{only}");
+    }
+
+    #[test]
+    fn a_part_in_a_folder_of_its_name_is_one() {
+        let files = ["seg_train/seg_train/sea/1.jpg", "seg_train/seg_train/wood/2.jpg", "seg_test/seg_test/sea/3.jpg"];
+        let files = [files.as_slice(), &["seg_test/seg_test/wood/4.jpg", "seg_pred/seg_pred/5.jpg"]].concat();
+        let data = open(&files, Split::Train, Need::Labels).expect("the parts of Intel's scenes");
+        assert_eq!((data.classes().join(" "), labels(&data)), ("sea wood".into(), vec![Some(0), Some(1)]));
+        assert!(data.describe().contains("beside the parts, and not used: seg_pred/"), "{}", data.describe());
+        let data = open(&files, Split::Test, Need::Labels).expect("a test part");
+        assert_eq!(keys(&data), ["seg_test/seg_test/sea/3.jpg", "seg_test/seg_test/wood/4.jpg"]);
+    }
+
+    #[test]
+    fn classes_that_are_called_like_parts_stay_classes() {
+        let data = open(&["bus/1.jpg", "car/2.jpg", "train/3.jpg"], Split::Train, Need::Labels).expect("vehicles");
+        assert_eq!(data.classes(), ["bus", "car", "train"]);
+        let data = open(&["valid/1.jpg", "invalid/2.jpg"], Split::Train, Need::Labels).expect("two classes");
+        assert_eq!(data.classes(), ["invalid", "valid"]);
+        let single = open(&["archive/cat/1.jpg"], Split::Train, Need::Scoring).expect("one class");
+        assert_eq!((single.classes(), keys(&single)), (["cat".to_string()].as_slice(), vec!["cat/1.jpg".to_string()]));
+    }
+
+    #[test]
+    fn what_is_held_out_deeper_is_said() {
+        let files = ["cat/train/1.jpg", "cat/test/2.jpg", "dog/train/3.jpg", "dog/test/4.jpg"];
+        let data = open(&files, Split::Train, Need::Images).expect("any folder");
+        let said = "2 of the images lie in folders that are called as held out, such as cat/test/";
+        assert!(data.len() == 4 && data.describe().contains(said), "{}", data.describe());
+    }
+
+    #[test]
+    fn files_left_out_are_counted_by_kind() {
+        let files =
+            ["train/a/1.jpg", "train/a/2.HEIC", "train/b/3.png", "train/b/4.gif", "train/b/5.heic", "train/6.bmp"];
+        let files = [files.as_slice(), &["val/a/1.jpg", "notes/1.txt", "cover.png"]].concat();
+        let data = open(&files, Split::Train, Need::Labels).expect("a good folder");
+        let said = "; 4 files left out: 2 .heic, 1 .gif, 1 images outside class folders; \
+                    beside the parts, and not used: notes/, 1 image";
+        assert!(data.describe().ends_with(said), "{}", data.describe());
+        let none = message(&["a/1.heic", "b/2.heic"], Split::Train, Need::Labels);
+        assert!(none.contains("2 files left out: 2 .heic") && none.contains("convert them"), "{none}");
+    }
+
+    #[test]
+    fn a_class_to_measure_by_may_be_empty() {
+        let data = open(&["a/1.jpg", "b/", "c/notes.txt"], Split::Train, Need::Scoring).expect("a good folder");
+        assert_eq!((data.classes().join(" "), data.len()), ("a b c".into(), 1));
+    }
+
+    /// Linux alone takes any bytes for a name.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn names_that_are_no_text_are_kept_apart() {
+        use std::os::unix::ffi::OsStrExt;
+        let root = tree(&["dog/1.jpg"]);
+        for name in [b"H\xf6he".as_slice(), b"H\xe4he", b"H\\xF6he", b"two\nlines"] {
+            let folder = root.path().join(OsStr::from_bytes(name));
+            fs::create_dir(&folder).expect("made");
+            fs::write(folder.join(OsStr::from_bytes(b"\xfc.jpg")), pixel(name.len() as u8)).expect("written");
+        }
+        let out = tar_of(&root, "pictures");
+        let folder = Files::from_folder(root.path(), Split::Train, Need::Labels).expect("five classes");
+        let tar = from_tar(&out.path().join("data.tar"), Split::Train, Need::Labels).expect("five classes");
+        for data in [folder, tar] {
+            assert_eq!(data.classes(), ["H\\x5CxF6he", "H\\xE4he", "H\\xF6he", "dog", "two\\x0Alines"]);
+            let first = ["H\\x5CxF6he/\\xFC.jpg", "H\\xE4he/\\xFC.jpg", "H\\xF6he/\\xFC.jpg", "dog/1.jpg"];
+            assert_eq!(
+                (&keys(&data)[..4], labels(&data)),
+                (first.map(String::from).as_slice(), (0..5).map(Some).collect())
+            );
+            assert_eq!(data.read(0).expect("one pixel").pixels[0], 7);
+        }
+    }
+
+    #[test]
+    fn classes_that_differ_in_accents_alone_are_refused() {
+        let files = ["caf\u{e9}/1.jpg", "cafe\u{301}/2.jpg"];
+        let twice = message(&files, Split::Train, Need::Labels);
+        assert!(twice.contains("cafe\\u{301} and caf\\u{e9}, one name with composed"), "{twice}");
+        assert_eq!(open(&files, Split::Train, Need::Images).expect("any folder").classes().len(), 2);
+    }
+
+    #[test]
     fn a_folder_called_val_is_its_own_test() {
         let root = tree(&["val/a/1.jpg"]);
         let data = Files::from_folder(&root.path().join("val"), Split::Test, Need::Labels).expect("a good folder");
@@ -566,8 +618,12 @@ mod tests {
     fn labels_need_class_folders() {
         let data = open(&["stray.jpg", "a/1.jpg"], Split::Train, Need::Labels).expect("a good folder");
         assert_eq!(keys(&data), ["a/1.jpg"]);
-        let flat = message(&["1.jpg", "2.jpg"], Split::Train, Need::Labels);
-        assert!(flat.contains("0 images") && flat.contains("2 images outside class folders"), "{flat}");
+        let root = tree(&["1.jpg", "2.jpg"]);
+        let flat = Files::from_folder(root.path(), Split::Train, Need::Labels).err().expect("no classes").to_string();
+        assert!(
+            flat.contains("0 images") && flat.contains("2 files left out: 2 images outside class folders"),
+            "{flat}"
+        );
         let empty = message(&["a/1.jpg", "b/"], Split::Train, Need::Labels);
         assert!(empty.contains("none in b"), "{empty}");
     }
@@ -575,14 +631,9 @@ mod tests {
     #[test]
     fn no_images_says_what_is_there() {
         let none = message(&["a/1.txt", "a/2.txt", "b/3.csv", "README"], Split::Train, Need::Images);
-        for part in [
-            "0 images",
-            "jpg jpeg png",
-            "2 .txt files",
-            "1 .csv files",
-            "1 files without extension",
-            "2 folders (a, b)",
-        ] {
+        for part in
+            ["0 images", "jpg jpeg png", "4 files left out: 2 .txt, 1 .csv, 1 without extension", "2 folders (a, b)"]
+        {
             assert!(none.contains(part), "{part}: {none}");
         }
         let empty = tempfile::tempdir().expect("a temporary folder");

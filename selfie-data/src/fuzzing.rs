@@ -1,5 +1,6 @@
 //! Doors for the targets in `fuzz/`: what a parser of this crate makes of any bytes, without a look at the disk.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -11,6 +12,8 @@ use crate::cifar::from_tiny;
 use crate::dataset::{Dataset, Need, Split};
 use crate::downsampled::from_npz;
 use crate::folder::Files;
+use crate::foreign::Foreign;
+use crate::jpeg;
 use crate::labels::{LabelBudget, named};
 use crate::picture::Image;
 use crate::records::{Batch, Layout};
@@ -41,8 +44,8 @@ pub fn cifar_tar(tar: &[u8]) {
 pub fn tar_folder(path: &Path) {
     for (split, need) in [(Split::Train, Need::Images), (Split::Train, Need::Labels), (Split::Test, Need::Labels)] {
         let file = File::open(path).expect("the target wrote it");
-        let Ok(members) = tar_index::index(path, &file) else { return };
-        if let Ok(data) = Files::from_tar(path, file, members, split, need) {
+        let Ok(index) = tar_index::index(path, &file) else { return };
+        if let Ok(data) = Files::from_tar(path, file, &index, split, need) {
             all_are_sound(&data);
         }
     }
@@ -78,15 +81,22 @@ pub fn val_labels(text: &[u8]) {
     let (classes, images) = (names(&["cat", "dog"]), names(&["1.jpg", "2.jpg"]));
     for name in ["val.txt", "LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt"] {
         let read = |path: &Path| Ok((path == Path::new(name)).then(|| text.to_vec()));
-        let flat = Flat { root: Path::new("data"), part: "val", classes: &classes, images: &images, read: &read };
+        let flat =
+            Flat { root: Path::new("data"), part: Path::new("val"), classes: &classes, images: &images, read: &read };
         if let Ok(Some(labels)) = flat.labels() {
             assert!(labels.len() == images.len() && labels.iter().all(|&label| (label as usize) < classes.len()));
         }
     }
 }
 
-/// An image file.
+/// An image file. What of it is our own must not panic; the decoders may, as in a run.
 pub fn image(bytes: &[u8]) {
+    let _ = Foreign::recognise(bytes).map(|foreign| foreign.to_string());
+    if bytes.starts_with(&[0xff, 0xd8, 0xff]) {
+        // No more than an input of this size can fill: what is larger is left to the decoder's own limits.
+        let few = |height: usize, width: usize| (height * width < 1 << 24).then_some(()).ok_or_else(String::new);
+        let _ = jpeg::walk(bytes, few);
+    }
     if let Ok(image) = Image::decode(bytes) {
         assert_eq!(image.pixels.len(), image.height * image.width * 3);
         assert!(!image.pixels.is_empty());
@@ -117,10 +127,16 @@ pub fn synthetic(text: &str) {
 
 fn all_are_sound(data: &dyn Dataset) {
     assert!(!data.is_empty());
+    let mut keys = HashSet::new();
     for index in 0..data.len() {
         assert!(data.label(index).is_none_or(|label| (label as usize) < data.classes().len()));
-        assert!(!data.key(index).split('/').any(|part| part == ".."));
+        let key = data.key(index);
+        assert!(!key.split('/').any(|part| part == ".."));
+        assert!(!key.chars().any(char::is_control), "{key:?} in a list");
+        assert!(keys.insert(key), "two images of one name");
     }
+    let classes: HashSet<_> = data.classes().iter().collect();
+    assert_eq!(classes.len(), data.classes().len(), "two classes of one name");
 }
 
 fn chosen_are_sound(data: &Plain, chosen: Vec<usize>) {

@@ -12,6 +12,7 @@ use std::str::FromStr;
 use crate::dataset::Dataset;
 use crate::draws::{Draws, Purpose, Seeded, Words};
 use crate::error::{Error, Result, reading};
+use crate::names;
 
 /// Offsets of `sample` under [`Purpose::Labels`], beside the class.
 const VALIDATION: u64 = 1 << 32;
@@ -200,11 +201,8 @@ fn by_class(dataset: &dyn Dataset, indices: impl Iterator<Item = usize>) -> Resu
     Ok(classes)
 }
 
-/// The images that `list`, the contents of `path`, names.
+/// The images that `list`, the contents of `path`, names: as the data have them, or in the bytes of the file system.
 pub(crate) fn named(dataset: &dyn Dataset, path: &Path, list: Vec<u8>) -> Result<Vec<usize>> {
-    let text = String::from_utf8(list).map_err(|error| {
-        Error::malformed(path, "text (UTF-8) with a name of an image on each line", error.to_string(), "give a list")
-    })?;
     let keys: Vec<String> = (0..dataset.len()).map(|index| dataset.key(index)).collect();
     // Where a whole key and the last part of another could be meant, the key is.
     let wholes: HashMap<&str, usize> = keys.iter().map(String::as_str).zip(0..).collect();
@@ -213,13 +211,21 @@ pub(crate) fn named(dataset: &dyn Dataset, path: &Path, list: Vec<u8>) -> Result
         let last = key.rsplit('/').next().unwrap_or(key);
         lasts.entry(last).and_modify(|(_, second)| *second = second.or(Some(index))).or_insert((index, None));
     }
+    let known = |name: &str| wholes.contains_key(name) || lasts.contains_key(name);
     let mut chosen = Vec::new();
-    for (line, name) in (1..).zip(text.trim_start_matches('\u{feff}').lines()) {
-        let name = name.split('\t').next().unwrap_or(name).trim();
-        if name.is_empty() {
+    let text = list.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&list);
+    for (line, name) in (1..).zip(text.split(|byte| *byte == b'\n')) {
+        let name = name.split(|byte| *byte == b'\t').next().unwrap_or(name);
+        // As it is written, then without the spaces around it; escaped as we write it, or in bytes that are no text.
+        let trimmed = name.trim_ascii();
+        if trimmed.is_empty() {
             continue;
         }
-        match (wholes.get(name), lasts.get(name)) {
+        let plain = [name, trimmed].into_iter().filter_map(|name| std::str::from_utf8(name).ok().map(String::from));
+        let escaped = [name, trimmed].into_iter().map(names::text);
+        let found = plain.chain(escaped).find(|name| known(name));
+        let name = found.unwrap_or_else(|| names::text(trimmed));
+        match (wholes.get(name.as_str()), lasts.get(name.as_str())) {
             (Some(&index), _) | (None, Some(&(index, None))) => chosen.push(index),
             (None, Some(&(first, Some(second)))) => {
                 return Err(Error::malformed(
@@ -229,14 +235,7 @@ pub(crate) fn named(dataset: &dyn Dataset, path: &Path, list: Vec<u8>) -> Result
                     "give whole names, as the data have them",
                 ));
             }
-            (None, None) => {
-                return Err(Error::malformed(
-                    path,
-                    format!("names of images of {}, such as {}", dataset.describe(), keys[0]),
-                    format!("`{name}` on line {line}, which is none of them"),
-                    "give the names as the data have them",
-                ));
-            }
+            (None, None) => return Err(unknown(dataset, path, &keys, line, &name, Encoding::of(&list))),
         }
     }
     chosen.sort_unstable();
@@ -246,6 +245,47 @@ pub(crate) fn named(dataset: &dyn Dataset, path: &Path, list: Vec<u8>) -> Result
     }
     by_class(dataset, chosen.iter().copied())?;
     Ok(chosen)
+}
+
+/// What a list is written in.
+#[derive(Clone, Copy)]
+enum Encoding {
+    Utf8,
+    Other,
+}
+
+impl Encoding {
+    fn of(list: &[u8]) -> Self {
+        if std::str::from_utf8(list).is_ok() { Encoding::Utf8 } else { Encoding::Other }
+    }
+}
+
+/// In what a name differs from a key, or from its last part, that it is like.
+fn difference(key: &str, name: &str) -> &'static str {
+    let last = key.rsplit('/').next().unwrap_or(key);
+    names::difference(if name.contains('/') { key } else { last }, name)
+}
+
+/// The error of a name that no image has.
+fn unknown(dataset: &dyn Dataset, path: &Path, keys: &[String], line: usize, name: &str, list: Encoding) -> Error {
+    let alike = names::alike(name);
+    let last = |key: &String| key.rsplit('/').next().is_some_and(|last| names::alike(last) == alike);
+    let spelled = keys.iter().find(|key| names::alike(key) == alike || last(key));
+    let found = match (spelled, list) {
+        (Some(key), _) => {
+            let (ours, theirs) = (names::spelled(key), names::spelled(name));
+            format!(
+                "`{theirs}` on line {line}, which is none of them, but like {ours} with other {}",
+                difference(key, name)
+            )
+        }
+        (None, Encoding::Utf8) => format!("`{name}` on line {line}, which is none of them"),
+        (None, Encoding::Other) => {
+            format!("`{name}` on line {line}, which is none of them, in a list that is not UTF-8")
+        }
+    };
+    let expected = format!("names of images of {}, such as {}", dataset.describe(), keys[0]);
+    Error::malformed(path, expected, found, "give the names as the data have them")
 }
 
 /// Bytes of the longest list of names: 20 million of 50 letters.

@@ -21,13 +21,20 @@ mod dataset;
 mod downsampled;
 mod draws;
 mod error;
+mod exif;
 mod folder;
+mod foreign;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+mod gzip;
+mod jpeg;
 mod labels;
+mod left_out;
 mod loader;
+mod names;
 mod npz;
+mod parts;
 mod pickle;
 mod picture;
 mod records;
@@ -37,13 +44,15 @@ mod synthetic;
 mod tar_index;
 #[cfg(any(test, fuzzing))]
 mod testing;
+mod tree;
 mod val_labels;
 
 pub use audit::{Audit, AuditConfig, DEFAULT_MIN_SIDE, Leak, Misnamed, PartAudit, Sizes, Spread, Tiny, audit};
 pub use augment::{Augment, CROP_PADDING, Draw};
-pub use dataset::{Dataset, Geometry, Need, Split, check_same_classes, open};
+pub use dataset::{Dataset, Geometry, Matched, Need, Split, match_classes, open};
 pub use draws::{Draws, Purpose, Seeded};
 pub use error::{BadFile, Error, ErrorKind, Result};
+pub use foreign::Foreign;
 pub use labels::{LabelBudget, sample_indices, split_validation, write_labels};
 pub use loader::{Batch, DEFAULT_MAX_BAD, EvalLoader, LoaderConfig, TrainLoader, UNLABELLED, allowed_bad};
 pub use picture::Image;

@@ -6,7 +6,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
+use crate::foreign::Foreign;
 use crate::loader::panic_message;
+use crate::{exif, jpeg};
 
 /// An image in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,8 +21,8 @@ pub struct Image {
     pub pixels: Vec<u8>,
 }
 
-/// What decoding one image may allocate: 170 megapixels of RGB. A larger one is taken for a
-/// decompression bomb.
+/// What one image may be, decoded: 170 megapixels of RGB. A larger one is taken for a decompression bomb. A JPEG's
+/// decoder takes up to four times as much on the way, for a file that has data for each of these pixels.
 const MAX_BYTES: u64 = 512 << 20;
 
 /// Refuses a file of more bytes than an image may have decoded.
@@ -48,14 +50,18 @@ fn decode(bytes: &[u8]) -> Result<Image, String> {
     if bytes.is_empty() {
         return Err("an empty file".into());
     }
+    if bytes.starts_with(&[0xff, 0xd8, 0xff]) {
+        let (picture, orientation) = jpeg::decode(bytes, check_pixels)?;
+        return Ok(turned(picture.into(), orientation));
+    }
+    if let Some(foreign) = Foreign::recognise(bytes) {
+        return Err(foreign.to_string());
+    }
     let format =
         image::guess_format(bytes).map_err(|_| format!("no known image format, begins with {}", start(bytes)))?;
     if !format.reading_enabled() {
         let name = format!("{format:?}").to_uppercase();
         return Err(format!("a {name}, which is not read: convert it to PNG or JPEG"));
-    }
-    if format == ImageFormat::Jpeg && !jpeg_has_end(bytes) {
-        return Err(format!("a truncated JPEG: {} bytes without an end marker", bytes.len()));
     }
     let say = |error: image::ImageError| error.to_string();
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
@@ -64,37 +70,36 @@ fn decode(bytes: &[u8]) -> Result<Image, String> {
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(say)?;
     let (columns, rows) = decoder.dimensions();
-    if columns == 0 || rows == 0 || decoder.total_bytes() > MAX_BYTES {
-        return Err(format!("{rows} x {columns} pixels: empty, or more than {} MiB decoded", MAX_BYTES >> 20));
+    check_pixels(rows as usize, columns as usize)?;
+    if decoder.total_bytes() > MAX_BYTES {
+        return Err(format!("{rows} x {columns} pixels: more than {} MiB decoded", MAX_BYTES >> 20));
     }
     // An unreadable orientation is no reason to lose the image.
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(say)?;
+    let orientation = match decoder.exif_metadata() {
+        _ if format == ImageFormat::Png => exif::of_png(bytes),
+        Ok(Some(chunk)) => exif::of_chunk(&chunk),
+        _ => decoder.orientation().unwrap_or(Orientation::NoTransforms),
+    };
+    Ok(turned(DynamicImage::from_decoder(decoder).map_err(say)?, orientation))
+}
+
+/// Refuses sizes that are no image's.
+fn check_pixels(rows: usize, columns: usize) -> Result<(), String> {
+    match rows as u64 * columns as u64 * 3 {
+        1..=MAX_BYTES => Ok(()),
+        _ => Err(format!("{rows} x {columns} pixels: empty, or more than {} MiB decoded", MAX_BYTES >> 20)),
+    }
+}
+
+fn turned(mut picture: DynamicImage, orientation: Orientation) -> Image {
     picture.apply_orientation(orientation);
     let rgb = picture.into_rgb8();
-    Ok(Image { height: rgb.height() as usize, width: rgb.width() as usize, pixels: rgb.into_raw() })
+    Image { height: rgb.height() as usize, width: rgb.width() as usize, pixels: rgb.into_raw() }
 }
 
 fn start(bytes: &[u8]) -> String {
     let start: Vec<_> = bytes.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     start.join(" ")
-}
-
-/// Whether an end marker follows the start of the scan. The decoder fills the missing part of a
-/// truncated JPEG with grey, without a word. Thumbnails, which end too, lie in segments before it.
-fn jpeg_has_end(bytes: &[u8]) -> bool {
-    let mut at = 2;
-    while let Some(&[0xff, marker, high, low]) = bytes.get(at..at + 4) {
-        match marker {
-            0xda => return bytes[at..].windows(2).rev().any(|pair| pair == [0xff, 0xd9]),
-            // Fill bytes and markers without a length.
-            0xff => at += 1,
-            0x01 | 0xd0..=0xd8 => at += 2,
-            _ => at += 2 + usize::from(u16::from_be_bytes([high, low])),
-        }
-    }
-    // Out of step with the segments: left to the decoder, unless the data end here.
-    at + 4 <= bytes.len()
 }
 
 #[cfg(test)]
@@ -201,8 +206,10 @@ mod tests {
     #[test]
     fn rubbish_is_an_error() {
         assert_eq!(Image::decode(b""), Err("an empty file".into()));
+        let message = Image::decode(b"anything").expect_err("not an image");
+        assert!(message.contains("61 6e 79 74"), "{message}");
         let message = Image::decode(b"<!DOCTYPE html>").expect_err("not an image");
-        assert!(message.contains("3c 21 44 4f"), "{message}");
+        assert!(message.contains("an HTML page") && message.contains("download"), "{message}");
         assert!(Image::decode(&[0xff, 0xd8, 0xff]).is_err());
     }
 

@@ -2,19 +2,24 @@
 //!
 //! A member's key is its name up to the first dot after the last slash, what follows is its
 //! extension. Members with one key, one after the other, are a sample: the first one with the
-//! extension of an image, and `.cls`, a whole number. Shards are told apart by their names: a word
-//! `val` (or `test`) makes them the held-out part, all others are for training. Headers and labels
-//! are read when the data are opened; images when they are asked for, by any thread.
+//! extension of an image, and `.cls`, a whole number. Shards are told apart by their names and those
+//! of their folders: a word `val` (or `test`) makes them the held-out part, all others are for
+//! training. Headers and labels are read when the data are opened; images when they are asked for,
+//! by any thread.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use crate::dataset::{Dataset, Geometry, Need, Split};
 use crate::error::{Error, Result, reading};
-use crate::folder::EXTENSIONS;
+use crate::folder::{EXTENSIONS, is_image};
+use crate::left_out::LeftOut;
+use crate::names;
+use crate::parts::{self, Role};
 use crate::picture::{Image, check_size};
-use crate::tar_index::{self, Member, read_exact_at};
+use crate::tar_index::{self, Index, Member, read_exact_at};
+use crate::tree::{Extent, is_hidden};
 
 /// Files of class names, one a line.
 const NAMES: [&str; 2] = ["classes.txt", "classnames.txt"];
@@ -28,11 +33,13 @@ const MAX_SHARDS: usize = 100_000;
 /// Digits of a shard's number, leading zeros included: as many as 2^64 has.
 const MAX_DIGITS: usize = 20;
 
+/// Folders in folders that shards are looked for in.
+const MAX_DEPTH: usize = 3;
+
 /// One image.
 struct Sample {
     shard: u32,
-    offset: u64,
-    bytes: u64,
+    extent: Extent,
     label: Option<u32>,
     /// Its image's name in the shard, with `/`.
     name: String,
@@ -42,38 +49,54 @@ struct Sample {
 #[derive(Default)]
 struct Shard {
     samples: Vec<Sample>,
-    /// Keys without an image.
-    without_image: usize,
+    /// Samples without an image, by what they have instead.
+    without_image: LeftOut,
+    /// Links that lead to no file.
+    links: usize,
 }
 
 /// Image samples in tar shards.
 pub(crate) struct Shards {
     origin: PathBuf,
     shards: Vec<PathBuf>,
+    /// What the paths of all shards begin with.
+    common: PathBuf,
     samples: Vec<Sample>,
     classes: Vec<String>,
-    without_image: usize,
+    without_image: LeftOut,
+    links: usize,
 }
 
-/// The shards of a folder that holds nothing else (but text beside them), sorted by name.
+/// The shards of a folder, and of folders in it, that holds nothing else (but text beside them), sorted by name.
 pub(crate) fn in_folder(folder: &Path) -> Result<Option<Vec<PathBuf>>> {
     let mut shards = Vec::new();
+    let only_shards = collect(folder, MAX_DEPTH, &mut shards)?;
+    shards.sort();
+    Ok((only_shards && !shards.is_empty()).then_some(shards))
+}
+
+/// Collects the tars of a folder; whether there are no images, and no folders below `depth` levels, beside them.
+fn collect(folder: &Path, depth: usize, shards: &mut Vec<PathBuf>) -> Result<bool> {
+    let mut folders = Vec::new();
     for entry in fs::read_dir(folder).map_err(reading(folder))? {
         let path = entry.map_err(reading(folder))?.path();
-        let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        if is_hidden {
+        if path.file_name().is_some_and(is_hidden) {
             continue;
         }
-        let extension = path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
-        if path.is_dir() || EXTENSIONS.contains(&extension.as_str()) {
-            return Ok(None);
-        }
-        if extension == "tar" {
+        if path.is_dir() {
+            folders.push(path);
+        } else if is_image(&path) {
+            return Ok(false);
+        } else if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("tar")) {
             shards.push(path);
         }
     }
-    shards.sort();
-    Ok((!shards.is_empty()).then_some(shards))
+    for folder in folders {
+        if depth == 0 || !collect(&folder, depth - 1, shards)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The paths that a pattern such as `train-{000..127}.tar` or `{train,val}-{0..9}.tar` stands for;
@@ -118,29 +141,39 @@ pub(crate) fn expand(pattern: &str) -> Result<Option<Vec<PathBuf>>> {
 }
 
 /// Whether a tar holds samples, and not a folder of images.
-pub(crate) fn is_shard(members: &[Member]) -> bool {
-    members.iter().any(|member| !member.is_folder && member.path.extension().is_some_and(|ending| ending == "cls"))
+pub(crate) fn is_shard(index: &Index) -> bool {
+    index.files().any(|member| member.path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("cls")))
 }
 
-/// The part that a shard belongs to, by the words of its name.
-fn part(path: &Path) -> Option<&'static str> {
-    let name = path.file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
-    name.split(|char: char| !char.is_alphanumeric()).find_map(|word| match word {
-        "val" | "valid" | "validation" => Some("val"),
-        "test" => Some("test"),
-        _ => None,
-    })
+/// The folder that all shards lie in: what it is called says nothing of one of them.
+fn common_folder(shards: &[PathBuf]) -> PathBuf {
+    let mut common = shards.first().and_then(|shard| shard.parent()).map(Path::to_path_buf).unwrap_or_default();
+    while !shards.iter().all(|shard| shard.starts_with(&common)) && common.pop() {}
+    common
 }
 
 impl Shards {
     /// `origin` is what was given, for messages; `shards` are not empty.
     pub(crate) fn open(origin: &Path, shards: Vec<PathBuf>, split: Split, need: Need) -> Result<Self> {
-        let held_out = ["val", "test"].into_iter().find(|name| shards.iter().any(|path| part(path) == Some(name)));
-        let chosen = |path: &PathBuf| match split {
-            Split::Train => part(path).is_none(),
-            Split::Test => held_out.is_some() && part(path) == held_out,
+        let common = common_folder(&shards);
+        let role = |path: &PathBuf| {
+            parts::of_shard(path.strip_prefix(&common).unwrap_or(path)).map_err(|found| {
+                let advice = "give shards and their folders the name of one part";
+                Error::malformed(origin, "shards of one part, by their names and folders", found, advice)
+            })
         };
-        if !shards.iter().any(chosen) {
+        let roles = shards.iter().map(role).collect::<Result<Vec<Role>>>()?;
+        // A folder that is itself called `val` is its own test part.
+        let is_test = parts::is_held_out(common.file_name()) && roles.iter().all(|role| *role == Role::Train);
+        let held_out = match [Role::Val, Role::Test].into_iter().find(|role| roles.contains(role)) {
+            None if is_test => Some(Role::Train),
+            found => found,
+        };
+        let is_chosen = |role: Role| match split {
+            Split::Train => role == Role::Train,
+            Split::Test => Some(role) == held_out,
+        };
+        if !roles.iter().any(|role| is_chosen(*role)) {
             return Err(match split {
                 Split::Test => {
                     let found = format!("{} shards, none of them called val or test", shards.len());
@@ -149,38 +182,44 @@ impl Shards {
                 Split::Train => Error::malformed(
                     origin,
                     "shards to train on, such as train-000000.tar",
-                    format!("only {}", held_out.unwrap_or("none")),
+                    format!("only {}", if held_out == Some(Role::Val) { "val" } else { "test" }),
                     "give the shards of both parts",
                 ),
             });
         }
         // All shards are looked through, so that both parts have the same classes.
-        let (mut samples, mut without_image, mut top, mut unlabelled) = (Vec::new(), 0, None, None);
+        let (mut samples, mut without_image, mut links) = (Vec::new(), LeftOut::default(), 0);
+        let (mut top, mut unlabelled) = (None, None);
         let mut kept = Vec::new();
-        for path in shards {
+        for (path, role) in shards.into_iter().zip(roles) {
             let shard = index(&path, kept.len() as u32)?;
             top = top.max(shard.samples.iter().filter_map(|sample| sample.label).max());
-            if !chosen(&path) {
+            if !is_chosen(role) {
                 continue;
             }
             if let Some(sample) = shard.samples.iter().find(|sample| sample.label.is_none()) {
                 unlabelled.get_or_insert_with(|| (path.clone(), sample.name.clone()));
             }
-            without_image += shard.without_image;
+            without_image.append(shard.without_image);
+            links += shard.links;
             samples.extend(shard.samples);
             kept.push(path);
         }
         if samples.is_empty() || u32::try_from(samples.len()).is_err() {
+            let without = match without_image.count() {
+                0 => "none without an image".into(),
+                count => format!("{count} without an image ({})", without_image.kinds().join(", ")),
+            };
             return Err(Error::malformed(
                 origin,
                 format!("samples with an image ({}), at least 1 and fewer than 2^32", EXTENSIONS.join(" ")),
-                format!("{}, and {without_image} without an image", samples.len()),
+                format!("{}, and {without}", samples.len()),
                 "give tar shards as WebDataset writes them",
             ));
         }
         let classes = match (unlabelled, need) {
-            (None, _) => class_names(&kept[0], top)?,
-            (Some((path, name)), Need::Labels) => {
+            (None, _) => class_names(&kept[0], &common, top)?,
+            (Some((path, name)), Need::Labels | Need::Scoring) => {
                 return Err(Error::malformed(
                     path,
                     "a label (.cls) for every image",
@@ -193,7 +232,7 @@ impl Shards {
                 Vec::new()
             }
         };
-        Ok(Self { origin: origin.into(), shards: kept, samples, classes, without_image })
+        Ok(Self { origin: origin.into(), shards: kept, common, samples, classes, without_image, links })
     }
 }
 
@@ -203,7 +242,9 @@ fn index(path: &Path, number: u32) -> Result<Shard> {
     let mut shard = Shard::default();
     let mut seen: HashSet<String> = HashSet::new();
     let mut current = Pending::default();
-    for member in tar_index::index(path, &file)?.iter().filter(|member| !member.is_folder) {
+    let members = tar_index::index(path, &file)?;
+    shard.links = members.other_links();
+    for member in members.files() {
         let (key, extension) = key(&member.path);
         // Hidden files are by-products of packing.
         if key.rsplit('/').next() == Some("") {
@@ -227,15 +268,10 @@ fn index(path: &Path, number: u32) -> Result<Shard> {
             return Err(twice(&format!(".{extension}")));
         }
         if EXTENSIONS.contains(&extension.as_str()) && current.image.is_none() {
-            current.image = Some(Sample {
-                shard: number,
-                offset: member.offset,
-                bytes: member.bytes,
-                label: None,
-                name: slashed(&member.path),
-            });
+            current.image =
+                Some(Sample { shard: number, extent: member.extent, label: None, name: names::key(&member.path) });
         } else if extension == "cls" {
-            current.label = Some(label(path, &file, member)?);
+            current.label = Some(label(path, &file, &member)?);
         }
     }
     current.finish(&mut shard);
@@ -246,30 +282,34 @@ fn index(path: &Path, number: u32) -> Result<Shard> {
 #[derive(Default)]
 struct Pending {
     key: Option<String>,
-    extensions: HashSet<String>,
+    extensions: BTreeSet<String>,
     image: Option<Sample>,
     label: Option<u32>,
 }
 
 impl Pending {
     fn finish(&mut self, shard: &mut Shard) {
-        let Pending { key, image, label, .. } = std::mem::take(self);
+        let Pending { key, extensions, image, label } = std::mem::take(self);
         match image {
             Some(sample) => shard.samples.push(Sample { label, ..sample }),
-            None if key.is_some() => shard.without_image += 1,
+            None if key.is_some() => {
+                // What could be a picture comes before what tells of one.
+                let about = |ending: &&String| {
+                    ending.rsplit('.').next().is_some_and(|last| ["cls", "json", "txt"].contains(&last))
+                };
+                let ending = extensions.iter().find(|ending| !about(ending)).or(extensions.iter().next());
+                shard
+                    .without_image
+                    .add(ending.map_or_else(|| "without extension".into(), |ending| format!(".{ending}")));
+            }
             None => {}
         }
     }
 }
 
-fn slashed(path: &Path) -> String {
-    let parts: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
-    parts.join("/")
-}
-
 /// The name up to the first dot after the last slash, and what follows, in lower case.
 fn key(path: &Path) -> (String, String) {
-    let name = slashed(path);
+    let name = names::key(path);
     let start = name.rfind('/').map_or(0, |slash| slash + 1);
     match name[start..].find('.') {
         Some(dot) => (name[..start + dot].to_string(), name[start + dot + 1..].to_lowercase()),
@@ -283,21 +323,23 @@ fn label(path: &Path, file: &File, member: &Member) -> Result<u32> {
         let expected = format!("a whole number below {MAX_CLASSES} in {}", member.path.display());
         Error::malformed(path, expected, found, "write the class as a number in ASCII")
     };
-    if member.bytes > 20 {
-        return Err(wrong(format!("{} bytes", member.bytes)));
+    let bytes = member.extent.bytes;
+    if bytes > 20 {
+        return Err(wrong(format!("{bytes} bytes")));
     }
-    let mut bytes = vec![0; member.bytes as usize];
-    read_exact_at(file, &mut bytes, member.offset).map_err(reading(path))?;
+    let mut bytes = vec![0; bytes as usize];
+    read_exact_at(file, &mut bytes, member.extent.offset).map_err(reading(path))?;
     let text = String::from_utf8_lossy(&bytes);
     let number = text.trim_ascii().parse::<u64>().ok().filter(|number| *number < MAX_CLASSES);
     number.map(|number| number as u32).ok_or_else(|| wrong(format!("`{}`", text.escape_default())))
 }
 
-/// Names from a file beside the shards, or numbers up to the highest label.
-fn class_names(shard: &Path, top: Option<u32>) -> Result<Vec<String>> {
+/// Names from a file beside the shards, or in the folder that all lie in; or numbers up to the highest label.
+fn class_names(shard: &Path, common: &Path, top: Option<u32>) -> Result<Vec<String>> {
     let count = top.map_or(0, |top| top as usize + 1);
-    let folder = shard.parent().unwrap_or(Path::new(""));
-    let Some(path) = NAMES.iter().map(|name| folder.join(name)).find(|path| path.is_file()) else {
+    let folders = [shard.parent().unwrap_or(Path::new("")), common];
+    let mut paths = folders.iter().flat_map(|folder| NAMES.iter().map(move |name| folder.join(name)));
+    let Some(path) = paths.find(|path| path.is_file()) else {
         return Ok((0..count).map(|class| class.to_string()).collect());
     };
     let text = fs::read_to_string(&path).map_err(reading(&path))?;
@@ -323,12 +365,15 @@ impl Dataset for Shards {
             0 => "no classes".to_string(),
             count => format!("{count} classes"),
         };
-        let without = match self.without_image {
+        let mut without = match self.without_image.count() {
             0 => String::new(),
-            count => format!(", {count} without an image left out"),
+            count => format!("; {count} without an image left out: {}", self.without_image.kinds().join(", ")),
         };
+        if self.links > 0 {
+            without = format!("{without}; {} links that lead to no file left out", self.links);
+        }
         let (images, shards) = (self.len(), self.shards.len());
-        format!("WebDataset, {shards} shards, {images} images, {labels}{without} ({})", self.origin.display())
+        format!("WebDataset, {shards} shards, {images} images, {labels} ({}){without}", self.origin.display())
     }
 
     fn classes(&self) -> &[String] {
@@ -345,8 +390,8 @@ impl Dataset for Shards {
 
     fn key(&self, index: usize) -> String {
         let sample = &self.samples[index];
-        let shard = self.shards[sample.shard as usize].file_name().unwrap_or_default().to_string_lossy();
-        format!("{shard}/{}", sample.name)
+        let shard = &self.shards[sample.shard as usize];
+        format!("{}/{}", names::key(shard.strip_prefix(&self.common).unwrap_or(shard)), sample.name)
     }
 
     fn check_there(&self) -> Result<()> {
@@ -356,11 +401,11 @@ impl Dataset for Shards {
     fn read(&self, index: usize) -> Result<Image> {
         let sample = &self.samples[index];
         let bad = |reason: String| Error::BadImage { key: self.key(index), reason };
-        check_size(sample.bytes).map_err(|error| bad(error.to_string()))?;
-        let mut bytes = vec![0; sample.bytes as usize];
+        check_size(sample.extent.bytes).map_err(|error| bad(error.to_string()))?;
+        let mut bytes = vec![0; sample.extent.bytes as usize];
         // Opened anew: there may be more shards than files that a process may hold open.
         let read = File::open(&self.shards[sample.shard as usize])
-            .and_then(|file| read_exact_at(&file, &mut bytes, sample.offset));
+            .and_then(|file| read_exact_at(&file, &mut bytes, sample.extent.offset));
         read.map_err(|error| bad(error.to_string()))?;
         Image::decode(&bytes).map_err(bad)
     }
@@ -382,21 +427,6 @@ mod tests {
         assert_eq!(expanded("{train,val}-{0..1}.tar"), ["train-0.tar", "train-1.tar", "val-0.tar", "val-1.tar"]);
         assert_eq!(expand("a.tar").expect("no braces"), None);
         assert!(expand(&format!("{{{}..9}}.tar", "0".repeat(70_000))).is_err(), "a number as wide as no file name");
-    }
-
-    #[test]
-    fn parts_go_by_words() {
-        for (name, expected) in [
-            ("train-000000.tar", None),
-            ("imagenet1k-validation-07.tar", Some("val")),
-            ("ILSVRC_val_0.tar", Some("val")),
-            ("x/test.tar", Some("test")),
-            ("val/train-0.tar", None),
-            ("interval-0.tar", None),
-            ("000123.tar", None),
-        ] {
-            assert_eq!(part(Path::new(name)), expected, "{name}");
-        }
     }
 
     #[test]

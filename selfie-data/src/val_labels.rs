@@ -24,7 +24,7 @@ pub(crate) struct Flat<'a> {
     /// The folder or tar of the data.
     pub(crate) root: &'a Path,
     /// The flat folder's name in there.
-    pub(crate) part: &'a str,
+    pub(crate) part: &'a Path,
     /// Sorted names of the class folders of train/.
     pub(crate) classes: &'a [String],
     /// Names of the images, sorted.
@@ -71,7 +71,7 @@ impl Flat<'_> {
     }
 
     fn find(&self, name: &str) -> Result<Option<(PathBuf, String)>> {
-        for inside in [Path::new(self.part).join(name), PathBuf::from(name)] {
+        for inside in [self.part.join(name), PathBuf::from(name)] {
             let Some(bytes) = (self.read)(&inside)? else { continue };
             let path = self.root.join(inside);
             return match String::from_utf8(bytes) {
@@ -98,7 +98,7 @@ impl Flat<'_> {
             if lines.len() != self.images.len() {
                 return Err(Error::malformed(
                     path,
-                    format!("a line for each of the {} images of {}/", self.images.len(), self.part),
+                    format!("a line for each of the {} images of {}/", self.images.len(), self.part.display()),
                     lines.len().to_string(),
                     "all images are needed, in the order of their names",
                 ));
@@ -118,7 +118,10 @@ impl Flat<'_> {
                 Error::malformed(path, format!("{expected} on line {}", line.number), found, advice)
             };
             let Some(&place) = places.get(last) else {
-                return Err(wrong(format!("an image of {}/", self.part), format!("`{image}`, which is not there")));
+                return Err(wrong(
+                    format!("an image of {}/", self.part.display()),
+                    format!("`{image}`, which is not there"),
+                ));
             };
             if labels[place].replace(class).is_some() {
                 return Err(wrong("every image once".into(), format!("`{image}` again")));
@@ -127,7 +130,7 @@ impl Flat<'_> {
         let missing = labels.iter().position(Option::is_none);
         labels.into_iter().collect::<Option<Vec<u32>>>().ok_or_else(|| {
             let image = missing.map_or("", |place| &self.images[place]);
-            let expected = format!("a line for each of the {} images of {}/", self.images.len(), self.part);
+            let expected = format!("a line for each of the {} images of {}/", self.images.len(), self.part.display());
             Error::malformed(path, expected, format!("none for {image}"), "add it, or remove the image")
         })
     }
@@ -181,7 +184,7 @@ mod tests {
         ) {
             let (classes, images) = (["a".to_string(), "b".to_string()], ["a.jpg".to_string(), "b.jpg".to_string()]);
             let read = |path: &Path| Ok((path == Path::new(name)).then(|| text.clone().into_bytes()));
-            let flat = Flat { root: Path::new("data"), part: "val", classes: &classes, images: &images, read: &read };
+            let flat = Flat { root: Path::new("data"), part: Path::new("val"), classes: &classes, images: &images, read: &read };
             match flat.labels() {
                 Ok(labels) => {
                     let labels = labels.expect("the file is there");

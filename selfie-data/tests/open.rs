@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use selfie_data::{Dataset, Draws, Error, ErrorKind, Need, Purpose, Result, Split, check_same_classes, open};
+use selfie_data::{Dataset, Draws, Error, ErrorKind, Need, Purpose, Result, Split, match_classes, open};
 
 struct Zero;
 
@@ -82,7 +82,49 @@ fn classes_of_the_two_parts_are_compared() {
     }
     let [train, test] = [Split::Train, Split::Test]
         .map(|split| open(folder.path(), split, Need::Labels, &|_| Arc::new(Zero)).expect("a good folder"));
-    check_same_classes(&*train, &*train).expect("itself");
-    let message = check_same_classes(&*train, &*test).expect_err("they differ").to_string();
-    assert!(message.contains("only in training: dog; only in test: cow"), "{message}");
+    let classes = train.classes().to_vec();
+    assert!(match_classes(train, &classes, "itself").expect("the same").missing.is_empty());
+    let message = match_classes(test, &classes, "training").err().expect("they differ").to_string();
+    assert!(message.contains("the 2 classes of training (cat, dog)"), "{message}");
+    assert!(message.contains("none of those: cow; absent: dog"), "{message}");
+}
+
+#[test]
+fn a_part_of_the_classes_is_matched_by_name() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for file in ["train/cat/1.ppm", "train/dog/1.ppm", "train/emu/1.ppm", "val/emu/1.ppm", "val/dog/1.ppm"] {
+        let path = folder.path().join(file);
+        fs::create_dir_all(path.parent().expect("inside the folder")).expect("made");
+        fs::write(path, b"P6 1 1 255\n\0\0\0").expect("written");
+    }
+    let part = |split, need| open(folder.path(), split, need, &|_| Arc::new(Zero)).expect("a good folder");
+    let classes = part(Split::Train, Need::Labels).classes().to_vec();
+    let without = || match_classes(part(Split::Test, Need::Scoring), &classes, "training").expect("a part of them");
+    let matched = without();
+    assert_eq!((matched.dataset.classes(), matched.missing.join(" ")), (classes.as_slice(), "cat".into()));
+    let keyed: Vec<_> = (0..2).map(|index| (matched.dataset.key(index), matched.dataset.label(index))).collect();
+    assert_eq!(keyed, [("val/dog/1.ppm".into(), Some(1)), ("val/emu/1.ppm".into(), Some(2))]);
+    assert_eq!(matched.missing_text().as_deref(), Some("no image of 1 of the 3 classes (cat)"));
+    // An empty folder is no image either.
+    fs::create_dir(folder.path().join("val/cat")).expect("made");
+    assert_eq!(without().missing, ["cat"]);
+}
+
+#[test]
+fn a_class_that_is_spelled_in_another_way_is_said_to_be() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for (ours, theirs, how) in [
+        ("caf\u{e9}", "cafe\u{301}", "cafe\\u{301} is caf\\u{e9} with other composed and decomposed accents"),
+        ("cat", "Cat", "Cat is cat with other capitals"),
+        ("cat", "cat ", "cat  is cat with other spaces"),
+    ] {
+        let root = folder.path().join(how);
+        for class in [theirs, "dog"] {
+            fs::create_dir_all(root.join(class)).expect("made");
+            fs::write(root.join(class).join("1.ppm"), b"P6 1 1 255\n\0\0\0").expect("written");
+        }
+        let test = open(&root, Split::Train, Need::Scoring, &|_| Arc::new(Zero)).expect("a good folder");
+        let error = match_classes(test, &[ours.into(), "dog".into()], "training").err().expect("another name");
+        assert!(error.to_string().contains(how), "{error}");
+    }
 }

@@ -76,7 +76,7 @@ fn shards_are_found_by_folder_pattern_and_name() {
         assert_eq!(train.key(0), "train-000000.tar/a/2.jpg");
         let description = train.describe();
         assert!(
-            description.contains("2 shards, 2 images") && description.contains("1 without an image left out"),
+            description.contains("2 shards, 2 images") && description.contains("1 without an image left out: 1 .5.jpg"),
             "{description}"
         );
         let test = opened(&path, Split::Test, Need::Labels).expect("val shards");
@@ -99,6 +99,38 @@ fn shards_are_found_by_folder_pattern_and_name() {
     fs::write(pattern("classes.txt"), "ant\nbee\ncat\n").expect("writable");
     let error = opened(folder.path(), Split::Train, Need::Labels).err().expect("3 names for 4 classes");
     assert!(error.to_string().contains("at least 4 classes") && error.to_string().contains("found 3"), "{error}");
+}
+
+#[test]
+fn the_folder_of_a_shard_counts() {
+    let root = tempfile::tempdir().expect("a temporary folder");
+    for part in ["train", "val"] {
+        fs::create_dir_all(root.path().join("shards").join(part)).expect("made");
+    }
+    let path = |text: &str| root.path().join("shards").join(text);
+    write(root.path(), "shards/train/00000.tar", &sample("a", 1, "0"));
+    write(root.path(), "shards/train/00001.tar", &sample("a", 2, "1"));
+    write(root.path(), "shards/val/00000.tar", &sample("b", 3, "2"));
+    fs::write(path("classes.txt"), "ant\nbee\ncat\n").expect("writable");
+    fs::write(path("train/index.json"), "{}").expect("writable");
+    fs::copy(path("val/00000.tar"), path("val/00001.tar")).expect("writable");
+    for data in [path(""), path("{train,val}/{00000..00001}.tar")] {
+        let train = opened(&data, Split::Train, Need::Labels).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(colours(&*train), [(1, Some(0)), (2, Some(1))]);
+        assert_eq!(train.key(0), "train/00000.tar/a.jpg");
+        assert_eq!(train.classes().join(" "), "ant bee cat");
+        let test = opened(&data, Split::Test, Need::Labels).expect("val shards");
+        assert_eq!(colours(&*test), [(3, Some(2)), (3, Some(2))]);
+    }
+    // A folder that all shards lie in says nothing of one of them, but is its own test part.
+    let alone = opened(path("val"), Split::Train, Need::Labels).expect("all of them");
+    assert_eq!((alone.len(), alone.key(0).as_str()), (2, "00000.tar/b.jpg"));
+    assert_eq!(opened(path("val"), Split::Test, Need::Labels).expect("itself").len(), 2);
+    let error = opened(path("train"), Split::Test, Need::Labels).err().expect("no val");
+    assert!(matches!(error, Error::NoTestPart { .. }), "{error:?}");
+    fs::rename(path("val/00001.tar"), path("val/train-1.tar")).expect("writable");
+    let error = opened(path(""), Split::Train, Need::Images).err().expect("a contradiction");
+    assert!(error.to_string().contains("train-1.tar in the folder val"), "{error}");
 }
 
 #[test]
@@ -140,17 +172,21 @@ fn samples_are_runs_of_one_key() {
         ("3.webp", image(3)),
     ];
     assert_eq!(single(&members, Need::Labels).expect("well formed"), [(1, Some(1)), (3, Some(0))]);
+    // A name that comes again is the last one, as tar unpacks it, in the place of the first.
+    let again = [("1.jpg", image(1)), ("1.cls", label("0")), ("2.jpg", image(2)), ("2.cls", label("1"))];
+    let again = [again.as_slice(), &[("1.jpg", image(5)), ("1.cls", label("2"))]].concat();
+    assert_eq!(single(&again, Need::Labels).expect("well formed"), [(5, Some(2)), (2, Some(1))]);
     let unlabelled = [("1.jpg", image(1)), ("2.jpg", image(2)), ("2.cls", label("0"))];
     assert_eq!(single(&unlabelled, Need::Images).expect("no labels needed"), [(1, None), (2, None)]);
     for (members, part) in [
         (unlabelled.to_vec(), "none for 1.jpg"),
         (vec![("1.jpg", image(1)), ("2.jpg", image(1)), ("1.cls", label("0"))], "1 again after others"),
-        (vec![("1.jpg", image(1)), ("1.jpg", image(1)), ("1.cls", label("0"))], "one .jpg per sample"),
+        (vec![("1.jpg", image(1)), ("1.JPG", image(1)), ("1.cls", label("0"))], "one .jpg per sample"),
         (vec![("1.jpg", image(1)), ("1.cls", label("-1"))], "found `-1`"),
         (vec![("1.jpg", image(1)), ("1.cls", label("65536"))], "below 65536 in 1.cls"),
         (vec![("1.jpg", image(1)), ("1.cls", label("one\n"))], "found `one\\n`"),
         (vec![("1.jpg", image(1)), ("1.cls", vec![b'1'; 1000])], "found 1000 bytes"),
-        (vec![("1.txt", label("no image"))], "found 0, and 1 without an image"),
+        (vec![("1.txt", label("no image"))], "found 0, and 1 without an image (1 .txt)"),
     ] {
         let message = single(&members, Need::Labels).expect_err("must be refused").to_string();
         assert!(message.contains(part), "{part}: {message}");
@@ -173,8 +209,8 @@ fn names_are_keys_and_links_are_skipped() {
         bytes = [header.as_bytes().as_slice(), &bytes].concat();
     }
     for (name, keys) in [
-        ("shards/x.tar", ["x.tar/up.jpg", "x.tar/etc/root.jpg", "x.tar/a/b.jpg"]),
-        ("plain.tar", ["a/b.jpg", "etc/root.jpg", "up.jpg"]),
+        ("shards/x.tar", ["x.tar/up.jpg", "x.tar/etc/root.jpg", "x.tar/b.jpg"]),
+        ("plain.tar", ["b.jpg", "etc/root.jpg", "up.jpg"]),
     ] {
         let path = folder.path().join(name);
         fs::create_dir_all(path.parent().expect("inside")).expect("writable");

@@ -57,7 +57,8 @@ struct LdmatrixArgs {
 };
 KERNEL(conformance_ldmatrix, LdmatrixArgs, 32, 1) {
   SHARED(u16, x, [32][8]);
-  store16(x[lane()], load16(args.x + lane() * 8));
+  int neighbour = lane() ^ 1;  // each row is written by another lane than the one that names it
+  store16(x[neighbour], load16(args.x + neighbour * 8));
   __syncwarp();
   u32 r[4];
   ldmatrix_x4(r, x[lane()]);
@@ -71,11 +72,11 @@ KERNEL(conformance_ldmatrix, LdmatrixArgs, 32, 1) {
 struct CpAsyncArgs {
   const bf16* x;
   bf16* y;
-  int rounds;
+  u64 rounds;
 };
-static constexpr int STAGES = 3;
-DEV void begin_stage(bf16 (&stage)[128][8], const CpAsyncArgs& args, int round) {
-  int t = threadIdx.x;
+static constexpr u32 STAGES = 3;
+DEV void begin_stage(bf16 (&stage)[128][8], const CpAsyncArgs& args, u32 round) {
+  u32 t = threadIdx.x;
   if (round < args.rounds) {
     const bf16* from = args.x + ((u64)round * 128 + t) * 8;
     if ((round + t) % 3 == 0)
@@ -89,13 +90,13 @@ DEV void begin_stage(bf16 (&stage)[128][8], const CpAsyncArgs& args, int round) 
 }
 KERNEL(conformance_cp_async, CpAsyncArgs, 128, 1) {
   SHARED(bf16, stages, [STAGES][128][8]);
-  for (int s = 0; s < STAGES - 1; s++) begin_stage(stages[s], args, s);
-  for (int round = 0; round < args.rounds; round++) {
+  for (u32 s = 0; s < STAGES - 1; s++) begin_stage(stages[s], args, s);
+  for (u32 round = 0; round < args.rounds; round++) {
     cp_async_wait<STAGES - 2>();
     __syncthreads();
     // Behind the barrier: all have read the stage that is filled next.
     begin_stage(stages[(round + STAGES - 1) % STAGES], args, round + STAGES - 1);
-    int t = threadIdx.x;
+    u32 t = threadIdx.x;
     store16(args.y + ((u64)round * 128 + t) * 8, load16(stages[round % STAGES][127 - t]));
   }
   cp_async_wait<0>();
@@ -157,7 +158,9 @@ KERNEL(conformance_reduction, ReductionArgs, 256, 1) {
   args.warp_sum[t] = warp_sum(x);
   args.warp_sum_f64[t] = warp_sum((double)x);
   args.warp_max[t] = warp_max(x);
-  args.block_sum[t] = block_sum<256>(x);
+  // Two in a row: the second one's writing must wait for the first one's reading. The difference is exact.
+  float doubled = block_sum<256>(2.0f * x);
+  args.block_sum[t] = doubled - block_sum<256>(x);
   args.block_sum_f64[t] = block_sum<256>((double)x);
   args.block_max[t] = block_max<256>(x);
 }
@@ -190,18 +193,18 @@ struct RandomArgs {
   u32* words;
   float *units, *multipliers, *one, *none;
   Dropout dropout;
-  u32 purpose;
+  u64 purpose;
 };
 KERNEL(conformance_random, RandomArgs, 64, 1) {
   u32 t = threadIdx.x;
-  u32x4 words = philox(args.seed, args.purpose, args.sample + t, t);
+  u32x4 words = philox(args.seed, (u32)args.purpose, args.sample + t, t);
   store16(args.words + t * 4, words);
   args.units[t] = philox_unit(words.x);
   float4 m = dropout_multipliers(args.dropout, 5, t);
   args.multipliers[t * 4] = m.x, args.multipliers[t * 4 + 1] = m.y;
   args.multipliers[t * 4 + 2] = m.z, args.multipliers[t * 4 + 3] = m.w;
   args.one[t] = dropout_multiplier(args.dropout, 5, 4 * t + 2);
-  args.none[t] = dropout_multiplier({nullptr, 0, 0.0f, 1.0f}, 5, t);
+  args.none[t] = dropout_multiplier({nullptr, 0, 0.0f, 1.0f, 0}, 5, t);
 }
 
 // Of x and y [n], by any number of blocks: accurate functions, as far from the true value as CUDA's manual says: 1 ulp
@@ -209,10 +212,10 @@ KERNEL(conformance_random, RandomArgs, 64, 1) {
 struct MathArgs {
   const float *x, *y;
   float *exp, *log, *erf, *sqrt, *quotient, *fma;
-  int n;
+  u64 n;
 };
 KERNEL(conformance_math, MathArgs, 128, 1) {
-  int i = blockIdx.x * 128 + threadIdx.x;
+  u32 i = blockIdx.x * 128 + threadIdx.x;
   if (i >= args.n) return;
   float x = args.x[i], y = args.y[i];
   args.exp[i] = expf(x);
@@ -239,18 +242,18 @@ KERNEL(conformance_last_block, LastBlockArgs, 64, 1) {
   if (threadIdx.x == 0) args.sum[0] = sum;
 }
 
-// y [blocks][n] = x [blocks][n] backwards, n / 64 floats a thread, through n * 4 bytes of dynamic shared memory; blocks are
+// y [blocks][n] = x [blocks][n] backwards, through n * 4 bytes of dynamic shared memory; blocks are
 // numbered x first: block (bx, by, bz) of the grid (3, 2, 2) is (bz * 2 + by) * 3 + bx.
 struct DynamicSharedArgs {
   const float* x;
   float* y;
-  int n;
+  u64 n;
 };
 KERNEL(conformance_dynamic_shared, DynamicSharedArgs, 64, 1) {
   DYN_SHARED(bytes);
   float* row = (float*)bytes;
   u64 first = (u64)((blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x) * args.n;
-  for (int i = threadIdx.x; i < args.n; i += blockDim.x) row[i] = args.x[first + i];
+  for (u32 i = threadIdx.x; i < args.n; i += blockDim.x) row[i] = args.x[first + i];
   __syncthreads();
-  for (int i = threadIdx.x; i < args.n; i += blockDim.x) args.y[first + i] = row[args.n - 1 - i];
+  for (u32 i = threadIdx.x; i < args.n; i += blockDim.x) args.y[first + i] = row[args.n - 1 - i];
 }

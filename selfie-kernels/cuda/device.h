@@ -28,7 +28,7 @@ typedef unsigned long long u64;
 
 // SHARED(bf16, tile, [16][24]): an array in shared memory, the same for the whole block, undefined at first.
 #define SHARED(T, name, dims) __shared__ __align__(128) T name dims
-// The bytes of shared memory that the launch asked for: char*, aligned to 1024.
+// The bytes of shared memory that the launch asked for: char*, aligned to 1024. Only in a KERNEL itself, which hands it on.
 #define DYN_SHARED(name) extern __shared__ __align__(1024) char name[]
 
 struct bf16 {
@@ -42,6 +42,8 @@ struct __align__(16) u32x4 {
 };
 
 DEV float bits_to_float(u32 bits) { return __uint_as_float(bits); }
+#define INFINITY bits_to_float(0x7f800000u)
+#define NAN bits_to_float(0x7fffffffu)
 DEV u32 float_to_bits(float v) { return __float_as_uint(v); }
 
 // max(0, v) that keeps NaN (the CPU's `if v < 0 { 0 } else { v }`); -0 gives +0.
@@ -135,7 +137,8 @@ DEV void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 #endif  // EMULATOR: what follows is the same in both worlds. CUDA's own names that the emulator has too: threadIdx.x,
         // blockIdx, blockDim.x, gridDim, __syncthreads(), __syncwarp(), __shfl_sync, __shfl_xor_sync, __shfl_up_sync,
         // __shfl_down_sync (with WARP), __ballot_sync, __threadfence(), atomicAdd on u32, min and max of integers,
-        // float2 and float4 with make_*, and the functions of <math.h>.
+        // float2 and float4 with make_*, and the functions of <math.h>
+        // with INFINITY and NAN.
 
 static constexpr u32 WARP = 0xffffffffu;
 DEV int lane() { return (int)(threadIdx.x % 32); }
@@ -257,20 +260,21 @@ DEV float block_max(float v) {
   return most;
 }
 
-// Whether this block is the last one to come here, so that it alone goes on with what all of them wrote. `tickets` is
-// zero before the launch and zero again behind it; all threads of a block of one-dimensional grid call it.
-DEV bool last_block(u32* tickets, u32 blocks) {
-  SHARED(u32, ticket, [1]);
-  __threadfence();
+// Whether this block is the last of `blocks` to come here, so that it alone goes on with what all of them wrote. `ticket`
+// is zero before the launch and zero again behind it. All threads of a block call it.
+DEV bool last_block(u32* ticket, u32 blocks) {
+  SHARED(u32, drawn, [1]);
   __syncthreads();
-  if (threadIdx.x == 0) ticket[0] = atomicAdd(tickets, 1u);
-  __syncthreads();
-  bool last = ticket[0] == blocks - 1;
-  __syncthreads();
-  if (last) {
+  if (threadIdx.x == 0) {
+    // The barriers take the one thread's fences for all: what the block wrote is seen before its ticket, and what
+    // other blocks wrote before theirs is seen behind it.
     __threadfence();
-    if (threadIdx.x == 0) *tickets = 0;
+    drawn[0] = atomicAdd(ticket, 1u);
+    __threadfence();
   }
+  __syncthreads();
+  bool last = drawn[0] == blocks - 1;
+  if (last && threadIdx.x == 0) *ticket = 0;
   return last;
 }
 
@@ -298,6 +302,7 @@ struct Dropout {
   u32 purpose;
   float rate;
   float factor;  // 1 / (1 - rate)
+  u32 unused;    // the host's mirror has no gaps
 };
 // What elements 4 * block .. + 4 of sample `b` of the batch are multiplied by: 0 or the factor, 1 without dropout.
 DEV float4 dropout_multipliers(const Dropout& dropout, u64 b, u32 block) {

@@ -38,14 +38,14 @@ pub mod stem_conv;
 pub mod tokens;
 
 pub use conv_dims::ConvDims;
-pub use cpu::Cpu;
+pub use cpu::{Cpu, instruction_set};
 pub use cuda::Cuda;
 pub use dropout::Dropout;
 pub use element::{Element, Scalar, Wide};
 pub use error::{Error, Result};
 pub use grad::{Affine, Grad};
 pub use memory::{Len, Memory, View, ViewMut};
-pub use partials::Partials;
+pub use partials::{Partials, partials_room};
 pub use philox::{Philox, Purpose};
 
 /// Everything a device must offer to train: memory and the operations, in the element type `T` of activations.

@@ -17,6 +17,11 @@ pub struct Partials<M: Memory, W: Scalar> {
     made: Option<(Cut, usize)>,
 }
 
+/// Elements of the room that sums of a map of `rows` pixels and `c` channels may take on any device.
+pub const fn partials_room(rows: usize, c: usize) -> usize {
+    (rows.div_ceil(SUM_ROWS) + 3) * 2 * c
+}
+
 /// The rows of a map, cut into tiles: runs of rows one after the other, each cut into tiles of `tile` rows (the last
 /// one of a run may be shorter).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,19 +55,14 @@ impl Cut {
 }
 
 impl<M: Memory, W: Scalar> Partials<M, W> {
-    /// Elements of the room that sums of a map of `rows` pixels and `c` channels may take on any device.
-    pub const fn room(rows: usize, c: usize) -> usize {
-        (rows.div_ceil(SUM_ROWS) + 3) * 2 * c
-    }
-
-    /// In a buffer with [`Partials::room`] for the largest map.
+    /// In a buffer with [`partials_room`] for the largest map.
     pub fn within(room: M::Buffer<W>) -> Self {
         Self { room, made: None }
     }
 
     /// Whether a map of `rows` pixels and `c` channels has room.
     pub(crate) fn check(&self, op: &'static str, rows: usize, c: usize) -> Result<()> {
-        let (room, needed) = (M::len(&self.room), Self::room(rows, c));
+        let (room, needed) = (M::len(&self.room), partials_room(rows, c));
         require(op, room >= needed, || {
             format!("partial sums of {rows} rows of {c} channels take {needed} elements, room for {room}")
         })
@@ -111,6 +111,6 @@ mod tests {
         assert_eq!((cut.rows(), cut.tiles()), (259, 4));
         assert_eq!(cut.lens().collect::<Vec<_>>(), [128, 2, 128, 1]);
         assert_eq!(Cut::plain(256).lens().collect::<Vec<_>>(), [128, 128]);
-        assert!(cut.tiles() * 2 <= Partials::<crate::Cpu, f32>::room(259, 1));
+        assert!(cut.tiles() * 2 <= partials_room(259, 1));
     }
 }

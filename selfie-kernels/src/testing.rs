@@ -8,7 +8,7 @@ mod bounded;
 
 pub(crate) use bounded::*;
 
-use crate::partials::Cut;
+use crate::partials::{Cut, partials_room};
 use crate::{
     Affine, Backend, ConvDims, Cpu, Cuda, Element, Error, Grad, Len, Memory, Partials, Philox, Result, Scalar, View,
     ViewMut, Wide,
@@ -106,9 +106,9 @@ impl TestDevice for Cpu {
 impl TestDevice for Cuda {
     fn get() -> &'static Self {
         static CUDA: OnceLock<Cuda> = OnceLock::new();
-        CUDA.get_or_init(|| {
-            let library = std::env::var_os("SELFIE_EMULATOR").expect("SELFIE_EMULATOR names the emulator's library");
-            Cuda::emulated(library.as_ref()).expect("the emulator loads")
+        CUDA.get_or_init(|| match std::env::var_os("SELFIE_EMULATOR") {
+            Some(library) => Cuda::emulated(library.as_ref()).expect("the emulator loads"),
+            None => Cuda::new(0).expect("a GPU, or the emulator's library in SELFIE_EMULATOR"),
         })
     }
 
@@ -294,6 +294,15 @@ impl<M: Memory, S: Scalar> Guarded<M, S> {
         M::view_mut(&mut self.buffer, GUARD..GUARD + self.len)
     }
 
+    /// From an element on, for places that are not aligned.
+    pub(crate) fn view_from(&self, first: usize) -> View<'_, M, S> {
+        M::view(&self.buffer, GUARD + first..GUARD + self.len)
+    }
+
+    pub(crate) fn view_mut_from(&mut self, first: usize) -> ViewMut<'_, M, S> {
+        M::view_mut(&mut self.buffer, GUARD + first..GUARD + self.len)
+    }
+
     /// The values; asserts that the guards are whole.
     pub(crate) fn read(&self, device: &M) -> Vec<S> {
         let mut host = vec![S::default(); self.len + 2 * GUARD];
@@ -306,12 +315,12 @@ impl<M: Memory, S: Scalar> Guarded<M, S> {
 
 /// Room for partial sums of `[rows, c]`, all of it NaN, with guards behind.
 pub(crate) fn room<M: Memory, W: Scalar>(device: &M, rows: usize, c: usize) -> Partials<M, W> {
-    poisoned_partials(device, Partials::<M, W>::room(rows, c) + GUARD)
+    poisoned_partials(device, partials_room(rows, c) + GUARD)
 }
 
 /// The same without guards, for calls that are to be refused.
 pub(crate) fn bare_room<M: Memory, W: Scalar>(device: &M, rows: usize, c: usize) -> Partials<M, W> {
-    poisoned_partials(device, Partials::<M, W>::room(rows, c))
+    poisoned_partials(device, partials_room(rows, c))
 }
 
 fn poisoned_partials<M: Memory, W: Scalar>(device: &M, len: usize) -> Partials<M, W> {

@@ -45,7 +45,7 @@ impl AttentionPool {
             PositionKind::Table => tables.parameters.push("pool.pos", &[dims.n(), d], Layout::Plain),
             PositionKind::RowCol => {
                 let rows = tables.parameters.push("pool.row", &[dims.grid, d], Layout::Plain);
-                let columns = tables.parameters.push("pool.col", &[dims.grid, d], Layout::Plain);
+                let columns = tables.parameters.push_behind("pool.col", &[dims.grid, d], Layout::Plain);
                 rows.start..columns.end
             }
         };
@@ -138,7 +138,7 @@ impl AttentionPool {
     ) -> (M::View<'a, T>, Option<M::ViewMut<'a, T>>) {
         let last = &acts.blocks[(self.blocks.len() - 1) % acts.blocks.len()];
         let len = self.dims.b * self.query_stride();
-        let gradient = acts.scratch.gradient_mut();
+        let gradient = acts.scratch.output_gradient_mut(self.blocks.len());
         (M::view(last.output(), 0..len), (mode == Mode::Train).then(|| M::view_mut(gradient, 0..len)))
     }
 
@@ -157,11 +157,12 @@ impl AttentionPool {
             block.backward(state, x, acts, scratch)?;
         }
         let gradient = B::view_mut(&mut state.parameters.gradient, self.u0.start..self.positions.end);
-        let (du0, dpositions) = B::split_at(gradient, self.u0.len());
+        let (du0, rest) = B::split_at(gradient, self.u0.len());
+        let (_, dpositions) = B::split_at(rest, self.positions.start - self.u0.end);
         state.device.tokens_backward(tokens::Backward {
             dims: self.dims,
             order: B::all(order),
-            dx: B::all(scratch.gradient()),
+            dx: B::all(scratch.input_gradient()),
             dh: B::all_mut(dh),
             du0,
             dpositions_acc: self.encoder_positions.then_some(dpositions),

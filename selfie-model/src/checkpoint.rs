@@ -392,7 +392,7 @@ pub(crate) fn parse_manifest_and_state(bytes: &[u8]) {
 mod tests {
     use super::*;
     use crate::error::ErrorKind;
-    use crate::parameters::Layout;
+    use crate::parameters::{ALIGNMENT, Layout};
     use serde_json::json;
 
     struct Net {
@@ -403,13 +403,16 @@ mod tests {
     fn net() -> Net {
         let mut net = Net { parameters: Table::default(), statistics: Table::default() };
         net.parameters.push("stem.conv.weight", &[2, 3, 1, 1], Layout::Filter);
-        net.parameters.push("norm.weight", &[2], Layout::Plain);
+        net.parameters.push_behind("norm.weight", &[2], Layout::Plain);
         net.statistics.push("norm.running_mean", &[2], Layout::Plain);
         net
     }
 
+    /// A buffer of so many numbers, and zeros to its end.
     fn numbers(len: usize, first: f32) -> Vec<f32> {
-        (0..len).map(|i| first + i as f32 / 3.0).collect()
+        let mut numbers: Vec<f32> = (0..len).map(|i| first + i as f32 / 3.0).collect();
+        numbers.resize(len.next_multiple_of(ALIGNMENT), 0.0);
+        numbers
     }
 
     fn save(store: &CheckpointStore, step: u64) -> PathBuf {

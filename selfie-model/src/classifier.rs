@@ -3,10 +3,10 @@
 use crate::input::Input;
 use crate::layers::{Dx, Linear, Tables};
 use crate::memory_plan::{Dry, Ledger};
-use crate::network::Build;
+use crate::network::{Build, Passes};
 use crate::resnet::{Resnet, ResnetActs};
 use crate::state::{Buffer, State, StateArgs};
-use crate::{Classify, Inputs, Loss, MemoryPlan, Mode, Network, Parameters, Result, Sizes, Statistics, Update};
+use crate::{Classify, MemoryPlan, Mode, Result};
 use selfie_kernels::gemm::Write;
 use selfie_kernels::{Backend, Element, Error, Memory, View, softmax_cross_entropy};
 use std::sync::Arc;
@@ -78,30 +78,18 @@ impl<B: Backend<T>, T: Element> Classifier<B, T> {
         Ok(network)
     }
 
-    /// As [`Network::load`], but of normalised pixels `[n, h, w, 3]`.
+    /// As [`crate::Network::stage`], but of normalised pixels `[n, h, w, 3]`, which overwrite the present batch at once.
     ///
     /// # Errors
     /// Lengths or labels that do not fit.
-    pub fn load_pixels(&mut self, pixels: &[T], labels: &[u32], first_sample: u64) -> selfie_kernels::Result<()> {
-        self.check_labels(labels)?;
-        self.state.set_first_sample(first_sample)?;
-        self.input.load_pixels(&self.state.device, pixels, labels)
+    pub fn put_pixels(&mut self, pixels: &[T], labels: &[u32], first_sample: u64) -> selfie_kernels::Result<()> {
+        self.check_targets(labels)?;
+        self.input.put_pixels(&self.state.device, pixels, labels, first_sample)
     }
 
     /// `[n, width]`: the pooled features of the last forward.
     pub fn features(&self) -> View<'_, B, T> {
         B::all(&self.h)
-    }
-
-    fn check_labels(&self, labels: &[u32]) -> selfie_kernels::Result<()> {
-        self.input.check_len(labels)?;
-        match labels.iter().position(|&label| label as usize >= self.classes) {
-            None => Ok(()),
-            Some(image) => {
-                let reason = format!("image {image}: label {} where there are {} classes", labels[image], self.classes);
-                Err(Error::Dims { op: "load", reason })
-            }
-        }
     }
 }
 
@@ -115,80 +103,51 @@ impl<B: Backend<T>, T: Element> Classify<B, T> for Classifier<B, T> {
     }
 }
 
-impl<B: Backend<T>, T: Element> Network<B, T> for Classifier<B, T> {
-    fn device(&self) -> &Arc<B> {
-        &self.state.device
+impl<B: Backend<T>, T: Element> Passes<B, T> for Classifier<B, T> {
+    fn state(&self) -> &State<B, T> {
+        &self.state
     }
 
-    fn sizes(&self) -> Sizes {
-        Sizes { batch: self.input.batch(), image: self.input.image(), targets: 1 }
+    fn input(&self) -> &Input<B, T> {
+        &self.input
     }
 
-    fn parameters(&self) -> &Parameters<B, T> {
-        &self.state.parameters
+    fn parts_mut(&mut self) -> (&mut State<B, T>, &mut Input<B, T>) {
+        (&mut self.state, &mut self.input)
     }
 
-    fn parameters_mut(&mut self) -> &mut Parameters<B, T> {
-        &mut self.state.parameters
+    fn check_targets(&self, labels: &[u32]) -> selfie_kernels::Result<()> {
+        self.input.check_len(labels)?;
+        match labels.iter().position(|&label| label as usize >= self.classes) {
+            None => Ok(()),
+            Some(image) => {
+                let reason = format!("image {image}: label {} where there are {} classes", labels[image], self.classes);
+                Err(Error::Dims { op: "load", reason })
+            }
+        }
     }
 
-    fn statistics(&self) -> &Statistics<B, T::Wide> {
-        &self.state.statistics
-    }
-
-    fn statistics_mut(&mut self) -> &mut Statistics<B, T::Wide> {
-        &mut self.state.statistics
-    }
-
-    fn refresh_copy(&mut self) -> selfie_kernels::Result<()> {
-        self.state.refresh_copy()
-    }
-
-    fn load(&mut self, inputs: &Inputs<'_>) -> selfie_kernels::Result<()> {
-        self.check_labels(inputs.targets)?;
-        self.state.set_first_sample(inputs.first_sample)?;
-        self.input.load(&self.state.device, inputs)
-    }
-
-    fn forward(&mut self, mode: Mode) -> selfie_kernels::Result<()> {
+    fn pass_forward(&mut self) -> selfie_kernels::Result<()> {
         let Self { classes, backbone, head, state, input, backbone_acts, h, logits, dlogits, .. } = self;
-        state.begin_forward(mode)?;
         backbone.forward(state, &input.pixels, backbone_acts, h)?;
         head.forward(state, head.dense(input.batch()), h, logits)?;
         state.device.softmax_cross_entropy(softmax_cross_entropy::Args {
             n: input.batch(),
-            valid: input.valid,
+            valid: input.about.valid,
             classes: *classes,
             logits: B::all(logits),
-            labels: B::all(&input.targets),
-            loss: B::all_mut(&mut state.loss),
-            dlogits: (mode == Mode::Train).then(|| B::all_mut(dlogits)),
+            labels: B::all(input.targets()),
+            loss: state.metrics.loss_mut(),
+            dlogits: (state.mode == Mode::Train).then(|| B::all_mut(dlogits)),
         })
     }
 
-    fn backward(&mut self) -> selfie_kernels::Result<()> {
+    fn pass_backward(&mut self) -> selfie_kernels::Result<()> {
         let Self { backbone, head, state, input, backbone_acts, h, dh, dlogits, .. } = self;
-        state.begin_backward()?;
         let rows = head.dense(input.batch());
         head.backward_weight(state, rows, h, dlogits)?;
         head.backward_data(state, rows, dlogits, Dx { gelu: None, addend: None, write: Write::Overwrite, to: dh })?;
         backbone.backward(state, &input.pixels, backbone_acts, dh)
-    }
-
-    fn accumulate(&mut self, scale: f64) -> selfie_kernels::Result<()> {
-        self.state.accumulate(scale)
-    }
-
-    fn update(&mut self, update: Update) -> selfie_kernels::Result<()> {
-        self.state.update(update)
-    }
-
-    fn loss(&self) -> selfie_kernels::Result<Loss> {
-        self.state.loss()
-    }
-
-    fn gradient_norm(&self) -> selfie_kernels::Result<(f64, bool)> {
-        self.state.gradient_norm()
     }
 }
 
@@ -203,7 +162,7 @@ mod tests {
             let config = &ModelConfig::preset(Preset::Resnet50, image_size);
             let build = Build { config, batch: 1, purpose: Purpose::Train, seed: 0 };
             let network = Classifier::<Dry, f32>::build(&mut Ledger::new(Dry), build, classes).expect("sound");
-            assert_eq!(network.state.parameters.table.len(), expected);
+            assert_eq!(network.state.parameters.table.elements(), expected);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::draws::evaluation_order;
 use crate::error::{Error, Result};
-use crate::network::{Inputs, Mode, Network, Sizes};
+use crate::network::{Begin, Inputs, Mode, Network, Sizes};
 use crate::transfer::download_view;
 use selfie_data::{BadFile, Batch, Dataset, Draw, EvalLoader, LoaderConfig};
 use selfie_kernels::{Backend, Element, View, Wide};
@@ -147,29 +147,52 @@ where
     let sizes = network.sizes();
     let config = LoaderConfig { workers: images.workers, max_bad: images.max_bad, ..loader_config(&sizes) };
     let mut loader = EvalLoader::new(images.dataset.clone(), images.items.clone(), config)?;
-    let (mut targets, mut draws) = (Vec::new(), Vec::new());
-    while let Some(batch) = loader.next_batch()? {
-        if batch.valid > 0 {
-            targets.clear();
-            match sizes.targets {
-                1 => labels(&*images.dataset, &batch, &mut targets)?,
-                patches => batch.indices.iter().for_each(|&index| evaluation_order(index, patches, &mut targets)),
-            }
-            crops(&batch.draws, &mut draws);
-            let first_sample = batch.step * sizes.batch as u64;
-            network.load(&Inputs {
-                images: &batch.images,
-                draws: &draws,
-                targets: &targets,
-                first_sample,
-                valid: batch.valid,
-            })?;
-            network.forward(Mode::Evaluate)?;
-            visit(network, &batch, &targets)?;
-        }
+    let mut next = stage_next(network, &mut loader, &*images.dataset)?;
+    while let Some((batch, targets)) = next {
+        network.begin(Begin::Evaluation)?;
+        network.forward(Mode::Evaluate)?;
+        // While the device works. What is wrong with the next batch does not take this one away.
+        let after = stage_next(network, &mut loader, &*images.dataset);
+        visit(network, &batch, &targets)?;
         loader.recycle(batch);
+        next = after?;
     }
     Ok(loader.bad_files().to_vec())
+}
+
+/// Fetches and stages the next batch that has an image; gives it with its targets.
+fn stage_next<B, T, N>(
+    network: &mut N,
+    loader: &mut EvalLoader,
+    dataset: &dyn Dataset,
+) -> Result<Option<(Batch, Vec<u32>)>>
+where
+    B: Backend<T>,
+    T: Element,
+    N: Network<B, T>,
+{
+    let sizes = network.sizes();
+    while let Some(batch) = loader.next_batch()? {
+        if batch.valid == 0 {
+            loader.recycle(batch);
+            continue;
+        }
+        let (mut targets, mut draws) = (Vec::new(), Vec::new());
+        match sizes.targets {
+            1 => labels(dataset, &batch, &mut targets)?,
+            patches => batch.indices.iter().for_each(|&index| evaluation_order(index, patches, &mut targets)),
+        }
+        crops(&batch.draws, &mut draws);
+        network.stage(&Inputs {
+            images: &batch.images,
+            draws: &draws,
+            targets: &targets,
+            first_sample: batch.step * sizes.batch as u64,
+            valid: batch.valid,
+        })?;
+        return Ok(Some((batch, targets)));
+    }
+    Ok(None)
 }
 
 /// The loader of a network's batches.

@@ -6,20 +6,60 @@ use crate::{Inputs, ModelConfig};
 use selfie_kernels::augment::{self, AugmentDims};
 use selfie_kernels::{Backend, Element, Error, Memory, Result};
 
-/// A batch on the device.
+/// A batch on the device, and room for the next one.
 #[derive(Debug)]
 pub(crate) struct Input<M: Memory, T: Element> {
     dims: AugmentDims,
     mean: [f64; 3],
     std: [f64; 3],
+    /// Where the next batch waits while the device is at work on this one.
+    staged: Batch<M>,
+    /// What is known of the next batch on the host.
+    next: Option<About>,
+    batch: Batch<M>,
+    /// `[n * grid * grid, patch, patch, 3]`, normalised.
+    pub(crate) pixels: Buffer<M, T>,
+    /// Of the present batch.
+    pub(crate) about: About,
+}
+
+/// A batch as it comes from the host.
+#[derive(Debug)]
+struct Batch<M: Memory> {
     images: Buffer<M, u8>,
     draws: Buffer<M, i32>,
     /// `[n, targets]`: see [`Inputs::targets`].
-    pub(crate) targets: Buffer<M, u32>,
-    /// `[n * grid * grid, patch, patch, 3]`, normalised.
-    pub(crate) pixels: Buffer<M, T>,
+    targets: Buffer<M, u32>,
+}
+
+/// What the host knows of a batch.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct About {
+    /// Keys the dropout.
+    pub(crate) first_sample: u64,
     /// Images that count.
     pub(crate) valid: usize,
+    pub(crate) source: Source,
+}
+
+/// What a batch is given as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// Bytes, still to be cropped, flipped, normalised and cut.
+    Images,
+    /// The network's input itself.
+    Pixels,
+}
+
+impl<M: Memory> Batch<M> {
+    fn new(ledger: &mut Ledger<M>, name: &str, lens: [usize; 3]) -> Result<Self> {
+        let [images, draws, targets] = lens;
+        Ok(Self {
+            images: ledger.alloc(&format!("{name}images"), images)?,
+            draws: ledger.alloc(&format!("{name}draws"), draws)?,
+            targets: ledger.alloc(&format!("{name}targets"), targets)?,
+        })
+    }
 }
 
 impl<M: Memory, T: Element> Input<M, T> {
@@ -33,16 +73,17 @@ impl<M: Memory, T: Element> Input<M, T> {
     ) -> Result<Self> {
         let side = config.image_size;
         let dims = AugmentDims { n: batch, h: side, w: side, grid, patch: side / grid };
+        let lens = [batch * side * side * 3, batch * 3, batch * targets];
         ledger.scope("input");
         Ok(Self {
             dims,
             mean: config.mean,
             std: config.std,
-            images: ledger.alloc("images", batch * side * side * 3)?,
-            draws: ledger.alloc("draws", batch * 3)?,
-            targets: ledger.alloc("targets", batch * targets)?,
+            staged: Batch::new(ledger, "staged.", lens)?,
+            next: None,
+            batch: Batch::new(ledger, "", lens)?,
             pixels: ledger.alloc("pixels", dims.len_out())?,
-            valid: batch,
+            about: About { first_sample: 0, valid: batch, source: Source::Pixels },
         })
     }
 
@@ -55,31 +96,40 @@ impl<M: Memory, T: Element> Input<M, T> {
     pub(crate) fn image(&self) -> [usize; 2] {
         [self.dims.h, self.dims.w]
     }
-}
 
-impl<B: Backend<T>, T: Element> Input<B, T> {
-    /// Uploads, crops, flips, normalises and cuts. The caller has checked what the targets mean.
-    pub(crate) fn load(&mut self, device: &B, inputs: &Inputs<'_>) -> Result<()> {
-        expect_len("images", inputs.images.len(), B::len(&self.images))?;
-        expect_len("draws", inputs.draws.len(), B::len(&self.draws))?;
-        self.load_targets(device, inputs.targets, inputs.valid)?;
-        device.upload(inputs.images, B::all_mut(&mut self.images))?;
-        device.upload(inputs.draws, B::all_mut(&mut self.draws))?;
-        device.augment(augment::Args {
-            dims: self.dims,
-            images: B::all(&self.images),
-            draws: B::all(&self.draws),
-            mean: self.mean,
-            std: self.std,
-            x: B::all_mut(&mut self.pixels),
-        })
+    /// Numbers beside an image.
+    pub(crate) fn targets_per_image(&self) -> usize {
+        M::len(&self.batch.targets) / self.dims.n
     }
 
-    /// Takes `[n, h, w, 3]` as it is, cut into patches.
-    pub(crate) fn load_pixels(&mut self, device: &B, pixels: &[T], targets: &[u32]) -> Result<()> {
+    /// `[n, targets]` of the present batch: see [`Inputs::targets`].
+    pub(crate) fn targets(&self) -> &Buffer<M, u32> {
+        &self.batch.targets
+    }
+
+    /// Brings the next batch to the device, beside what that is at work on. The caller has checked what the targets mean.
+    pub(crate) fn stage(&mut self, device: &M, inputs: &Inputs<'_>) -> Result<()> {
+        let Inputs { images, draws, targets, first_sample, valid } = *inputs;
+        expect_len("images", images.len(), M::len(&self.staged.images))?;
+        expect_len("draws", draws.len(), M::len(&self.staged.draws))?;
+        self.check_len(targets)?;
+        if !(1..=self.dims.n).contains(&valid) {
+            let reason = format!("{valid} of {} images valid", self.dims.n);
+            return Err(Error::Dims { op: "load", reason });
+        }
+        self.next = None;
+        device.stage(images, M::all_mut(&mut self.staged.images))?;
+        device.stage(draws, M::all_mut(&mut self.staged.draws))?;
+        device.stage(targets, M::all_mut(&mut self.staged.targets))?;
+        self.next = Some(About { first_sample, valid, source: Source::Images });
+        Ok(())
+    }
+
+    /// Takes `[n, h, w, 3]` as it is, cut into patches, as the next batch. It overwrites the present one.
+    pub(crate) fn put_pixels(&mut self, device: &M, pixels: &[T], targets: &[u32], first_sample: u64) -> Result<()> {
         let AugmentDims { n, h, w, grid, patch } = self.dims;
         expect_len("pixels", pixels.len(), n * h * w * 3)?;
-        self.load_targets(device, targets, n)?;
+        self.check_len(targets)?;
         let mut cut = Vec::with_capacity(pixels.len());
         for image in pixels.chunks_exact(h * w * 3) {
             for (row, column) in (0..grid * grid).map(|i| (i / grid, i % grid)) {
@@ -89,21 +139,44 @@ impl<B: Backend<T>, T: Element> Input<B, T> {
                 }
             }
         }
-        device.upload(&cut, B::all_mut(&mut self.pixels))
+        device.upload(targets, M::all_mut(&mut self.batch.targets))?;
+        device.upload(&cut, M::all_mut(&mut self.pixels))?;
+        self.next = Some(About { first_sample, valid: n, source: Source::Pixels });
+        Ok(())
+    }
+
+    /// Makes the next batch the present one.
+    pub(crate) fn advance(&mut self, device: &M) -> Result<()> {
+        let nothing = || Error::Dims { op: "begin", reason: "no batch was staged since the last one".into() };
+        self.about = self.next.take().ok_or_else(nothing)?;
+        if self.about.source == Source::Images {
+            device.copy(M::all(&self.staged.images), M::all_mut(&mut self.batch.images))?;
+            device.copy(M::all(&self.staged.draws), M::all_mut(&mut self.batch.draws))?;
+            device.copy(M::all(&self.staged.targets), M::all_mut(&mut self.batch.targets))?;
+        }
+        Ok(())
     }
 
     /// To be called before what the targets mean is checked.
     pub(crate) fn check_len(&self, targets: &[u32]) -> Result<()> {
-        expect_len("targets", targets.len(), B::len(&self.targets))
+        expect_len("targets", targets.len(), M::len(&self.batch.targets))
     }
+}
 
-    fn load_targets(&mut self, device: &B, targets: &[u32], valid: usize) -> Result<()> {
-        if !(1..=self.dims.n).contains(&valid) {
-            let reason = format!("{valid} of {} images valid", self.dims.n);
-            return Err(Error::Dims { op: "load", reason });
+impl<B: Backend<T>, T: Element> Input<B, T> {
+    /// Crops, flips, normalises and cuts the present batch.
+    pub(crate) fn make_pixels(&mut self, device: &B) -> Result<()> {
+        match self.about.source {
+            Source::Pixels => Ok(()),
+            Source::Images => device.augment(augment::Args {
+                dims: self.dims,
+                images: B::all(&self.batch.images),
+                draws: B::all(&self.batch.draws),
+                mean: self.mean,
+                std: self.std,
+                x: B::all_mut(&mut self.pixels),
+            }),
         }
-        self.valid = valid;
-        device.upload(targets, B::all_mut(&mut self.targets))
     }
 }
 

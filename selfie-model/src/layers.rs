@@ -3,8 +3,10 @@
 use crate::memory_plan::Ledger;
 use crate::state::{Buffer, State};
 use crate::{Layout, Mode, Purpose, Table};
-use selfie_kernels::norm_relu_conv::{self, Addend, Affine, ConvDims, Grad, sum_tiles};
-use selfie_kernels::{Backend, Element, Memory, Result, bn_finalize, gemm, stem_conv};
+use selfie_kernels::norm_relu_conv::{self, Addend};
+use selfie_kernels::{
+    Affine, Backend, ConvDims, Element, Grad, Memory, Result, bn_finalize, gemm, partials_room, stem_conv,
+};
 use std::ops::Range;
 
 /// The names of a network, as its layers add to them.
@@ -103,9 +105,9 @@ impl<M: Memory, T: Element> BatchNormActs<M, T> {
 impl BatchNorm {
     pub(crate) fn new(tables: &mut Tables, name: &str, rows: usize, c: usize, eps: f64) -> Self {
         let gamma = tables.parameters.push(format!("{name}.weight"), &[c], Layout::Plain);
-        let beta = tables.parameters.push(format!("{name}.bias"), &[c], Layout::Plain);
+        let beta = tables.parameters.push_behind(format!("{name}.bias"), &[c], Layout::Plain);
         let mean = tables.statistics.push(format!("{name}.running_mean"), &[c], Layout::Plain);
-        let variance = tables.statistics.push(format!("{name}.running_var"), &[c], Layout::Plain);
+        let variance = tables.statistics.push_behind(format!("{name}.running_var"), &[c], Layout::Plain);
         Self { rows, c, eps, affine: gamma.start..beta.end, statistics: mean.start..variance.end }
     }
 
@@ -113,9 +115,9 @@ impl BatchNorm {
         self.c
     }
 
-    /// Elements of the partial sums of its input.
+    /// Elements of room for the partial sums of its input.
     pub(crate) fn partial_len(&self) -> usize {
-        sum_tiles(self.rows) * 2 * self.c
+        partials_room(self.rows, self.c)
     }
 
     /// From the statistics that the last operation emitted, or from the running ones in evaluation.
@@ -131,7 +133,7 @@ impl BatchNorm {
                 rows: self.rows,
                 c: self.c,
                 eps: self.eps,
-                stats: B::view(&state.partial, 0..self.partial_len()),
+                stats: &state.partial,
                 affine,
                 norm,
                 batch: B::view_mut(&mut state.statistics.batch, self.statistics.clone()),
@@ -155,7 +157,7 @@ impl BatchNorm {
         state.device.bn_finalize_backward(bn_finalize::Backward {
             rows: self.rows,
             c: self.c,
-            sums: B::view(&state.partial, 0..self.partial_len()),
+            sums: &state.partial,
             affine: B::view(&state.parameters.master, self.affine.clone()),
             norm: B::view(&acts.norm, 0..4 * self.c),
             daffine: B::view_mut(&mut state.parameters.gradient, self.affine.clone()),
@@ -187,11 +189,6 @@ impl Conv {
         Self { dims, filter }
     }
 
-    /// Elements of the partial sums of its output.
-    pub(crate) fn partial_len(&self) -> usize {
-        sum_tiles(self.dims.rows_out()) * 2 * self.dims.k
-    }
-
     /// `y = conv(relu(norm(x))) (+ residual)`.
     pub(crate) fn forward<B: Backend<T>, T: Element>(
         &self,
@@ -209,8 +206,7 @@ impl Conv {
             w: B::view(&state.parameters.copy, self.filter.clone()),
             residual: residual.map(|residual| B::view(residual, 0..dims.len_out())),
             y: B::view_mut(y, 0..dims.len_out()),
-            stats: (emit == Emit::Statistics && state.mode == Mode::Train)
-                .then(|| B::view_mut(&mut state.partial, 0..self.partial_len())),
+            stats: (emit == Emit::Statistics && state.mode == Mode::Train).then_some(&mut state.partial),
         })
     }
 
@@ -252,7 +248,7 @@ impl Conv {
                 stride: projection.dims.stride,
             }),
             dz: B::view_mut(dz, 0..dims.len_in()),
-            sums: B::view_mut(&mut state.partial, 0..sum_tiles(dims.rows_in()) * 2 * dims.c),
+            sums: &mut state.partial,
         })
     }
 
@@ -286,8 +282,7 @@ impl Conv {
             x: B::view(x, 0..dims.len_in()),
             w: B::view(&state.parameters.copy, self.filter.clone()),
             y: B::view_mut(y, 0..dims.len_out()),
-            stats: (emit == Emit::Statistics && state.mode == Mode::Train)
-                .then(|| B::view_mut(&mut state.partial, 0..self.partial_len())),
+            stats: (emit == Emit::Statistics && state.mode == Mode::Train).then_some(&mut state.partial),
         })
     }
 

@@ -17,8 +17,10 @@ mod init;
 mod input;
 mod layers;
 mod memory_plan;
+mod metrics;
 mod network;
 mod parameters;
+mod recording;
 mod replay;
 mod resnet;
 mod schedule;
@@ -38,7 +40,7 @@ pub use draws::{PhiloxDraws, evaluation_order, training_order};
 pub use error::{Error, ErrorKind, Result};
 pub use evaluation::{Classification, Classify, Evaluation, Images, classify, evaluate};
 pub use memory_plan::MemoryPlan;
-pub use network::{Build, Inputs, Loss, Mode, Network, Purpose, Sizes, Update};
+pub use network::{Begin, Build, Inputs, Loss, Metrics, Mode, Network, Purpose, Sizes, Update};
 pub use parameters::{Entry, Layout, Parameters, Statistics, Table};
 pub use replay::{About as StepAbout, Replay, Replayed, StepBatch, TensorReport};
 pub use schedule::{Length, Schedule};
@@ -47,5 +49,6 @@ pub use tensor_file::TensorFile;
 pub use train_config::{DEFAULT_STEPS, TrainConfig};
 pub use trainer::{MAX_SKIPPED_IN_A_ROW, StepMetrics, Trainer};
 pub use weights::{
-    About, Initialized, MODEL_FILE, POOL_FILE, PatchNorm, find_weights, initialize, load_weights, write_weights,
+    About, Fingerprint, Initialized, MODEL_FILE, POOL_FILE, PatchNorm, find_weights, fingerprint, initialize,
+    load_weights, write_weights,
 };

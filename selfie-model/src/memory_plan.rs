@@ -4,6 +4,7 @@
 //! nothing ([`Dry`]), so plan and allocation are the same code.
 
 use selfie_kernels::{Memory, Result, Scalar};
+use std::convert::Infallible;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,12 +13,21 @@ use std::sync::Arc;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct MemoryPlan {
     rows: Vec<(String, usize)>,
+    /// Bytes of the largest parameter in the master copy.
+    largest_parameter: usize,
 }
 
 impl MemoryPlan {
     /// Name and bytes of every buffer; names are dotted paths.
     pub fn rows(&self) -> &[(String, usize)] {
         &self.rows
+    }
+
+    /// With a row for what the device itself takes, see [`Memory::workspace_bytes`].
+    #[must_use]
+    pub fn with_workspace(mut self, device: &impl Memory) -> Self {
+        self.rows.push(("workspace".into(), device.workspace_bytes(self.largest_parameter)));
+        self
     }
 
     /// Sum of all rows, or the largest number if it is more.
@@ -79,6 +89,11 @@ impl<M: Memory> Ledger<M> {
         self.device.alloc(len)
     }
 
+    /// Says how large the largest parameter is.
+    pub(crate) fn largest_parameter(&mut self, bytes: usize) {
+        self.plan.largest_parameter = bytes;
+    }
+
     pub(crate) fn into_plan(self) -> MemoryPlan {
         self.plan
     }
@@ -92,9 +107,16 @@ impl Memory for Dry {
     type Buffer<S: Scalar> = Vec<S>;
     type View<'a, S: Scalar> = &'a [S];
     type ViewMut<'a, S: Scalar> = &'a mut [S];
+    type Recording = Infallible;
 
     fn describe(&self) -> String {
         "nothing".into()
+    }
+    fn capacity(&self) -> Option<usize> {
+        None
+    }
+    fn workspace_bytes(&self, _largest: usize) -> usize {
+        0
     }
     fn alloc<S: Scalar>(&self, _len: usize) -> Result<Vec<S>> {
         Ok(Vec::new())
@@ -114,6 +136,12 @@ impl Memory for Dry {
     fn upload<S: Scalar>(&self, _host: &[S], _device: &mut [S]) -> Result<()> {
         Ok(())
     }
+    fn stage<S: Scalar>(&self, _host: &[S], _device: &mut [S]) -> Result<()> {
+        Ok(())
+    }
+    fn copy<S: Scalar>(&self, _from: &[S], _to: &mut [S]) -> Result<()> {
+        Ok(())
+    }
     fn download<S: Scalar>(&self, _device: &[S], _host: &mut [S]) -> Result<()> {
         Ok(())
     }
@@ -122,5 +150,8 @@ impl Memory for Dry {
     }
     fn sync(&self) -> Result<()> {
         Ok(())
+    }
+    fn repeat(&self, _recording: &mut Option<Infallible>, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        work()
     }
 }

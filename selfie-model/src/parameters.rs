@@ -27,7 +27,12 @@ pub struct Entry {
     pub range: Range<usize>,
 }
 
-/// Names and places of the tensors of a flat buffer, in order and without gaps.
+/// Tensors begin at multiples of so many elements: 256 bytes, what a GPU's widest copies ask for, in the narrowest of the
+/// types that they are kept in.
+pub(crate) const ALIGNMENT: usize = 256 / size_of::<half::bf16>();
+
+/// Names and places of the tensors of a flat buffer, in order, each at a multiple of 256 bytes or directly behind the one
+/// before. What lies between is zero and stays so: no gradient is ever written there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Table {
     entries: Vec<Entry>,
@@ -36,8 +41,17 @@ pub struct Table {
 impl Table {
     /// Appends a tensor and returns its place.
     pub fn push(&mut self, name: impl Into<String>, shape: &[usize], layout: Layout) -> Range<usize> {
-        let range = self.len()..self.len() + shape.iter().product::<usize>();
-        self.entries.push(Entry { name: name.into(), shape: shape.to_vec(), layout, range: range.clone() });
+        self.push_at(self.len(), name.into(), shape, layout)
+    }
+
+    /// The same, directly behind the tensor before: operations read both as one.
+    pub fn push_behind(&mut self, name: impl Into<String>, shape: &[usize], layout: Layout) -> Range<usize> {
+        self.push_at(self.end(), name.into(), shape, layout)
+    }
+
+    fn push_at(&mut self, start: usize, name: String, shape: &[usize], layout: Layout) -> Range<usize> {
+        let range = start..start + shape.iter().product::<usize>();
+        self.entries.push(Entry { name, shape: shape.to_vec(), layout, range: range.clone() });
         range
     }
 
@@ -46,9 +60,18 @@ impl Table {
         &self.entries
     }
 
-    /// Elements of the flat buffer.
+    /// Elements of the flat buffer, whole multiples of 256 bytes.
     pub fn len(&self) -> usize {
+        self.end().next_multiple_of(ALIGNMENT)
+    }
+
+    fn end(&self) -> usize {
         self.entries.last().map_or(0, |entry| entry.range.end)
+    }
+
+    /// Elements of the tensors themselves.
+    pub fn elements(&self) -> usize {
+        self.entries.iter().map(Entry::len).sum()
     }
 
     /// Whether there are no tensors.
@@ -132,6 +155,8 @@ impl<B: Memory, T: Element> Parameters<B, T> {
     pub(crate) fn new(ledger: &mut Ledger<B>, table: Table, purpose: Purpose) -> Result<Self> {
         let len = table.len();
         let trained = purpose.trained(len);
+        let largest = table.entries().iter().map(Entry::len).max().unwrap_or(0);
+        ledger.largest_parameter(largest.saturating_mul(size_of::<T::Wide>()));
         ledger.scope("parameters");
         Ok(Self {
             table,
@@ -160,6 +185,7 @@ mod tests {
     fn a_filter_travels_both_ways() {
         let mut table = Table::default();
         table.push("before", &[5], Layout::Plain);
+        table.push_behind("beside", &[3], Layout::Plain);
         table.push("filter", &[2, 3, 1, 2], Layout::Filter);
         let entry = table.get("filter").expect("pushed above");
         // [k, s, c] here: 10 * s + c, and 100 for k = 1.
@@ -167,6 +193,8 @@ mod tests {
         let file = entry.to_file(&flat);
         assert_eq!(file, [0, 10, 1, 11, 2, 12, 100, 110, 101, 111, 102, 112]);
         assert_eq!(entry.from_file(&file), flat);
-        assert_eq!(entry.range, 5..17);
+        assert_eq!(entry.range, 128..140);
+        assert_eq!(table.get("beside").expect("pushed above").range, 5..8);
+        assert_eq!((table.len(), table.elements()), (256, 20));
     }
 }

@@ -7,7 +7,7 @@
 use crate::ModelConfig;
 use crate::durable::write_file;
 use crate::error::{Error, Result, reading};
-use crate::network::{Build, Inputs, Loss, Mode, Network, Purpose, Update};
+use crate::network::{Begin, Build, Inputs, Loss, Metrics, Network, Purpose, Update};
 use crate::tensor_file::{Item, TensorFile, serialize_items, stored};
 use crate::transfer::download;
 use crate::weights::restore;
@@ -158,7 +158,7 @@ impl<W: Wide> Replay<W> {
             targets: bytemuck::pod_collect_to_vec(tensor("targets", Dtype::U32)?),
             indices: bytemuck::pod_collect_to_vec(tensor("indices", Dtype::U64)?),
         };
-        let tensors = TensorFile::from_safetensors(path, &file, |name| !name.starts_with(BATCH))?;
+        let tensors = TensorFile::from_safetensors(path, &file, |name| !name.starts_with(BATCH));
         about.model.check()?;
         let replay = Self { about, batch, tensors };
         replay.check(path)?;
@@ -220,30 +220,29 @@ impl<W: Wide> Replay<W> {
         let n = sizes.batch;
         let pixels = sizes.image[0] * sizes.image[1] * 3;
         let share = 1.0 / parts as f64;
-        let mut mean = Loss { loss: 0.0, accuracy: 0.0 };
+        // A rate of zero: norm and flag are computed as in training, parameters stay.
+        let (begin, update) = (Begin::Step { rate: 0.0 }, Update { momentum: 0.0, weight_decay: 0.0 });
         let mut gradient = vec![0.0; network.parameters().table.len()];
         for (part, &first_sample) in self.about.first_samples.iter().enumerate() {
-            network.load(&Inputs {
+            let inputs = Inputs {
                 images: &self.batch.images[part * n * pixels..][..n * pixels],
                 draws: &self.batch.draws[part * n * 3..][..n * 3],
                 targets: &self.batch.targets[part * n * sizes.targets..][..n * sizes.targets],
                 first_sample,
                 valid: n,
-            })?;
-            network.forward(Mode::Train)?;
-            network.backward()?;
-            let loss = network.loss()?;
-            mean.loss += loss.loss * share;
-            mean.accuracy += loss.accuracy * share;
+            };
+            network.load(&inputs, if part == 0 { begin } else { Begin::Part })?;
+            match parts {
+                1 => network.train_step(update)?,
+                _ => network.train_part(share)?,
+            }
             let of_part = download(&**network.device(), &network.parameters().gradient)?;
             gradient.iter_mut().zip(of_part).for_each(|(sum, part)| *sum += part.to_f64() * share);
-            if parts > 1 {
-                network.accumulate(share)?;
-            }
         }
-        // A rate of zero: norm and flag are computed as in training, parameters stay.
-        network.update(Update { rate: 0.0, momentum: 0.0, weight_decay: 0.0 })?;
-        let (gradient_norm, finite) = network.gradient_norm()?;
+        if parts > 1 {
+            network.update(update)?;
+        }
+        let Metrics { loss, accuracy, gradient_norm, finite } = network.metrics()?;
         let master = download(&**network.device(), &network.parameters().master)?;
         let tensors = network.parameters().table.entries().iter().map(|entry| {
             let values = || master[entry.range.clone()].iter().map(|&value| value.to_f64());
@@ -261,6 +260,6 @@ impl<W: Wide> Replay<W> {
                     .sqrt(),
             }
         });
-        Ok(Replayed { loss: mean, gradient_norm, finite, tensors: tensors.collect() })
+        Ok(Replayed { loss: Loss { loss, accuracy }, gradient_norm, finite, tensors: tensors.collect() })
     }
 }

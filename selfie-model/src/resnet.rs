@@ -8,10 +8,8 @@ use crate::memory_plan::Ledger;
 use crate::state::{Buffer, State};
 use crate::{ModelConfig, Purpose};
 use selfie_kernels::max_pool::{self, PoolDims};
-use selfie_kernels::norm_relu_conv::{ConvDims, sum_tiles};
 use selfie_kernels::norm_relu_pool::{self, AvgDims};
-use selfie_kernels::{Backend, Element, Memory, Result, grad_join};
-use std::mem::swap;
+use selfie_kernels::{Backend, ConvDims, Element, Memory, Result, grad_join};
 
 /// Stem, stages, final normalisation and average: `[n, side, side, 3]` to `[n, width]`.
 #[derive(Debug)]
@@ -35,11 +33,10 @@ pub(crate) struct ResnetActs<M: Memory, T: Element> {
 /// Buffers of the largest feature map, free between two blocks.
 #[derive(Debug)]
 struct Scratch<M: Memory, T: Element> {
-    /// Forward: the stem's map before pooling, a projection's output. Backward: what the projection sends back, then
-    /// the gradient at the block's input.
-    map: Buffer<M, T>,
-    /// Gradient at the block's output.
-    dy: Buffer<M, T>,
+    /// Forward, the first: the stem's map before pooling, a projection's output. Backward, at even blocks: what the
+    /// projection sends back, then the gradient at the block's input; and the gradient at its output. The other way round
+    /// at odd blocks, so that one's input is where another's output was.
+    maps: [Buffer<M, T>; 2],
     /// Gradient behind the third, then behind the first normalisation.
     dz: Buffer<M, T>,
     /// Gradient behind the second normalisation.
@@ -55,7 +52,7 @@ impl Resnet {
         for (stage, &depth) in config.depths[..stages].iter().enumerate() {
             for i in 0..depth {
                 let first = i == 0;
-                let input = BlockInput { n, side, channels };
+                let input = BlockInput { i: blocks.len(), n, side, channels };
                 let shape = BlockShape {
                     out: config.channels(stage),
                     stride: if first && stage > 0 { 2 } else { 1 },
@@ -125,8 +122,10 @@ impl Resnet {
         let map = largest(|block| block.conv1.dims.len_in().max(block.lens().sum));
         let forward = largest(projected).max(self.stem.pool.map_or(0, |pool| pool.len_in()));
         let scratch = Scratch {
-            map: ledger.alloc("map", forward.max(purpose.trained(map)))?,
-            dy: ledger.alloc("dy", purpose.trained(forward.max(map)))?,
+            maps: [
+                ledger.alloc("map0", forward.max(purpose.trained(map)))?,
+                ledger.alloc("map1", purpose.trained(forward.max(map)))?,
+            ],
             dz: ledger.alloc("dz", purpose.trained(map))?,
             dz2: ledger.alloc("dz2", purpose.trained(largest(|block| block.lens().y1)))?,
         };
@@ -142,11 +141,12 @@ impl Resnet {
         h: &mut Buffer<B, T>,
     ) -> Result<()> {
         let ResnetActs { stem, blocks, norm, scratch } = acts;
-        self.stem.forward(state, pixels, stem, &mut scratch.map)?;
+        let map = &mut scratch.maps[0];
+        self.stem.forward(state, pixels, stem, map)?;
         for (i, block) in self.blocks.iter().enumerate() {
             let (before, acts) = before_and_own(blocks, i);
             let x = before.map_or(&stem.y, |before| &before.sum);
-            block.forward(state, x, acts, &mut scratch.map)?;
+            block.forward(state, x, acts, map)?;
         }
         let x = output(blocks, self.blocks.len());
         self.norm.forward(state, norm)?;
@@ -175,7 +175,7 @@ impl Resnet {
             x: B::view(x, 0..rows * c),
             norm: norm.view(c),
             dz: B::view_mut(&mut scratch.dz, 0..rows * c),
-            sums: B::view_mut(&mut state.partial, 0..self.norm.partial_len()),
+            sums: &mut state.partial,
         })?;
         self.norm.backward(state, norm)?;
         state.device.grad_join(grad_join::Join {
@@ -183,7 +183,7 @@ impl Resnet {
             c,
             affine: affine(&scratch.dz, x, norm, rows, c),
             skip: None,
-            dx: B::view_mut(&mut scratch.dy, 0..rows * c),
+            dx: B::view_mut(&mut scratch.maps[self.blocks.len() % 2], 0..rows * c),
         })?;
         for (i, block) in self.blocks.iter().enumerate().rev() {
             let (before, acts) = before_and_own(blocks, i);
@@ -195,8 +195,13 @@ impl Resnet {
         }
         // The first block's input has one more consumer, its normalisation, which the stem applies itself.
         let dy = Dy::Behind { dz: &scratch.dz, x: &stem.y, norm: &blocks[0].norm1 };
-        self.stem.backward(state, pixels, &stem.argmax, dy, &mut scratch.map)
+        self.stem.backward(state, pixels, &stem.argmax, dy, &mut scratch.maps[0])
     }
+}
+
+/// For block `i`: the map that is free, and the gradient at its output.
+fn sides<A>([even, odd]: &mut [A; 2], i: usize) -> (&mut A, &mut A) {
+    if i % 2 == 0 { (even, odd) } else { (odd, even) }
 }
 
 /// The last of `count` blocks' output.
@@ -255,7 +260,7 @@ impl Stem {
             x: B::view(map, 0..dims.len_in()),
             y: B::view_mut(&mut acts.y, 0..len),
             argmax: B::view_mut(&mut acts.argmax, 0..len),
-            stats: B::view_mut(&mut state.partial, 0..sum_tiles(dims.rows_out()) * 2 * dims.c),
+            stats: &mut state.partial,
         })
     }
 
@@ -284,6 +289,8 @@ impl Stem {
 /// `sum = conv3(relu(norm3(y2))) + shortcut`; the shortcut is x, or the projection of p.
 #[derive(Debug)]
 struct Block {
+    /// Its number in the network.
+    i: usize,
     name: String,
     projection: Option<Conv>,
     norm1: BatchNorm,
@@ -297,6 +304,8 @@ struct Block {
 /// Sizes of a block's input, `[n, side, side, channels]`.
 #[derive(Debug, Clone, Copy)]
 struct BlockInput {
+    /// The block's number in the network.
+    i: usize,
     n: usize,
     side: usize,
     channels: usize,
@@ -354,13 +363,14 @@ impl<M: Memory, T: Element> BlockActs<M, T> {
 
 impl Block {
     fn new(tables: &mut Tables, name: &str, input: BlockInput, shape: BlockShape, eps: f64) -> Self {
-        let BlockInput { n, side, channels } = input;
+        let BlockInput { i, n, side, channels } = input;
         let (out, mid, stride) = (shape.out, shape.out / 4, shape.stride);
         let pixels = ConvDims { n, h: side, w: side, c: channels, k: mid, r: 1, s: 1, stride: 1, pad: 0 };
         let spatial = ConvDims { c: mid, k: mid, r: 3, s: 3, stride, pad: 1, ..pixels };
         let (p, q) = (spatial.p(), spatial.q());
         let expand = ConvDims { h: p, w: q, c: mid, k: out, ..pixels };
         Self {
+            i,
             name: name.into(),
             projection: (shape.shortcut == Shortcut::Projection)
                 .then(|| Conv::new(tables, &format!("{name}.downsample.conv"), ConvDims { k: out, stride, ..pixels })),
@@ -407,8 +417,7 @@ impl Block {
         self.conv3.forward(state, (y2, norm3), Some(shortcut), sum, Emit::Statistics)
     }
 
-    /// From `scratch.dy`, the gradient at the output: the parameters' gradients, and `scratch.dz`, the gradient behind
-    /// `norm1`.
+    /// From the gradient at the output, in `scratch`: the parameters' gradients, and `scratch.dz`, the gradient behind `norm1`.
     fn backward<B: Backend<T>, T: Element>(
         &self,
         state: &mut State<B, T>,
@@ -417,7 +426,7 @@ impl Block {
         scratch: &mut Scratch<B, T>,
     ) -> Result<()> {
         let BlockActs { norm1, y1, norm2, y2, norm3, .. } = acts;
-        let Scratch { map, dy, dz, dz2 } = scratch;
+        let ((map, dy), dz, dz2) = (sides(&mut scratch.maps, self.i), &mut scratch.dz, &mut scratch.dz2);
 
         let dsum = Dy::Plain(dy);
         self.conv3.backward_filter(state, (y2, norm3), dsum)?;
@@ -443,7 +452,7 @@ impl Block {
         self.norm1.backward(state, norm1)
     }
 
-    /// The gradient at the block's input, into `scratch.dy`: behind `norm1`, and round the block where the shortcut is x.
+    /// The gradient at the block's input, into `scratch`: behind `norm1`, and round the block where the shortcut is x.
     fn join<B: Backend<T>, T: Element>(
         &self,
         state: &State<B, T>,
@@ -451,7 +460,7 @@ impl Block {
         acts: &BlockActs<B, T>,
         scratch: &mut Scratch<B, T>,
     ) -> Result<()> {
-        let Scratch { map, dy, dz, .. } = scratch;
+        let ((map, dy), dz) = (sides(&mut scratch.maps, self.i), &scratch.dz);
         let (rows, c) = (self.conv1.dims.rows_in(), self.conv1.dims.c);
         state.device.grad_join(grad_join::Join {
             rows,
@@ -459,8 +468,6 @@ impl Block {
             affine: affine(dz, x, &acts.norm1, rows, c),
             skip: self.projection.is_none().then(|| B::view(dy, 0..rows * c)),
             dx: B::view_mut(map, 0..rows * c),
-        })?;
-        swap(map, dy);
-        Ok(())
+        })
     }
 }

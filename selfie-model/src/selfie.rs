@@ -5,10 +5,10 @@ use crate::config::Pretext;
 use crate::input::Input;
 use crate::layers::Tables;
 use crate::memory_plan::{Dry, Ledger};
-use crate::network::Build;
+use crate::network::{Build, Passes};
 use crate::resnet::{Resnet, ResnetActs};
 use crate::state::{Buffer, State, StateArgs};
-use crate::{Inputs, Loss, MemoryPlan, Mode, Network, Parameters, Result, Sizes, Statistics, Update};
+use crate::{MemoryPlan, Result};
 use selfie_kernels::attention::MAX_TOKENS;
 use selfie_kernels::tokens::PositionKind;
 use selfie_kernels::{Backend, Element, Error, Memory, View, Wide, contrast};
@@ -78,14 +78,13 @@ impl<B: Backend<T>, T: Element> Selfie<B, T> {
         Ok(network)
     }
 
-    /// As [`Network::load`], but of normalised pixels `[b, h, w, 3]`.
+    /// As [`crate::Network::stage`], but of normalised pixels `[b, h, w, 3]`, which overwrite the present batch at once.
     ///
     /// # Errors
     /// Lengths or orders that do not fit.
-    pub fn load_pixels(&mut self, pixels: &[T], order: &[u32], first_sample: u64) -> selfie_kernels::Result<()> {
-        self.check_order(order)?;
-        self.state.set_first_sample(first_sample)?;
-        self.input.load_pixels(&self.state.device, pixels, order)
+    pub fn put_pixels(&mut self, pixels: &[T], order: &[u32], first_sample: u64) -> selfie_kernels::Result<()> {
+        self.check_targets(order)?;
+        self.input.put_pixels(&self.state.device, pixels, order, first_sample)
     }
 
     /// `[b, n, d]`: the patch network's vectors of the last forward.
@@ -109,7 +108,7 @@ impl<B: Backend<T>, T: Element> Selfie<B, T> {
         let (h, u) = (self.state.read(self.patch_features())?, self.state.read(self.summaries())?);
         let positions = self.state.read(B::view(&self.state.parameters.master, self.pool.positions()))?;
         let mut order = vec![0; dims.b * dims.n()];
-        self.state.device.download(B::all(&self.input.targets), &mut order)?;
+        self.state.device.download(B::all(self.input.targets()), &mut order)?;
         let position = |place: usize, i: usize| match dims.positions {
             PositionKind::Table => positions[place * dims.d + i].to_f64(),
             PositionKind::RowCol => {
@@ -132,9 +131,23 @@ impl<B: Backend<T>, T: Element> Selfie<B, T> {
         }
         Ok(logits)
     }
+}
+
+impl<B: Backend<T>, T: Element> Passes<B, T> for Selfie<B, T> {
+    fn state(&self) -> &State<B, T> {
+        &self.state
+    }
+
+    fn input(&self) -> &Input<B, T> {
+        &self.input
+    }
+
+    fn parts_mut(&mut self) -> (&mut State<B, T>, &mut Input<B, T>) {
+        (&mut self.state, &mut self.input)
+    }
 
     /// Each image's order must be a permutation: the operations index by it.
-    fn check_order(&self, order: &[u32]) -> selfie_kernels::Result<()> {
+    fn check_targets(&self, order: &[u32]) -> selfie_kernels::Result<()> {
         self.input.check_len(order)?;
         let n = self.pretext.dims.n();
         for (image, order) in order.chunks(n).enumerate() {
@@ -149,59 +162,22 @@ impl<B: Backend<T>, T: Element> Selfie<B, T> {
         }
         Ok(())
     }
-}
 
-impl<B: Backend<T>, T: Element> Network<B, T> for Selfie<B, T> {
-    fn device(&self) -> &Arc<B> {
-        &self.state.device
-    }
-
-    fn sizes(&self) -> Sizes {
-        Sizes { batch: self.input.batch(), image: self.input.image(), targets: self.pretext.dims.n() }
-    }
-
-    fn parameters(&self) -> &Parameters<B, T> {
-        &self.state.parameters
-    }
-
-    fn parameters_mut(&mut self) -> &mut Parameters<B, T> {
-        &mut self.state.parameters
-    }
-
-    fn statistics(&self) -> &Statistics<B, T::Wide> {
-        &self.state.statistics
-    }
-
-    fn statistics_mut(&mut self) -> &mut Statistics<B, T::Wide> {
-        &mut self.state.statistics
-    }
-
-    fn refresh_copy(&mut self) -> selfie_kernels::Result<()> {
-        self.state.refresh_copy()
-    }
-
-    fn load(&mut self, inputs: &Inputs<'_>) -> selfie_kernels::Result<()> {
-        self.check_order(inputs.targets)?;
-        self.state.set_first_sample(inputs.first_sample)?;
-        self.input.load(&self.state.device, inputs)
-    }
-
-    fn forward(&mut self, mode: Mode) -> selfie_kernels::Result<()> {
+    fn pass_forward(&mut self) -> selfie_kernels::Result<()> {
         let Self { pretext, patches, pool, state, input, patches_acts, h, dh, pool_acts } = self;
-        state.begin_forward(mode)?;
         patches.forward(state, &input.pixels, patches_acts, h)?;
-        pool.forward(state, h, &input.targets, pool_acts)?;
-        let (u, du) = pool.summary_and_gradient(pool_acts, mode);
+        pool.forward(state, h, input.targets(), pool_acts)?;
+        let (u, du) = pool.summary_and_gradient(pool_acts, state.mode);
         state.device.contrast(contrast::Args {
             dims: pretext.dims,
-            valid: input.valid,
+            valid: input.about.valid,
             logit_scale: pretext.logit_scale,
             u_stride: pool.query_stride(),
             u,
             h: B::all(h),
-            order: B::all(&input.targets),
+            order: B::all(input.targets()),
             positions: B::view(&state.parameters.master, pool.positions()),
-            loss: B::all_mut(&mut state.loss),
+            loss: state.metrics.loss_mut(),
             gradients: du.map(|du| contrast::Gradients {
                 du,
                 dh: B::all_mut(dh),
@@ -210,27 +186,10 @@ impl<B: Backend<T>, T: Element> Network<B, T> for Selfie<B, T> {
         })
     }
 
-    fn backward(&mut self) -> selfie_kernels::Result<()> {
+    fn pass_backward(&mut self) -> selfie_kernels::Result<()> {
         let Self { patches, pool, state, input, patches_acts, dh, pool_acts, .. } = self;
-        state.begin_backward()?;
-        pool.backward(state, &input.targets, pool_acts, dh)?;
+        pool.backward(state, input.targets(), pool_acts, dh)?;
         patches.backward(state, &input.pixels, patches_acts, dh)
-    }
-
-    fn accumulate(&mut self, scale: f64) -> selfie_kernels::Result<()> {
-        self.state.accumulate(scale)
-    }
-
-    fn update(&mut self, update: Update) -> selfie_kernels::Result<()> {
-        self.state.update(update)
-    }
-
-    fn loss(&self) -> selfie_kernels::Result<Loss> {
-        self.state.loss()
-    }
-
-    fn gradient_norm(&self) -> selfie_kernels::Result<(f64, bool)> {
-        self.state.gradient_norm()
     }
 }
 
@@ -249,7 +208,7 @@ mod tests {
         let table = table(&ModelConfig::preset(Preset::Resnet50, 32));
         let patches = table.entries().iter().filter(|entry| !entry.name.starts_with("pool."));
         assert_eq!(patches.map(crate::Entry::len).sum::<usize>(), 8_532_032);
-        assert_eq!(table.len(), 25_094_080);
+        assert_eq!(table.elements(), 25_094_080);
     }
 
     #[test]

@@ -2,9 +2,11 @@
 
 use crate::layers::Tables;
 use crate::memory_plan::Ledger;
-use crate::network::Build;
-use crate::{Loss, Mode, ModelConfig, Parameters, Purpose, Statistics, Update, init};
-use selfie_kernels::{Backend, Element, Error, Memory, Result, Wide, bn_commit, sgd};
+use crate::metrics::MetricsBlock;
+use crate::network::{Begin, Build};
+use crate::recording::Recorded;
+use crate::{Mode, ModelConfig, Parameters, Purpose, Statistics, Update, init};
+use selfie_kernels::{Backend, Element, Error, Memory, Partials, Result, bn_commit, sgd};
 use std::sync::Arc;
 
 /// A buffer of `B`.
@@ -20,20 +22,34 @@ pub(crate) struct State<B: Memory, T: Element> {
     pub(crate) parameters: Parameters<B, T>,
     pub(crate) statistics: Statistics<B, T::Wide>,
     bn_momentum: f64,
-    /// Sum of the micro-batches' gradients.
+    /// Sum of the micro-batches' gradients; empty where a step has one batch.
     total: Buffer<B, T::Wide>,
-    /// Summands of `total` since the last update.
-    micro_batches: usize,
     /// Partial sums of the operation that just ran, until they are finalised.
-    pub(crate) partial: Buffer<B, T::Wide>,
-    /// Mean loss, accuracy.
-    pub(crate) loss: Buffer<B, T::Wide>,
-    /// What changes per step: seed and number of the first sample; learning rate.
-    pub(crate) rng: Buffer<B, u64>,
-    rate: Buffer<B, T::Wide>,
-    norm: Buffer<B, T::Wide>,
-    finite: Buffer<B, u32>,
+    pub(crate) partial: Partials<B, T::Wide>,
+    pub(crate) metrics: MetricsBlock<B, T::Wide>,
+    /// What changes from step to step: seed and number of the first sample; bits of the learning rate.
+    pub(crate) numbers: Buffer<B, u64>,
     seed: u64,
+    rate: f64,
+    /// What a training step does with a batch.
+    pub(crate) step: Recorded<B, StepNumbers>,
+}
+
+/// The host's numbers in the calls of a training step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct StepNumbers {
+    pub(crate) input: crate::input::Source,
+    pub(crate) valid: usize,
+    pub(crate) end: StepEnd,
+}
+
+/// What becomes of a batch's gradient.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum StepEnd {
+    /// It is the step's.
+    Update(Update),
+    /// It is added to the step's, times this.
+    Accumulate(f64),
 }
 
 /// How to build a [`State`].
@@ -61,14 +77,12 @@ impl<B: Memory, T: Element> State<B, T> {
             statistics,
             bn_momentum: config.bn_momentum,
             total,
-            micro_batches: 0,
-            partial: ledger.alloc("partial", partial)?,
-            loss: ledger.alloc("loss", 2)?,
-            rng: ledger.alloc("rng", 2)?,
-            rate: ledger.alloc("rate", 1)?,
-            norm: ledger.alloc("norm", 1)?,
-            finite: ledger.alloc("finite", 1)?,
+            partial: Partials::within(ledger.alloc("partial", partial)?),
+            metrics: MetricsBlock::new(ledger, purpose)?,
+            numbers: ledger.alloc("numbers", 3)?,
             seed,
+            rate: 0.0,
+            step: Recorded::default(),
         })
     }
 }
@@ -97,9 +111,16 @@ impl<B: Backend<T>, T: Element> State<B, T> {
         Ok(host)
     }
 
-    /// Numbers the samples of the batch to come.
-    pub(crate) fn set_first_sample(&mut self, first_sample: u64) -> Result<()> {
-        self.device.upload(&[self.seed, first_sample], B::all_mut(&mut self.rng))
+    /// Before the work on a batch: uploads what is different from batch to batch. A step's sums begin at zero.
+    pub(crate) fn begin(&mut self, begin: Begin, first_sample: u64) -> Result<()> {
+        if let Begin::Step { rate } = begin {
+            self.rate = rate;
+            if self.purpose == Purpose::Accumulate {
+                self.device.zero(B::all_mut(&mut self.total))?;
+                self.device.zero(B::all_mut(&mut self.metrics.step))?;
+            }
+        }
+        self.device.upload(&[self.seed, first_sample, self.rate.to_bits()], B::all_mut(&mut self.numbers))
     }
 
     /// Begins a forward pass.
@@ -127,38 +148,42 @@ impl<B: Backend<T>, T: Element> State<B, T> {
         }
     }
 
+    /// That what becomes of the gradients is what the network was built for.
+    pub(crate) fn require(&self, purpose: Purpose, op: &'static str) -> Result<()> {
+        if self.purpose == purpose {
+            return Ok(());
+        }
+        Err(Error::Dims { op, reason: format!("the network was built for Purpose::{:?}", self.purpose) })
+    }
+
+    /// The batch's share of gradient, loss and accuracy, added to the step's.
     pub(crate) fn accumulate(&mut self, scale: f64) -> Result<()> {
-        if self.purpose != Purpose::Accumulate {
-            let reason = "the network was not built with Purpose::Accumulate".into();
-            return Err(Error::Dims { op: "accumulate", reason });
-        }
-        if self.micro_batches == 0 {
-            self.device.zero(B::all_mut(&mut self.total))?;
-        }
-        self.micro_batches += 1;
         self.device.gradient_accumulate(sgd::Accumulate {
             scale,
             gradient: B::all(&self.parameters.gradient),
             total: B::all_mut(&mut self.total),
-        })
+        })?;
+        let (gradient, total) = self.metrics.part_and_step();
+        self.device.gradient_accumulate(sgd::Accumulate { scale, gradient, total })
     }
 
     pub(crate) fn update(&mut self, update: Update) -> Result<()> {
         self.require_training("update")?;
-        let Self { device, parameters, statistics, .. } = self;
-        let gradient = if self.micro_batches > 0 { &self.total } else { &parameters.gradient };
-        device.upload(&[T::Wide::from_f64(update.rate)], B::all_mut(&mut self.rate))?;
+        let Self { device, parameters, statistics, metrics, .. } = self;
+        let gradient = match self.purpose {
+            Purpose::Accumulate => &self.total,
+            Purpose::Train | Purpose::Evaluate => &parameters.gradient,
+        };
         device.gradient_norm(sgd::Norm {
             gradient: B::all(gradient),
-            loss: B::all(&self.loss),
-            norm: B::all_mut(&mut self.norm),
-            finite: B::all_mut(&mut self.finite),
+            metrics: B::all_mut(&mut metrics.step),
+            finite: B::all_mut(&mut metrics.finite),
         })?;
         device.sgd_update(sgd::Update {
-            rate: B::all(&self.rate),
+            rate: B::view(&self.numbers, 2..3),
             momentum: update.momentum,
             weight_decay: update.weight_decay,
-            finite: B::all(&self.finite),
+            finite: B::all(&metrics.finite),
             gradient: B::all(gradient),
             velocity: B::all_mut(&mut parameters.velocity),
             master: B::all_mut(&mut parameters.master),
@@ -166,23 +191,9 @@ impl<B: Backend<T>, T: Element> State<B, T> {
         })?;
         device.bn_commit(bn_commit::Commit {
             momentum: self.bn_momentum,
-            finite: B::all(&self.finite),
+            finite: B::all(&metrics.finite),
             batch: B::all(&statistics.batch),
             running: B::all_mut(&mut statistics.running),
-        })?;
-        self.micro_batches = 0;
-        Ok(())
-    }
-
-    pub(crate) fn loss(&self) -> Result<Loss> {
-        let host = self.read(B::all(&self.loss))?;
-        Ok(Loss { loss: host[0].to_f64(), accuracy: host[1].to_f64() })
-    }
-
-    pub(crate) fn gradient_norm(&self) -> Result<(f64, bool)> {
-        let norm = self.read(B::all(&self.norm))?;
-        let mut finite = [0];
-        self.device.download(B::all(&self.finite), &mut finite)?;
-        Ok((norm[0].to_f64(), finite[0] == 1))
+        })
     }
 }

@@ -5,6 +5,7 @@
 use crate::error::{Error, Result, reading};
 use crate::parameters::{Entry, Layout, Table};
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView, View};
+use selfie_data::Foreign;
 use selfie_kernels::Wide;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -18,6 +19,14 @@ compile_error!("safetensors files are little-endian, and tensors are written as 
 pub struct TensorFile<W> {
     path: PathBuf,
     tensors: BTreeMap<String, Tensor<W>>,
+    others: BTreeMap<String, Other>,
+}
+
+/// A tensor that is no numbers to compute with, such as a counter: known by name, in case someone needs it.
+#[derive(Debug, Clone)]
+struct Other {
+    shape: Vec<usize>,
+    dtype: Dtype,
 }
 
 #[derive(Debug, Clone)]
@@ -27,7 +36,8 @@ struct Tensor<W> {
 }
 
 impl<W: Wide> TensorFile<W> {
-    /// Reads a file whose tensors are f16, bf16, f32 or f64. PyTorch's integer counters of batches are left out.
+    /// Reads the tensors of a file that are f16, bf16, f32 or f64; of those of another type the names, as a network may
+    /// have no use for them. PyTorch's integer counters of batches are left out.
     ///
     /// # Errors
     /// [`Error::Read`]; [`Error::Malformed`] for anything but such a file.
@@ -38,25 +48,21 @@ impl<W: Wide> TensorFile<W> {
 
     /// The same from the contents of `path`.
     pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let file = SafeTensors::deserialize(bytes).map_err(|error| not_safetensors(path, bytes.len(), &error))?;
-        Self::from_safetensors(path, &file, |name| !name.ends_with("num_batches_tracked"))
+        let file = SafeTensors::deserialize(bytes).map_err(|error| not_safetensors(path, bytes, &error))?;
+        Ok(Self::from_safetensors(path, &file, |name| !name.ends_with("num_batches_tracked")))
     }
 
     /// The tensors of a file whose names are to be kept.
-    pub(crate) fn from_safetensors(path: &Path, file: &SafeTensors<'_>, keep: impl Fn(&str) -> bool) -> Result<Self> {
-        let mut tensors = BTreeMap::new();
+    pub(crate) fn from_safetensors(path: &Path, file: &SafeTensors<'_>, keep: impl Fn(&str) -> bool) -> Self {
+        let (mut tensors, mut others) = (BTreeMap::new(), BTreeMap::new());
         for (name, view) in file.iter().filter(|(name, _)| keep(name)) {
-            let data = numbers(&view).ok_or_else(|| {
-                Error::malformed(
-                    path,
-                    format!("F16, BF16, F32 or F64 in `{name}`"),
-                    format!("{:?}", view.dtype()),
-                    "convert it to F32",
-                )
-            })?;
-            tensors.insert(name.to_string(), Tensor { shape: view.shape().to_vec(), data });
+            let shape = view.shape().to_vec();
+            match numbers(&view) {
+                Some(data) => drop(tensors.insert(name.to_string(), Tensor { shape, data })),
+                None => drop(others.insert(name.to_string(), Other { shape, dtype: view.dtype() })),
+            }
         }
-        Ok(Self { path: path.into(), tensors })
+        Self { path: path.into(), tensors, others }
     }
 
     /// Where it was read.
@@ -69,6 +75,11 @@ impl<W: Wide> TensorFile<W> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice()))
     }
 
+    /// Names, shapes and types of the tensors of another type, which are passed over, sorted by name.
+    pub fn others(&self) -> impl Iterator<Item = (&str, &[usize], String)> {
+        self.others.iter().map(|(name, other)| (name.as_str(), other.shape.as_slice(), format!("{:?}", other.dtype)))
+    }
+
     /// Shape of a tensor, if the file has it.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|tensor| tensor.shape.as_slice())
@@ -77,8 +88,13 @@ impl<W: Wide> TensorFile<W> {
     /// Copies the tensor `name` to the place of `entry` in `flat`.
     ///
     /// # Errors
-    /// [`Error::OtherNetwork`] when there is none, or its shape is not `entry`'s.
+    /// [`Error::OtherNetwork`] when there is none, or its shape is not `entry`'s; [`Error::Malformed`] when its type is
+    /// none of those that are read.
     pub(crate) fn place(&self, name: &str, entry: &Entry, flat: &mut [W]) -> Result<()> {
+        if let Some(Other { dtype, .. }) = self.others.get(name) {
+            let (expected, found) = (format!("F16, BF16, F32 or F64 in `{name}`"), format!("{dtype:?}"));
+            return Err(Error::malformed(&self.path, expected, found, "convert it to F32"));
+        }
         let tensor = self.tensors.get(name);
         let Some(tensor) = tensor.filter(|tensor| tensor.shape == entry.shape) else {
             return Err(Error::OtherNetwork {
@@ -103,7 +119,7 @@ impl<W: Wide> TensorFile<W> {
         Ok(flat)
     }
 
-    /// Refuses tensors that none of `tables` names, among those that `matter`.
+    /// Refuses tensors that none of `tables` names, among those that `matter`. Those of another type never do.
     ///
     /// # Errors
     /// [`Error::OtherNetwork`] with the first of them.
@@ -122,15 +138,33 @@ impl<W: Wide> TensorFile<W> {
     }
 }
 
+impl<W> TensorFile<W> {
+    /// Refuses tensors of another type.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] with the first of them.
+    pub(crate) fn expect_no_others(&self) -> Result<()> {
+        match self.others.iter().next() {
+            None => Ok(()),
+            Some((name, other)) => {
+                let found = format!("{:?} in `{name}`", other.dtype);
+                Err(Error::malformed(&self.path, "nothing but F32 or F64", found, "another program changed it"))
+            }
+        }
+    }
+}
+
 const ADVICE: &str = "give a file of the same preset, stem and image size, or set model.* to what the file has";
 
-fn not_safetensors(path: &Path, bytes: usize, error: &SafeTensorError) -> Error {
-    Error::malformed(
-        path,
-        "a safetensors file",
-        format!("{bytes} bytes that are none ({error})"),
-        "it may be truncated, or of another format: copy or convert it again",
-    )
+fn not_safetensors(path: &Path, bytes: &[u8], error: &SafeTensorError) -> Error {
+    let (found, advice) = match Foreign::recognise(bytes) {
+        Some(foreign) if foreign != Foreign::Safetensors => (foreign.name().into(), foreign.weights_advice()),
+        _ => (
+            format!("{} bytes that are none ({error})", bytes.len()),
+            "it may be truncated, or of another format: copy or convert it again",
+        ),
+    };
+    Error::malformed(path, "a safetensors file", found, advice)
 }
 
 /// The elements of a tensor, converted; `None` for a type that is not a floating-point one.
@@ -226,15 +260,21 @@ mod tests {
     fn table() -> Table {
         let mut table = Table::default();
         table.push("a.bias", &[3], Layout::Plain);
-        table.push("a.conv.weight", &[2, 3, 1, 2], Layout::Filter);
+        table.push_behind("a.conv.weight", &[2, 3, 1, 2], Layout::Filter);
         table
+    }
+
+    /// The table's buffer.
+    fn flat<W: Wide>(value: W) -> Vec<W> {
+        vec![value; table().len()]
     }
 
     #[test]
     fn filters_are_kcrs_in_the_file() {
         let table = table();
-        // Flat: bias 0 1 2, then [k, r, s, c] counted up from 3.
-        let flat: Vec<f32> = (0..15).map(|i| i as f32).collect();
+        // Flat: bias 0 1 2, then [k, r, s, c] counted up from 3, then nothing.
+        let mut flat = flat(0f32);
+        (0..15).for_each(|i| flat[i] = i as f32);
         let bytes = serialize(&[(&table, &flat[..])], |_| true);
         let file = SafeTensors::deserialize(&bytes).expect("our own");
         let weight = file.tensor("a.conv.weight").expect("written");
@@ -248,7 +288,7 @@ mod tests {
 
     #[test]
     fn the_same_tensors_are_the_same_bytes() {
-        let (table, flat) = (table(), [0.5f64; 15]);
+        let (table, flat) = (table(), flat(0.5f64));
         let bytes = || serialize(&[(&table, &flat[..])], |_| true);
         assert_eq!(bytes(), bytes());
     }
@@ -267,7 +307,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_named() {
-        let (table, flat) = (table(), [0f32; 15]);
+        let (table, flat) = (table(), flat(0f32));
         let bytes = serialize(&[(&table, &flat[..])], |entry| entry.name == "a.bias");
         let file = TensorFile::<f32>::parse(Path::new("x.safetensors"), &bytes).expect("our own");
         let missing = file.flat(&table).expect_err("one is missing").to_string();
@@ -285,10 +325,22 @@ mod tests {
     #[test]
     fn other_files_are_refused() {
         let path = Path::new("x.safetensors");
-        let bytes = serialize(&[(&table(), &[0f32; 15][..])], |_| true);
+        let bytes = serialize(&[(&table(), &flat(0f32)[..])], |_| true);
         for wrong in [&b""[..], b"PK\x03\x04 a zip archive", &bytes[..bytes.len() - 1], &bytes[..20]] {
             let error = TensorFile::<f32>::parse(path, wrong).expect_err("not safetensors").to_string();
             assert!(error.contains("x.safetensors: expected a safetensors file"), "{error}");
+        }
+        for (foreign, kind, way_out) in [
+            (&b"version https://git-lfs.github.com/spec/v1\n"[..], "found a Git LFS pointer", "git lfs pull"),
+            (b"<!DOCTYPE html><html>", "found an HTML page", "download"),
+            (
+                b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",
+                "found a pickle, as PyTorch",
+                "safetensors.torch.save_file",
+            ),
+        ] {
+            let error = TensorFile::<f32>::parse(path, foreign).expect_err("not safetensors").to_string();
+            assert!(error.contains(kind) && error.contains(way_out), "{error}");
         }
     }
 
@@ -316,11 +368,23 @@ mod tests {
             ("F32", "[18446744073709551615,2]", "[0,8]"),
             ("F32", "[-2]", "[0,8]"),
             ("F33", "[2]", "[0,8]"),
-            ("I64", "[1]", "[0,8]"),
-            ("BOOL", "[8]", "[0,8]"),
         ] {
             let error = one(dtype, shape, offsets).expect_err(shape);
             assert_eq!(error.kind(), crate::ErrorKind::Input, "{dtype} {shape} {offsets}: {error}");
+        }
+        // Sound, but not to compute with.
+        for (dtype, shape) in [("I64", "[1]"), ("BOOL", "[8]"), ("F8_E4M3", "[2,4]"), ("C64", "[1]"), ("F4", "[16]")] {
+            let file = one(dtype, shape, "[0,8]").expect("a sound header");
+            assert_eq!(file.shapes().count(), 0, "{dtype}");
+            assert_eq!(
+                file.others().map(|(name, _, kind)| format!("{name} {kind}")).collect::<Vec<_>>(),
+                [format!("a {dtype}")]
+            );
+            let mut wanted = Table::default();
+            wanted.push("a", &[1], Layout::Plain);
+            let error = file.flat(&wanted).expect_err("no numbers").to_string();
+            assert!(error.contains("expected F16, BF16, F32 or F64 in `a`") && error.contains(dtype), "{error}");
+            assert!(file.expect_only(&[&Table::default()], |_| true).is_ok() && file.expect_no_others().is_err());
         }
         // Two of one name, two in one place, a header of 2^60 bytes.
         let (whole, half) = (header("F32", "[2]", "[0,8]"), header("F32", "[1]", "[0,4]"));
@@ -333,7 +397,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_change_of_a_file_is_read_or_refused(at: proptest::sample::Index, byte: u8, cut: proptest::sample::Index) {
-            let mut bytes = serialize(&[(&table(), &[0.5f32; 15][..])], |_| true);
+            let mut bytes = serialize(&[(&table(), &flat(0.5f32)[..])], |_| true);
             let (at, cut) = (at.index(bytes.len()), cut.index(bytes.len() + 1));
             bytes[at] = byte;
             for bytes in [&bytes[..], &bytes[..cut]] {

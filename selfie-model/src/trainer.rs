@@ -5,7 +5,7 @@ use crate::checkpoint::{Checkpoint, CheckpointStore, Progress};
 use crate::draws::{PhiloxDraws, training_order};
 use crate::error::{Error, Result};
 use crate::evaluation::{Evaluation, Images, crops, evaluate, labels, loader_config};
-use crate::network::{Inputs, Loss, Mode, Network, Update};
+use crate::network::{Begin, Inputs, Metrics, Network, Update};
 use crate::replay::{self, About, StepBatch};
 use crate::schedule::Schedule;
 use crate::train_config::TrainConfig;
@@ -35,9 +35,25 @@ pub struct Trainer<B: Backend<T>, T: Element, N: Network<B, T>> {
     started: Instant,
     /// Of the last step, one for each micro-batch: kept for [`Trainer::write_step`] until the next.
     batches: Vec<Batch>,
+    next: Next,
+    /// Bad images met up to the batches of the last step.
+    bad_files: usize,
+    /// Time that the present step waited for the loader.
+    data_wait: Duration,
     targets: Vec<u32>,
     draws: Vec<i32>,
     kind: PhantomData<(B, T)>,
+}
+
+/// The batch that comes after those of the present step.
+#[derive(Default)]
+enum Next {
+    #[default]
+    InTheLoader,
+    /// In the host's memory; or why there is none.
+    Fetched(Result<Batch>),
+    /// And on the device.
+    Staged(Batch),
 }
 
 /// What a step did.
@@ -62,7 +78,7 @@ pub struct StepMetrics {
     pub images: usize,
     /// Duration of the step.
     pub seconds: f64,
-    /// The part of it that was spent waiting for the loader.
+    /// The part of it that was spent waiting for the loader, whether or not the device had work meanwhile.
     pub data_wait_seconds: f64,
 }
 
@@ -123,13 +139,17 @@ impl<B: Backend<T>, T: Element, N: Network<B, T>> Trainer<B, T, N> {
             progress,
             started: Instant::now(),
             batches: Vec::new(),
+            next: Next::InTheLoader,
+            bad_files: 0,
+            data_wait: Duration::ZERO,
             targets: Vec::new(),
             draws: Vec::new(),
             kind: PhantomData,
         })
     }
 
-    /// Takes one step, and waits for it: the metrics are its own.
+    /// Takes one step, and waits for it: the metrics are its own. While the device works, the batch that follows is fetched,
+    /// checked and staged; what is wrong with that is said by the step that needs it.
     ///
     /// # Errors
     /// [`Error::Diverged`] after [`MAX_SKIPPED_IN_A_ROW`] steps that were not finite; too many bad images; those of the
@@ -137,65 +157,113 @@ impl<B: Backend<T>, T: Element, N: Network<B, T>> Trainer<B, T, N> {
     pub fn step(&mut self) -> Result<StepMetrics> {
         let begun = Instant::now();
         let learning_rate = self.schedule.rate(self.progress.step, self.elapsed());
-        let parts = self.config.accumulate;
-        let mut mean = Loss { loss: 0.0, accuracy: 0.0 };
-        let mut data_wait = Duration::ZERO;
-
+        self.data_wait = Duration::ZERO;
         self.batches.drain(..).for_each(|batch| self.loader.recycle(batch));
-        for _ in 0..parts {
-            let waiting = Instant::now();
-            let batch = self.loader.next_batch()?;
-            data_wait += waiting.elapsed();
 
-            self.load(batch)?;
-            self.network.forward(Mode::Train)?;
-            self.network.backward()?;
-            if parts > 1 {
-                self.network.accumulate(1.0 / parts as f64)?;
-            }
-            let part = self.network.loss()?;
-            mean.loss += part.loss / parts as f64;
-            mean.accuracy += part.accuracy / parts as f64;
+        match self.config.accumulate {
+            1 => self.launch(learning_rate)?,
+            parts => self.launch_parts(learning_rate, parts)?,
         }
-        let TrainConfig { momentum, weight_decay, .. } = self.config;
-        self.network.update(Update { rate: learning_rate, momentum, weight_decay })?;
-        // A loss that is not finite has a gradient that is not, so the last part's flag speaks for all.
-        let (gradient_norm, finite) = self.network.gradient_norm()?;
+        let Metrics { loss, accuracy, gradient_norm, finite } = self.network.metrics()?;
 
         self.count(finite);
         if self.progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW {
             let Progress { step, skipped_in_a_row, .. } = self.progress;
-            return Err(Error::Diverged { step, loss: mean.loss, gradient_norm, in_a_row: skipped_in_a_row });
+            return Err(Error::Diverged { step, loss, gradient_norm, in_a_row: skipped_in_a_row });
         }
         Ok(StepMetrics {
             step: self.progress.step,
             epoch: self.progress.step as f64 * self.config.batch as f64 / self.epoch_len as f64,
-            loss: mean.loss,
-            accuracy: mean.accuracy,
+            loss,
+            accuracy,
             learning_rate,
             gradient_norm,
             finite,
             images: self.config.batch,
             seconds: begun.elapsed().as_secs_f64(),
-            data_wait_seconds: data_wait.as_secs_f64(),
+            data_wait_seconds: self.data_wait.as_secs_f64(),
         })
     }
 
-    /// Hands a batch to the network, with its targets.
-    fn load(&mut self, batch: Batch) -> Result<()> {
+    /// Gives the device a step of one batch, and prepares the next.
+    fn launch(&mut self, rate: f64) -> Result<()> {
+        self.take_batch()?;
+        self.network.begin(Begin::Step { rate })?;
+        self.network.train_step(self.update())?;
+        self.look_ahead();
+        Ok(())
+    }
+
+    /// The same for a step of several micro-batches.
+    fn launch_parts(&mut self, rate: f64, parts: usize) -> Result<()> {
+        for part in 0..parts {
+            self.take_batch()?;
+            self.network.begin(if part == 0 { Begin::Step { rate } } else { Begin::Part })?;
+            self.network.train_part(1.0 / parts as f64)?;
+            if part + 1 == parts {
+                self.network.update(self.update())?;
+            }
+            self.look_ahead();
+        }
+        Ok(())
+    }
+
+    fn update(&self) -> Update {
+        let TrainConfig { momentum, weight_decay, .. } = self.config;
+        Update { momentum, weight_decay }
+    }
+
+    /// The batch whose turn it is, staged, and kept until the next step.
+    fn take_batch(&mut self) -> Result<()> {
+        let next = match std::mem::take(&mut self.next) {
+            Next::Staged(batch) => Ok(batch),
+            Next::Fetched(batch) => batch.and_then(|batch| self.stage(batch)),
+            Next::InTheLoader => self.fetch().and_then(|batch| self.stage(batch)),
+        };
+        self.bad_files = self.loader.bad_files().len();
+        self.batches.push(next?);
+        Ok(())
+    }
+
+    /// Fetches and stages the batch after those that were taken, unless training ends with this step.
+    fn look_ahead(&mut self) {
+        let more_of_the_step = self.batches.len() < self.config.accumulate;
+        if more_of_the_step || !self.schedule.is_over(self.progress.step + 1, self.elapsed()) {
+            self.next = match self.fetch().and_then(|batch| self.stage(batch)) {
+                Ok(batch) => Next::Staged(batch),
+                Err(error) => Next::Fetched(Err(error)),
+            };
+        }
+    }
+
+    fn fetch(&mut self) -> Result<Batch> {
+        let waiting = Instant::now();
+        let batch = self.loader.next_batch()?;
+        self.data_wait += waiting.elapsed();
+        Ok(batch)
+    }
+
+    /// Brings a batch to the network, with its targets.
+    fn stage(&mut self, batch: Batch) -> Result<Batch> {
         let mut targets = std::mem::take(&mut self.targets);
         self.targets_of(&batch, &mut targets)?;
         self.targets = targets;
         crops(&batch.draws, &mut self.draws);
-        self.network.load(&Inputs {
+        self.network.stage(&Inputs {
             images: &batch.images,
             draws: &self.draws,
             targets: &self.targets,
             first_sample: batch.step * self.network.sizes().batch as u64,
             valid: batch.valid,
         })?;
-        self.batches.push(batch);
-        Ok(())
+        Ok(batch)
+    }
+
+    /// Someone else is about to stage batches of their own.
+    fn lend_staging(&mut self) {
+        if let Next::Staged(batch) = std::mem::take(&mut self.next) {
+            self.next = Next::Fetched(Ok(batch));
+        }
     }
 
     fn count(&mut self, finite: bool) {
@@ -223,6 +291,7 @@ impl<B: Backend<T>, T: Element, N: Network<B, T>> Trainer<B, T, N> {
     /// # Errors
     /// As [`evaluate`].
     pub fn evaluate(&mut self, images: &Images) -> Result<Evaluation> {
+        self.lend_staging();
         evaluate(&mut self.network, images)
     }
 
@@ -251,6 +320,7 @@ impl<B: Backend<T>, T: Element, N: Network<B, T>> Trainer<B, T, N> {
 
     /// The same, writable: for evaluations of its own kind. Its parameters, momenta and statistics are training's.
     pub fn network_mut(&mut self) -> &mut N {
+        self.lend_staging();
         &mut self.network
     }
 
@@ -261,12 +331,13 @@ impl<B: Backend<T>, T: Element, N: Network<B, T>> Trainer<B, T, N> {
 
     /// The bad images met so far, each once.
     pub fn bad_files(&self) -> &[BadFile] {
-        self.loader.bad_files()
+        &self.loader.bad_files()[..self.bad_files]
     }
 
     /// Counts bad images that an earlier process of the run met.
     pub fn recall_bad(&mut self, bad: impl IntoIterator<Item = BadFile>) {
         self.loader.recall_bad(bad);
+        self.bad_files = self.loader.bad_files().len();
     }
 
     /// Writes the last step, with the parameters that it met if it was not finite, to a file that [`crate::Replay`]

@@ -4,11 +4,11 @@ use crate::layers::{Dx, Linear, Rows, Tables};
 use crate::memory_plan::Ledger;
 use crate::state::{Buffer, State};
 use crate::{Layout, Mode, ModelConfig, Purpose};
-use selfie_kernels::attention::{self, AttentionDims, Dropout};
+use selfie_kernels::Dropout;
+use selfie_kernels::attention::{self, AttentionDims};
 use selfie_kernels::gemm::Write;
 use selfie_kernels::residual_norm::{self, NormDims};
 use selfie_kernels::{Backend, Element, Memory, Result};
-use std::mem::swap;
 use std::ops::Range;
 
 /// Added to the variance by layer normalisation.
@@ -17,6 +17,8 @@ const LAYER_NORM_EPS: f64 = 1e-5;
 /// `x1 = norm1(x + drop(proj(attention(q(x), kv(x)))))`, `y = norm2(x1 + drop(fc2(gelu(fc1(x1)))))`.
 #[derive(Debug)]
 pub(crate) struct Block {
+    /// Its number in the network.
+    i: usize,
     dims: AttentionDims,
     /// Elements from one query token to the next.
     query_stride: usize,
@@ -43,13 +45,13 @@ struct DropoutSite {
 impl DropoutSite {
     /// As an operation's argument: none in evaluation.
     fn argument<'a, B: Memory, T: Element>(&self, state: &'a State<B, T>) -> Option<Dropout<'a, B>> {
-        Self::of(*self, state.mode, &state.rng)
+        Self::of(*self, state.mode, &state.numbers)
     }
 
     /// The same from the parts of a state, for those who write other parts.
-    fn of<M: Memory>(self, mode: Mode, rng: &Buffer<M, u64>) -> Option<Dropout<'_, M>> {
+    fn of<M: Memory>(self, mode: Mode, numbers: &Buffer<M, u64>) -> Option<Dropout<'_, M>> {
         let Self { rate, site } = self;
-        (mode == Mode::Train && rate > 0.0).then(|| Dropout { rate, site, rng: M::all(rng) })
+        (mode == Mode::Train && rate > 0.0).then(|| Dropout { rate, site, rng: M::view(numbers, 0..2) })
     }
 }
 
@@ -95,10 +97,9 @@ impl<M: Memory, T: Element> BlockActs<M, T> {
 pub(crate) struct Scratch<M: Memory, T: Element> {
     /// A branch's output before it joins the residual, and its gradient.
     branch: Buffer<M, T>,
-    /// Gradient at the block's output; then of the attention's output.
-    dy: Buffer<M, T>,
-    /// Gradient at the MLP's input, then at the block's input.
-    dx: Buffer<M, T>,
+    /// At even blocks: the gradient at the block's input and before that at the MLP's, then the gradient at its output and
+    /// of the attention's output. The other way round at odd blocks, so that one's input is where another's output was.
+    gradients: [Buffer<M, T>; 2],
     /// Gradient of the residual.
     dresidual: Buffer<M, T>,
     dq: Buffer<M, T>,
@@ -113,8 +114,10 @@ impl<M: Memory, T: Element> Scratch<M, T> {
         let len = largest.dims.len_kv() / 2;
         Ok(Self {
             branch: ledger.alloc("branch", len)?,
-            dy: ledger.alloc("dy", purpose.trained(len))?,
-            dx: ledger.alloc("dx", purpose.trained(len))?,
+            gradients: [
+                ledger.alloc("gradient0", purpose.trained(len))?,
+                ledger.alloc("gradient1", purpose.trained(len))?,
+            ],
             dresidual: ledger.alloc("dresidual", purpose.trained(len))?,
             dq: ledger.alloc("dq", purpose.trained(len))?,
             dkv: ledger.alloc("dkv", purpose.trained(2 * len))?,
@@ -122,14 +125,14 @@ impl<M: Memory, T: Element> Scratch<M, T> {
         })
     }
 
-    /// Gradient at the output of the block whose turn it is.
-    pub(crate) fn gradient(&self) -> &Buffer<M, T> {
-        &self.dy
+    /// Gradient at the first block's input, once that has run backward.
+    pub(crate) fn input_gradient(&self) -> &Buffer<M, T> {
+        &self.gradients[0]
     }
 
-    /// The same, writable.
-    pub(crate) fn gradient_mut(&mut self) -> &mut Buffer<M, T> {
-        &mut self.dy
+    /// Where the gradient at the last of `blocks` blocks' output belongs.
+    pub(crate) fn output_gradient_mut(&mut self, blocks: usize) -> &mut Buffer<M, T> {
+        &mut self.gradients[blocks % 2]
     }
 }
 
@@ -140,6 +143,7 @@ impl Block {
         let dropout = |j| DropoutSite { rate: config.dropout as f32, site: (3 * i + j) as u32 };
         let qkv = Linear::new(tables, &format!("{name}.qkv"), d, 3 * d);
         Self {
+            i,
             dims,
             query_stride: if dims.t_query == 1 { dims.t * d } else { d },
             ffn,
@@ -196,7 +200,7 @@ impl Block {
         self.norm2.forward(state, self.residual(rows.stride), (x1, branch), norm2, y)
     }
 
-    /// From `scratch.dy`, the gradient of `y`: the parameters' gradients, and the gradient of `x` into `scratch.dy`.
+    /// From the gradient of `y` in `scratch`: the parameters' gradients, and there the gradient of `x`.
     pub(crate) fn backward<B: Backend<T>, T: Element>(
         &self,
         state: &mut State<B, T>,
@@ -205,7 +209,8 @@ impl Block {
         scratch: &mut Scratch<B, T>,
     ) -> Result<()> {
         let BlockActs { q, kv, a, norm1, x1, z, g, norm2, .. } = acts;
-        let Scratch { branch, dy, dx, dresidual, dq, dkv, dz } = scratch;
+        let Scratch { branch, gradients: [even, odd], dresidual, dq, dkv, dz } = scratch;
+        let (dx, dy) = if self.i % 2 == 0 { (even, odd) } else { (odd, even) };
         let rows = self.proj.dense(self.query_rows());
         let dims = self.residual(rows.stride);
 
@@ -237,9 +242,7 @@ impl Block {
         let to_x = Dx { gelu: None, addend: None, write: Write::Overwrite, to: dx };
         self.kv.backward_data(state, self.tokens(), dkv, to_x)?;
         let to_x = Dx { gelu: None, addend: Some(dresidual), write: Write::Accumulate, to: dx };
-        self.q.backward_data(state, self.queries(), dq, to_x)?;
-        swap(dx, dy);
-        Ok(())
+        self.q.backward_data(state, self.queries(), dq, to_x)
     }
 
     /// Sizes of a residual norm whose residual has this stride.
@@ -276,7 +279,7 @@ impl<M: Memory, T: Element> LayerNormActs<M, T> {
 impl LayerNorm {
     fn new(tables: &mut Tables, name: &str, d: usize, dropout: DropoutSite) -> Self {
         let gamma = tables.parameters.push(format!("{name}.weight"), &[d], Layout::Plain);
-        let beta = tables.parameters.push(format!("{name}.bias"), &[d], Layout::Plain);
+        let beta = tables.parameters.push_behind(format!("{name}.bias"), &[d], Layout::Plain);
         Self { affine: gamma.start..beta.end, dropout }
     }
 
@@ -316,7 +319,7 @@ impl LayerNorm {
             dy: B::view(dy, 0..dims.len()),
             sum: B::view(&acts.sum, 0..dims.len()),
             stats: B::view(&acts.stats, 0..2 * dims.rows()),
-            dropout: DropoutSite::of(self.dropout, state.mode, &state.rng),
+            dropout: DropoutSite::of(self.dropout, state.mode, &state.numbers),
             affine: B::view(&state.parameters.master, self.affine.clone()),
             dx: B::view_mut(dx, 0..dims.len()),
             dbranch: B::view_mut(dbranch, 0..dims.len()),

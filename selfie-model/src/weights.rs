@@ -100,7 +100,7 @@ where
 ///
 /// # Errors
 /// [`Error::Read`], [`Error::Malformed`]; [`Error::OtherNetwork`] when a tensor is missing, too many or of another
-/// shape. The network is then untouched. Those of the device.
+/// shape. The network is then untouched. Those of the device. Tensors that are no floating-point numbers are passed over.
 pub fn load_weights<B, T, N>(network: &mut N, source: &Path) -> Result<Initialized>
 where
     B: Backend<T>,
@@ -176,6 +176,25 @@ pub fn find_weights(source: &Path) -> Result<PathBuf> {
     })
 }
 
+/// What tells one weight file from another, wherever it lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Fingerprint {
+    /// Its length.
+    pub bytes: u64,
+    /// CRC-32 of its bytes.
+    pub crc32: u32,
+}
+
+/// The fingerprint of the weight file that a path means, as [`find_weights`] says.
+///
+/// # Errors
+/// [`Error::Read`]; those of [`find_weights`].
+pub fn fingerprint(source: &Path) -> Result<Fingerprint> {
+    let path = find_weights(source)?;
+    let bytes = std::fs::read(&path).map_err(crate::error::reading(&path))?;
+    Ok(Fingerprint { bytes: bytes.len() as u64, crc32: crc32fast::hash(&bytes) })
+}
+
 /// The tensors of a weight file, and of the pooling beside it.
 struct Weights<W> {
     model: TensorFile<W>,
@@ -233,13 +252,13 @@ where
         }
     }
     give(network, &master, &running)?;
-    let names = weights.files().flat_map(|file| file.shapes().map(|(name, _)| name.to_string()));
-    Ok(Initialized {
-        files: weights.files().map(|file| file.path().into()).collect(),
-        loaded,
-        fresh,
-        unused: names.filter(|name| !used.contains(name)).collect(),
-    })
+    let names = |file: &TensorFile<T::Wide>| {
+        let numbers = file.shapes().map(|(name, _)| name.to_string());
+        numbers.chain(file.others().map(|(name, ..)| name.to_string())).collect::<Vec<_>>()
+    };
+    let mut unused: Vec<_> = weights.files().flat_map(names).filter(|name| !used.contains(name)).collect();
+    unused.sort_unstable();
+    Ok(Initialized { files: weights.files().map(|file| file.path().into()).collect(), loaded, fresh, unused })
 }
 
 /// Gives the network every parameter and running statistic, as they are, from a file that has nothing else, and the momenta
@@ -261,7 +280,12 @@ where
     let (parameters, statistics) = (&network.parameters().table, &network.statistics().table);
     let (master, running) = (weights.flat(parameters)?, weights.flat(statistics)?);
     weights.expect_only(&[parameters, statistics], |_| true)?;
-    let of = |file: &TensorFile<_>| file.expect_only(&[parameters], |_| true).and_then(|()| file.flat(parameters));
+    weights.expect_no_others()?;
+    let of = |file: &TensorFile<_>| {
+        file.expect_only(&[parameters], |_| true)?;
+        file.expect_no_others()?;
+        file.flat(parameters)
+    };
     let velocity = velocity.map(of).transpose()?;
     if let Some(velocity) = velocity {
         let device = network.device().clone();

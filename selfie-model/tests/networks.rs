@@ -2,8 +2,8 @@
 
 use selfie_kernels::{Cpu, Element, Wide};
 use selfie_model::{
-    Build, Classifier, Classify, Inputs, LogitScale, MemoryPlan, Mode, ModelConfig, NamedScale, Network, Positions,
-    Preset, Purpose, Query, Selfie, Stem, Update,
+    Begin, Build, Classifier, Classify, Inputs, LogitScale, MemoryPlan, Mode, ModelConfig, NamedScale, Network,
+    Positions, Preset, Purpose, Query, Selfie, Stem, Update,
 };
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -48,6 +48,11 @@ fn build(config: &ModelConfig, batch: usize, purpose: Purpose) -> Build<'_> {
     Build { config, batch, purpose, seed: 1 }
 }
 
+/// With a rate that shows.
+const STEP: Begin = Begin::Step { rate: 0.1 };
+
+const NESTEROV: Update = Update { momentum: 0.9, weight_decay: 1e-4 };
+
 fn cpu() -> Cpu {
     Cpu::new(2).expect("threads")
 }
@@ -78,7 +83,8 @@ impl Subject for Selfie<Cpu, f64> {
     fn feed(&mut self, seed: u64) {
         let (batch, side) = (self.sizes().batch, self.sizes().image[0]);
         let config = ModelConfig { image_size: side, ..small_stem() };
-        self.load_pixels(&pixels(&config, batch, seed), &orders(batch, seed), 7 * seed).expect("inputs fit");
+        self.put_pixels(&pixels(&config, batch, seed), &orders(batch, seed), 7 * seed).expect("inputs fit");
+        self.begin(STEP).expect("inputs were put");
     }
 }
 
@@ -87,7 +93,8 @@ impl Subject for Classifier<Cpu, f64> {
         let (batch, side) = (self.sizes().batch, self.sizes().image[0]);
         let config = ModelConfig { image_size: side, ..small_stem() };
         let labels: Vec<u32> = (0..batch as u32).map(|i| i % 3).collect();
-        self.load_pixels(&pixels(&config, batch, seed), &labels, 0).expect("inputs fit");
+        self.put_pixels(&pixels(&config, batch, seed), &labels, 0).expect("inputs fit");
+        self.begin(STEP).expect("inputs were put");
     }
 }
 
@@ -114,8 +121,10 @@ fn gradient(network: &mut impl Subject) -> Vec<f64> {
 fn check_gradient(network: &mut impl Subject) {
     network.feed(1);
     // Away from the initial values, whose zeros and ones hide mistakes.
-    let drawn: Vec<f64> =
-        network.parameters().master.iter().zip(noise(9, usize::MAX)).map(|(p, e)| p + 0.1 * e).collect();
+    let (mut drawn, mut shifts) = (network.parameters().master.clone(), noise(9, usize::MAX));
+    for entry in network.parameters().table.entries() {
+        drawn[entry.range.clone()].iter_mut().zip(&mut shifts).for_each(|(p, e)| *p += 0.1 * e);
+    }
     network.parameters_mut().master.copy_from_slice(&drawn);
     network.refresh_copy().expect("a working device");
     let gradient = gradient(network);
@@ -169,45 +178,57 @@ fn gradients_of_classification_with_the_large_stem() {
 
 #[test]
 fn micro_batches_add_up() {
+    let plain = Update { momentum: 0.0, weight_decay: 0.0 };
     let mut network = selfie(&small_stem(), 2, Purpose::Accumulate);
     let before = network.parameters().master.clone();
-    let mut sum = vec![0.0; before.len()];
-    for seed in [1, 2] {
-        network.feed(seed);
-        for (sum, g) in sum.iter_mut().zip(gradient(&mut network)) {
+    let (mut sum, mut losses) = (vec![0.0; before.len()], Vec::new());
+    for (seed, begin) in [(1, STEP), (2, Begin::Part)] {
+        let orders = orders(2, seed);
+        network.put_pixels(&pixels(&small_stem(), 2, seed), &orders, 7 * seed).expect("inputs fit");
+        network.begin(begin).expect("inputs were put");
+        network.train_part(0.5).expect("built for it");
+        for (sum, g) in sum.iter_mut().zip(&network.parameters().gradient) {
             *sum += 0.5 * g;
         }
-        network.accumulate(0.5).expect("built for it");
+        losses.push(network.loss().expect("a working device"));
     }
-    network.update(Update { rate: 0.1, momentum: 0.0, weight_decay: 0.0 }).expect("a working device");
+    network.update(plain).expect("a working device");
+    let metrics = network.metrics().expect("a working device");
+    // Two products and a sum of two numbers, in f64.
+    let close = |found: f64, parts: [f64; 2]| {
+        let mean = 0.5 * (parts[0] + parts[1]);
+        assert!((found - mean).abs() <= 4.0 * f64::EPSILON * mean, "{found} {mean}");
+    };
+    close(metrics.loss, [losses[0].loss, losses[1].loss]);
+    close(metrics.accuracy, [losses[0].accuracy, losses[1].accuracy]);
     for ((before, after), g) in before.iter().zip(&network.parameters().master).zip(&sum) {
         let expected = before - 0.1 * g;
         assert!((after - expected).abs() <= 4.0 * f64::EPSILON * (before.abs() + g.abs()), "{after} {expected}");
     }
     // The next update starts from nothing.
     network.feed(3);
-    let g = gradient(&mut network);
-    network.accumulate(1.0).expect("built for it");
-    network.update(Update { rate: 0.1, momentum: 0.0, weight_decay: 0.0 }).expect("a working device");
-    let norm = g.iter().map(|g| g * g).sum::<f64>().sqrt();
-    assert!((network.gradient_norm().expect("a working device").0 / norm - 1.0).abs() < 1e-12);
+    network.train_part(1.0).expect("built for it");
+    network.update(plain).expect("a working device");
+    let norm = network.parameters().gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
+    let metrics = network.metrics().expect("a working device");
+    assert!((metrics.gradient_norm / norm - 1.0).abs() < 1e-12);
+    assert_eq!(metrics.loss, network.loss().expect("a working device").loss);
 }
 
 #[test]
 fn a_step_that_is_not_finite_writes_nothing() {
     let mut network = classifier(&small_stem(), 2, Purpose::Train);
     let images = pixels(&small_stem(), 2, 1);
-    let update = Update { rate: 0.1, momentum: 0.9, weight_decay: 1e-4 };
     let mut step = |bad: bool| {
         let mut images = images.clone();
         if bad {
             images[5] = f64::NAN;
         }
-        network.load_pixels(&images, &[0, 1], 0).expect("inputs fit");
-        gradient(&mut network);
-        network.update(update).expect("a working device");
+        network.put_pixels(&images, &[0, 1], 0).expect("inputs fit");
+        network.begin(STEP).expect("inputs were put");
+        network.train_step(NESTEROV).expect("a working device");
         let kept = (network.parameters().master.clone(), network.parameters().velocity.clone());
-        (network.gradient_norm().expect("a working device").1, kept, network.statistics().running.clone())
+        (network.metrics().expect("a working device").finite, kept, network.statistics().running.clone())
     };
     let (finite, parameters, running) = step(false);
     assert!(finite);
@@ -223,8 +244,7 @@ fn evaluation_is_the_same_in_either_network() {
     let config = ModelConfig { depths: [2, 2, 1, 2], ..small_stem() };
     let mut training = classifier(&config, 2, Purpose::Train);
     training.feed(1);
-    gradient(&mut training);
-    training.update(Update { rate: 0.1, momentum: 0.9, weight_decay: 0.0 }).expect("a working device");
+    training.train_step(NESTEROV).expect("a working device");
     let mut evaluation = classifier(&config, 2, Purpose::Evaluate);
     evaluation.parameters_mut().master.copy_from_slice(&training.parameters().master);
     evaluation.statistics_mut().running.copy_from_slice(&training.statistics().running);
@@ -274,7 +294,8 @@ fn the_first_loss_is_the_methods() {
         let mut network =
             Selfie::<Cpu, f32>::new(cpu(), build(&config, 8, Purpose::Train)).expect("a sound configuration");
         let images: Vec<f32> = pixels(&config, 8, 1).into_iter().map(|v| v as f32).collect();
-        network.load_pixels(&images, &orders(8, 0), 0).expect("inputs fit");
+        network.put_pixels(&images, &orders(8, 0), 0).expect("inputs fit");
+        network.begin(STEP).expect("inputs were put");
         network.forward(Mode::Train).expect("a working device");
         losses.push(network.loss().expect("a working device"));
     }
@@ -291,14 +312,76 @@ fn step_from_bytes<T: Element>(threads: usize) -> (f64, Vec<f64>) {
     let images: Vec<u8> = noise(1, 8 * 32 * 32 * 3).map(|v| (127.5 * (v + 1.0)) as u8).collect();
     let draws: Vec<i32> = (0..24).map(|i| if i % 3 == 2 { i % 2 } else { i % 9 - 4 }).collect();
     let targets = orders(8, 0);
-    network
-        .load(&Inputs { images: &images, draws: &draws, targets: &targets, first_sample: 0, valid: 8 })
-        .expect("inputs fit");
-    network.forward(Mode::Train).expect("a working device");
-    network.backward().expect("a working device");
-    network.update(Update { rate: 0.1, momentum: 0.9, weight_decay: 1e-4 }).expect("a working device");
+    let inputs = Inputs { images: &images, draws: &draws, targets: &targets, first_sample: 0, valid: 8 };
+    network.load(&inputs, STEP).expect("inputs fit");
+    network.train_step(NESTEROV).expect("a working device");
     let loss = network.loss().expect("a working device").loss;
     (loss, network.parameters().master.iter().map(|v| v.to_f64()).collect())
+}
+
+/// The step that a device may record is forward, backward and update; a batch that waits changes nothing in it.
+#[test]
+fn a_step_is_its_parts() {
+    let config = large_stem();
+    let images: Vec<u8> = noise(1, 4 * 64 * 64 * 3).map(|v| (127.5 * (v + 1.0)) as u8).collect();
+    let (draws, targets) = ([0, 1, 1, 2, -3, 0], orders(2, 0));
+    let inputs = |i: usize| Inputs {
+        images: &images[i * 2 * 64 * 64 * 3..][..2 * 64 * 64 * 3],
+        draws: &draws,
+        targets: &targets,
+        first_sample: 2 * i as u64,
+        valid: 2,
+    };
+    let [mut whole, mut parts] = [(); 2].map(|()| selfie(&config, 2, Purpose::Train));
+    whole.stage(&inputs(0)).expect("inputs fit");
+    for i in 0..3 {
+        whole.begin(STEP).expect("one was staged");
+        whole.train_step(NESTEROV).expect("a working device");
+        whole.stage(&inputs((i + 1) % 2)).expect("inputs fit");
+        parts.load(&inputs(i % 2), STEP).expect("inputs fit");
+        parts.forward(Mode::Train).expect("a working device");
+        parts.backward().expect("a working device");
+        parts.update(NESTEROV).expect("a working device");
+        assert_eq!(whole.metrics(), parts.metrics());
+    }
+    assert!(whole.parameters().master == parts.parameters().master);
+    assert!(whole.statistics().running == parts.statistics().running);
+}
+
+/// What lies between the tensors is read by kernels that take whole lines, and by the gradient's norm.
+#[test]
+fn tensors_are_aligned_and_what_lies_between_stays_zero() {
+    let mut network = selfie(&large_stem(), 2, Purpose::Accumulate);
+    for seed in [1, 2] {
+        network.feed(seed);
+        network.train_part(1.0).expect("built for it");
+        network.update(NESTEROV).expect("a working device");
+        assert!(network.metrics().expect("a working device").finite);
+    }
+    let (parameters, statistics) = (network.parameters(), network.statistics());
+    for table in [&parameters.table, &statistics.table] {
+        let mut end = 0;
+        for entry in table.entries() {
+            let behind = entry.range.start == end
+                && [".bias", ".running_var", ".col"].iter().any(|name| entry.name.ends_with(name));
+            assert!(behind || (2 * entry.range.start).is_multiple_of(256), "{entry:?}");
+            assert!(entry.range.start >= end && entry.range.start - end < 128, "{entry:?} behind {end}");
+            end = entry.range.end;
+        }
+        assert!((2 * table.len()).is_multiple_of(256) && table.len() - end < 128);
+    }
+    let between = |table: &selfie_model::Table, flat: &[f64]| -> f64 {
+        let mut kept = flat.to_vec();
+        table.entries().iter().for_each(|entry| kept[entry.range.clone()].fill(0.0));
+        kept.into_iter().map(f64::abs).sum()
+    };
+    assert!(parameters.table.len() > parameters.table.elements());
+    for flat in [&parameters.master, &parameters.copy, &parameters.gradient, &parameters.velocity] {
+        assert_eq!(between(&parameters.table, flat), 0.0);
+    }
+    for flat in [&statistics.running, &statistics.batch] {
+        assert_eq!(between(&statistics.table, flat), 0.0);
+    }
 }
 
 #[test]
@@ -314,7 +397,7 @@ fn bad_inputs_are_refused() {
     let (images, draws) = (vec![0; 2 * 16 * 16 * 3], [0; 6]);
     let good = orders(2, 0);
     let mut refusal = |images: &[u8], draws: &[i32], targets: &[u32], valid| {
-        let refused = network.load(&Inputs { images, draws, targets, first_sample: 0, valid });
+        let refused = network.stage(&Inputs { images, draws, targets, first_sample: 0, valid });
         refused.map_or_else(|error| error.to_string(), |()| "none".into())
     };
     assert_eq!(refusal(&images, &draws, &good, 2), "none");
@@ -329,8 +412,12 @@ fn bad_inputs_are_refused() {
     }
     let mut network = classifier(&config, 2, Purpose::Train);
     let inputs = Inputs { images: &images, draws: &draws, targets: &[0, 3], first_sample: 0, valid: 2 };
-    assert!(network.load(&inputs).expect_err("there are three classes").to_string().contains("label 3"));
-    assert!(network.accumulate(1.0).is_err());
+    assert!(network.stage(&inputs).expect_err("there are three classes").to_string().contains("label 3"));
+    assert!(network.begin(STEP).expect_err("nothing sound was staged").to_string().contains("no batch was staged"));
+    network.feed(1);
+    assert!(network.train_part(1.0).is_err());
+    assert!(classifier(&config, 2, Purpose::Accumulate).train_step(NESTEROV).is_err());
+    assert!(classifier(&config, 2, Purpose::Evaluate).train_step(NESTEROV).is_err());
 }
 
 /// Counts the bytes that the thread holds.
@@ -386,6 +473,23 @@ fn the_plan_is_what_is_allocated() {
             assert_eq!(overhead, beyond(12, 3));
         }
     }
+}
+
+/// Scratch is no part of a network's own buffers, and what the device announces for it is enough.
+#[test]
+fn scratch_stays_within_the_plans_row() {
+    let config = ModelConfig { depths: [1, 1, 1, 1], ..ModelConfig::preset(Preset::Resnet50, 32) };
+    let build = build(&config, 4, Purpose::Train);
+    let device = std::sync::Arc::new(cpu());
+    let mut network = Classifier::<Cpu, f32>::new(device.clone(), build, 3).expect("a sound configuration");
+    let images: Vec<f32> = pixels(&config, 4, 1).into_iter().map(|v| v as f32).collect();
+    network.put_pixels(&images, &[0, 1, 2, 0], 0).expect("inputs fit");
+    network.begin(STEP).expect("inputs were put");
+    network.train_step(NESTEROV).expect("a working device");
+    let plan = Classifier::<Cpu, f32>::memory_plan(build, 3).expect("a sound configuration").with_workspace(&*device);
+    let (_, announced) = plan.summary().into_iter().find(|(name, _)| *name == "workspace").expect("a row of its own");
+    let held = device.scratch_bytes();
+    assert!(0 < held && held <= announced, "{held} of {announced} bytes");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use half::bf16;
 use selfie_kernels::{Cpu, Element, Wide};
 use selfie_model::{
-    Build, Classifier, Classify, Entry, LogitScale, Loss, Mode, ModelConfig, Network, Preset, Purpose, Query, Selfie,
+    Begin, Build, Classifier, Classify, Entry, LogitScale, Loss, ModelConfig, Network, Preset, Purpose, Query, Selfie,
     Table, Update,
 };
 use serde_json::Value;
@@ -152,13 +152,13 @@ struct Run {
 
 /// Both networks behind one face.
 trait Subject<T: Element>: Network<Cpu, T> {
-    fn load_pixels(&mut self, pixels: &[T], targets: &[u32]);
+    fn put(&mut self, pixels: &[T], targets: &[u32]);
     fn logits(&self) -> Option<Vec<f64>>;
 }
 
 impl<T: Element> Subject<T> for Selfie<Cpu, T> {
-    fn load_pixels(&mut self, pixels: &[T], targets: &[u32]) {
-        Selfie::load_pixels(self, pixels, targets, 0).expect("inputs fit");
+    fn put(&mut self, pixels: &[T], targets: &[u32]) {
+        Selfie::put_pixels(self, pixels, targets, 0).expect("inputs fit");
     }
     fn logits(&self) -> Option<Vec<f64>> {
         None
@@ -166,8 +166,8 @@ impl<T: Element> Subject<T> for Selfie<Cpu, T> {
 }
 
 impl<T: Element> Subject<T> for Classifier<Cpu, T> {
-    fn load_pixels(&mut self, pixels: &[T], targets: &[u32]) {
-        Classifier::load_pixels(self, pixels, targets, 0).expect("inputs fit");
+    fn put(&mut self, pixels: &[T], targets: &[u32]) {
+        Classifier::put_pixels(self, pixels, targets, 0).expect("inputs fit");
     }
     fn logits(&self) -> Option<Vec<f64>> {
         Some(Classify::logits(self).iter().map(|v| v.widen().to_f64()).collect())
@@ -203,16 +203,15 @@ fn steps_of<T: Element, N: Subject<T>>(case: &Case, steps: usize, mut network: N
         running: Tensors::new(),
     };
     for step in 0..steps {
-        network.load_pixels(&case.pixels::<T>(step), &case.targets(step));
-        network.forward(Mode::Train).expect("a working device");
-        network.backward().expect("a working device");
+        network.put(&case.pixels::<T>(step), &case.targets(step));
+        network.begin(Begin::Step { rate: case.rate }).expect("inputs were put");
+        network.train_step(Update { momentum: 0.9, weight_decay: 1e-4 }).expect("a working device");
         if step == 0 {
             run.gradients = tensors(case, &table, &network.parameters().gradient);
         }
         run.loss.push(network.loss().expect("a working device"));
         run.logits.extend(network.logits());
-        network.update(Update { rate: case.rate, momentum: 0.9, weight_decay: 1e-4 }).expect("a working device");
-        assert!(network.gradient_norm().expect("a working device").1, "step {step} is not finite");
+        assert!(network.metrics().expect("a working device").finite, "step {step} is not finite");
     }
     run.parameters = tensors(case, &table, &network.parameters().master);
     run.running = tensors(case, &network.statistics().table, &network.statistics().running);

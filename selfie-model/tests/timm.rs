@@ -11,7 +11,7 @@
 
 use selfie_kernels::{Cpu, Memory, Wide};
 use selfie_model::{
-    About, Build, Classifier, Classify, Mode, ModelConfig, Network, Preset, Purpose, Selfie, load_weights,
+    About, Begin, Build, Classifier, Classify, Mode, ModelConfig, Network, Preset, Purpose, Selfie, load_weights,
     write_weights,
 };
 use serde_json::{Value, json};
@@ -54,7 +54,8 @@ fn network(classes: usize, seed: u64) -> Classifier<Cpu, f32> {
 }
 
 fn logits(network: &mut Classifier<Cpu, f32>, images: &str) -> Vec<f64> {
-    network.load_pixels(&pixels(images, [2, 3, 224, 224]), &[0; 2], 0).expect("two images");
+    network.put_pixels(&pixels(images, [2, 3, 224, 224]), &[0; 2], 0).expect("two images");
+    network.begin(Begin::Evaluation).expect("they were put");
     network.forward(Mode::Evaluate).expect("host memory");
     let mut logits = vec![0.0; 2 * network.classes()];
     Cpu::download(network.device(), network.logits(), &mut logits).expect("as many");

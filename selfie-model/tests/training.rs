@@ -2,7 +2,7 @@
 
 use half::bf16;
 use safetensors::SafeTensors;
-use selfie_data::{DEFAULT_MAX_BAD, Need, Split};
+use selfie_data::{DEFAULT_MAX_BAD, Dataset, Geometry, Image, Need, Split};
 use selfie_kernels::{Backend, Cpu, Element, Memory, Scalar, Wide};
 use selfie_model::{
     Build, CheckpointStore, Classifier, Error, ErrorKind, Images, ModelConfig, Network, PhiloxDraws, Preset, Purpose,
@@ -11,6 +11,8 @@ use selfie_model::{
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A network small enough for many steps.
 fn model() -> ModelConfig {
@@ -117,6 +119,9 @@ where
     let held_out = images(Split::Test, 1);
     let first = resumed.evaluate(&held_out).expect("sound images");
     assert_eq!(first, resumed.evaluate(&held_out).expect("sound images"));
+    again.push(resumed.step().expect("a finite step").loss);
+    // With the next step's batch already on the device.
+    assert_ne!(first, resumed.evaluate(&held_out).expect("sound images"));
     again.extend(finish(&mut resumed));
     assert_eq!(again, losses);
     assert_eq!(bits(resumed.network()), bits(whole.network()));
@@ -148,10 +153,14 @@ fn micro_batches_resume_exactly() {
 
 /// The second step's batch by name, as [`Trainer::write_step`] writes it.
 fn second_batch(config: &TrainConfig) -> BTreeMap<String, Vec<u8>> {
+    batch_of(2, config)
+}
+
+fn batch_of(step: usize, config: &TrainConfig) -> BTreeMap<String, Vec<u8>> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("step.safetensors");
     let mut trainer = trainer(selfie::<f32>(1, config), 0, config);
-    for _ in 0..2 {
+    for _ in 0..step {
         trainer.step().expect("a finite step");
     }
     trainer.write_step(&path, &model(), None).expect("a writable folder");
@@ -262,6 +271,74 @@ fn gradients_of_micro_batches_are_averaged() {
     for (parts, whole) in norm(2).into_iter().zip(norm(1)) {
         assert!((parts - whole).abs() <= 1e-9 * whole, "{parts} {whole}");
     }
+}
+
+/// Images of which one cannot be read.
+struct Damaged {
+    sound: Arc<dyn Dataset>,
+    index: usize,
+    asked: AtomicBool,
+}
+
+impl Dataset for Damaged {
+    fn len(&self) -> usize {
+        self.sound.len()
+    }
+    fn describe(&self) -> String {
+        self.sound.describe()
+    }
+    fn classes(&self) -> &[String] {
+        self.sound.classes()
+    }
+    fn label(&self, index: usize) -> Option<u32> {
+        self.sound.label(index)
+    }
+    fn geometry(&self) -> Geometry {
+        self.sound.geometry()
+    }
+    fn key(&self, index: usize) -> String {
+        self.sound.key(index)
+    }
+    fn read(&self, index: usize) -> selfie_data::Result<Image> {
+        if index == self.index {
+            self.asked.store(true, Ordering::Relaxed);
+            return Err(selfie_data::Error::Worker { message: "damaged".into() });
+        }
+        self.sound.read(index)
+    }
+    fn read_into(&self, index: usize, pixels: &mut [u8]) -> selfie_data::Result<()> {
+        pixels.copy_from_slice(&self.read(index)?.pixels);
+        Ok(())
+    }
+}
+
+/// A batch is fetched while the step before it runs; what is wrong with it is not that step's.
+#[test]
+fn a_bad_image_belongs_to_the_step_that_meets_it() {
+    let indices = &batch_of(3, &config())["batch.indices"];
+    let index = u64::from_le_bytes(indices[..8].try_into().expect("8 bytes")) as usize;
+    let damaged = |config: &TrainConfig, max_bad| {
+        let sound = images(Split::Train, 0);
+        let dataset = Arc::new(Damaged { sound: sound.dataset.clone(), index, asked: AtomicBool::new(false) });
+        let images = Images { dataset: dataset.clone(), max_bad, ..sound };
+        let mut trainer = Trainer::new(selfie::<f32>(1, config), images, config, None).expect("it fits");
+        for _ in 0..2 {
+            trainer.step().expect("a finite step");
+            assert!(trainer.bad_files().is_empty());
+        }
+        (trainer, dataset)
+    };
+    let (mut trainer, dataset) = damaged(&config(), DEFAULT_MAX_BAD);
+    assert!(dataset.asked.load(Ordering::Relaxed), "the third batch was fetched during the second step");
+    trainer.step().expect("one may be bad");
+    assert_eq!(trainer.bad_files().iter().map(|file| file.index).collect::<Vec<_>>(), [index]);
+
+    let (mut trainer, _) = damaged(&config(), 0.0);
+    assert_eq!(trainer.step().expect_err("none may be bad").kind(), ErrorKind::Input);
+    assert_eq!(trainer.progress().step, 2);
+
+    let (trainer, dataset) = damaged(&TrainConfig { steps: Some(2), ..config() }, 0.0);
+    assert!(trainer.is_over() && !dataset.asked.load(Ordering::Relaxed), "nothing is fetched beyond the end");
 }
 
 #[test]

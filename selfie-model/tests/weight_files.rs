@@ -4,8 +4,8 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use selfie_kernels::{Backend, Cpu};
 use selfie_model::{
-    About, Build, Classifier, Entry, ErrorKind, MODEL_FILE, ModelConfig, Network, POOL_FILE, PatchNorm, Preset,
-    Purpose, Selfie, find_weights, initialize, load_weights, write_weights,
+    About, Build, CheckpointStore, Classifier, Entry, ErrorKind, MODEL_FILE, ModelConfig, Network, POOL_FILE,
+    PatchNorm, Preset, Progress, Purpose, Selfie, find_weights, initialize, load_weights, write_weights,
 };
 use serde_json::{Value, json};
 use std::path::Path;
@@ -341,4 +341,39 @@ fn weights_that_are_not_finite_are_refused() {
         assert!(text.contains("stem.conv.weight") && text.contains("1 of 216"), "{text}");
     }
     assert_eq!(other.parameters().master, before);
+}
+
+/// Where a tensor lies in memory is no part of a file: names, shapes and bytes are those of the first version, which laid them
+/// side by side, so its checkpoints are read and it would read ours. The sums are of files that it wrote.
+#[test]
+fn checkpoints_are_those_of_packed_buffers() {
+    let config =
+        ModelConfig { stem_width: 4, heads: 2, ffn: 40, pool_blocks: 2, ..ModelConfig::preset(Preset::Tiny, 32) };
+    let build = Build { config: &config, batch: 2, purpose: Purpose::Train, seed: 11 };
+    let network = Selfie::<Cpu, f32>::new(Cpu::new(1).expect("a thread"), build).expect("sound");
+    assert!(network.parameters().table.len() > network.parameters().table.elements());
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let progress = Progress { step: 0, seconds: 0.0, skipped: 0, skipped_in_a_row: 0, seed: 11 };
+    let store = CheckpointStore::new(folder.path(), 1);
+    let saved = store.save(&network, progress, &json!({})).expect("a writable folder");
+    let manifest = std::fs::read(saved.join("manifest.json")).expect("written");
+    let manifest: Value = serde_json::from_slice(&manifest).expect("ours");
+    let files = manifest["files"].as_array().expect("a list");
+    let sums: Vec<_> = files[1..].iter().map(|file| (&file["name"], &file["bytes"], &file["crc32"])).collect();
+    let expected = [
+        json!(["weights.safetensors", 222_352, 652_167_264u32]),
+        json!(["velocity.safetensors", 219_056, 1_776_703_650u32]),
+    ];
+    for ((name, bytes, crc32), expected) in sums.into_iter().zip(&expected) {
+        assert_eq!(json!([name, bytes, crc32]), *expected);
+    }
+
+    // And back, into a network that had other values.
+    let newest = store.newest::<f32>().expect("sound").expect("one was saved");
+    let mut other =
+        Selfie::<Cpu, f32>::new(Cpu::new(1).expect("a thread"), Build { seed: 12, ..build }).expect("sound");
+    assert!(other.parameters().master != network.parameters().master);
+    newest.checkpoint.restore(&mut other).expect("the same network");
+    assert!(other.parameters().master == network.parameters().master);
+    assert!(other.parameters().copy == network.parameters().copy);
 }

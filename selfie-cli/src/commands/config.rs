@@ -1,10 +1,9 @@
 //! `config show` and `config init`.
 
-use std::io::Write;
-
 use crate::args::{Config, ConfigShow};
 use crate::config::{Resolved, as_json, as_table, template};
 use crate::exit::Exit;
+use crate::screen;
 
 /// Runs the command.
 ///
@@ -18,6 +17,6 @@ pub fn run(config: &Config) -> anyhow::Result<Exit> {
             if *json { format!("{:#}\n", as_json(&resolved)) } else { as_table(&resolved) }
         }
     };
-    std::io::stdout().lock().write_all(text.as_bytes())?;
+    screen::print(&text)?;
     Ok(Exit::Done)
 }

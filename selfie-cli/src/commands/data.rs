@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fmt::{Display, Write as _};
-use std::io::Write as _;
+use std::sync::Arc;
 
 use selfie_data::{
-    Audit, AuditConfig, DEFAULT_MAX_BAD, Dataset, Leak, PartAudit, Spread, allowed_bad, audit, check_same_classes,
+    Audit, AuditConfig, DEFAULT_MAX_BAD, Dataset, Leak, Matched, PartAudit, Spread, allowed_bad, audit, match_classes,
 };
 use serde_json::{Value, json};
 
@@ -13,6 +13,8 @@ use crate::args::{Data, DataCheck};
 use crate::data::{self, Whole};
 use crate::exit::{Exit, Problem};
 use crate::progress::{Pass, Reporter, Voice, duration, grouped};
+use crate::screen;
+use crate::system::System;
 
 /// What every writer to a `String` is.
 const INFALLIBLE: &str = "writing to a string cannot fail";
@@ -35,12 +37,15 @@ pub fn run(command: &Data) -> anyhow::Result<Exit> {
 
 fn check(arguments: &DataCheck) -> anyhow::Result<Exit> {
     let Whole { train, test } = data::for_audit(&arguments.data)?;
-    let config = AuditConfig { threads: arguments.threads, min_side: arguments.min_side };
+    let threads = if arguments.threads == 0 { System::here().threads.most } else { arguments.threads };
+    let config = AuditConfig { threads, min_side: arguments.min_side };
     let mut pass = Pass::begin(&Reporter::new(Voice::Full), "checking");
     let found = audit(&*train, test.as_deref(), config, |done, total| pass.at(done, total))?;
-    let report = Report { arguments, train: &*train, test: test.as_deref(), found, seconds: pass.end() };
+    let seconds = pass.end();
+    let classes = Classes::of(arguments, &*train, test.clone());
+    let report = Report { arguments, train: &*train, test: test.as_deref(), classes, found, seconds };
     let text = if arguments.json { format!("{:#}\n", report.as_json()) } else { report.as_text() };
-    std::io::stdout().lock().write_all(text.as_bytes())?;
+    screen::print(&text)?;
     if arguments.strict { report.refuse() } else { Ok(Exit::Done) }
 }
 
@@ -49,8 +54,38 @@ struct Report<'a> {
     arguments: &'a DataCheck,
     train: &'a dyn Dataset,
     test: Option<&'a dyn Dataset>,
+    classes: Classes,
     found: Audit,
     seconds: f64,
+}
+
+/// What finetuning makes of the classes of both parts.
+#[derive(Default)]
+struct Classes {
+    /// Why it refuses them.
+    refusal: Option<String>,
+    /// Classes that the test part has no image of, and that in words.
+    missing: Vec<String>,
+    missing_text: Option<String>,
+}
+
+impl Classes {
+    fn of(arguments: &DataCheck, train: &dyn Dataset, test: Option<Arc<dyn Dataset>>) -> Self {
+        if train.classes().is_empty() {
+            // They can be pretrained on, and no more.
+            return Self::default();
+        }
+        let refusal = data::refusal_of_labels(&arguments.data, train);
+        match test.map(|test| match_classes(test, train.classes(), "the training images")) {
+            None => Self { refusal, ..Self::default() },
+            Some(Err(error)) => Self { refusal: Some(error.to_string()), ..Self::default() },
+            Some(Ok(matched)) => {
+                let missing_text = matched.missing_text();
+                let Matched { missing, .. } = matched;
+                Self { refusal, missing, missing_text }
+            }
+        }
+    }
 }
 
 /// One part of the data, and what was found in it.
@@ -80,11 +115,6 @@ impl Report<'_> {
         let test = self.test.zip(self.found.test.as_ref());
         let test = test.map(|(dataset, found)| Part { name: "test", dataset, found });
         std::iter::once(train).chain(test).collect()
-    }
-
-    /// Where the classes of the two parts differ, in words.
-    fn class_mismatch(&self) -> Option<String> {
-        Some(check_same_classes(self.train, self.test?).err()?.to_string())
     }
 
     /// The error that `--strict` asks for.
@@ -186,7 +216,8 @@ impl Report<'_> {
             "seconds": self.seconds,
             "min_side": self.arguments.min_side,
             "leaks": self.found.leaks.iter().map(leak).collect::<Vec<_>>(),
-            "class_mismatch": self.class_mismatch(),
+            "class_mismatch": self.classes.refusal,
+            "missing_in_test": self.classes.missing,
             "train": parts[0].as_json(),
             "test": parts.get(1).map(Part::as_json),
         })
@@ -208,8 +239,11 @@ impl Report<'_> {
         write_examples(&mut text, &findings);
         write_sizes(&mut text, &parts);
         write_classes(&mut text, &parts);
-        if let Some(mismatch) = self.class_mismatch() {
-            writeln!(text, "\nfinetuning will refuse these parts: {mismatch}").expect(INFALLIBLE);
+        if let Some(refusal) = &self.classes.refusal {
+            writeln!(text, "\nfinetuning will refuse these parts: {refusal}").expect(INFALLIBLE);
+        }
+        if let Some(missing) = &self.classes.missing_text {
+            writeln!(text, "\nthe test part has {missing}: it says nothing of these").expect(INFALLIBLE);
         }
         for part in &parts {
             let (bad, allowed) = (part.found.unreadable.len(), part.allowed_bad());

@@ -7,17 +7,20 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use selfie_kernels::{Backend, Cpu, Element};
 use selfie_model::durable;
-use selfie_model::{Evaluation, Inputs, Mode, Network, Selfie, Trainer, evaluation_order};
+use selfie_model::{Begin, Evaluation, Inputs, Mode, Network, Selfie, Trainer, evaluation_order};
 
 use super::begin::{Beginning, Outcome};
 use super::{finetune, pretrain};
 use crate::args::Demo;
 use crate::config::{Key, Request, Task};
+use crate::device;
 use crate::exit::{Exit, Problem};
 use crate::progress::{Reporter, Voice, duration};
 use crate::puzzle::{Colours, Puzzle};
-use crate::run_folder::{Lock, cpu_name};
+use crate::run_folder::Lock;
+use crate::shell;
 use crate::signals::Signals;
+use crate::system::System;
 
 /// Marks a folder as a demo's, which the next demo may replace.
 const MARK: &str = "demo.json";
@@ -50,7 +53,7 @@ pub fn run(arguments: &Demo) -> anyhow::Result<Exit> {
     let signals = Signals::install()?;
     let version = env!("CARGO_PKG_VERSION");
     reporter.say(format!("selfie {version}, a demonstration in {}", duration(clock.all.as_secs_f64())));
-    reporter.say(format!("machine   {}", cpu_name()));
+    reporter.say(format!("machine   {}", System::here().cpu));
     reporter.say("needs     no data, no GPU, no network");
     reporter.say(format!("writes    {}", arguments.out.display()));
 
@@ -92,7 +95,7 @@ pub fn run(arguments: &Demo) -> anyhow::Result<Exit> {
     ));
     comparison(&pairs).iter().for_each(|line| reporter.say(line));
     reporter.say(format!("took        {}", duration(clock.began.elapsed().as_secs_f64())));
-    reporter.say(format!("\nlook closer         selfie inspect {}", arguments.out.join("pretrain").display()));
+    reporter.say(format!("\nlook closer         selfie inspect {}", shell::path(arguments.out.join("pretrain"))));
     reporter.say("on your own images  selfie pretrain --data FOLDER --out runs/pre");
     Ok(Exit::Done)
 }
@@ -120,7 +123,7 @@ fn pretrain(arguments: &Demo, clock: &Clock, signals: &Signals) -> anyhow::Resul
         ],
     )?;
     let mut begin = Beginning::new(Task::Pretrain, &request, signals.clone(), Voice::Full)?;
-    let device = begin.chosen.device.clone();
+    let device = device::cpu(arguments.threads)?;
     let chance = 1.0 / begin.model.hidden_patches() as f64;
     let mut show = Show::new(&begin, time)?;
     let (mut images, mut seconds) = (0.0, 0.0);
@@ -162,7 +165,7 @@ fn finetune(arguments: &Demo, start: Start, seed: u64, steps: u64, signals: &Sig
         ],
     )?;
     let mut begin = Beginning::new(Task::Finetune, &request, signals.clone(), Voice::Log)?;
-    let device = begin.chosen.device.clone();
+    let device = device::cpu(arguments.threads)?;
     match finetune::finetune::<Cpu, f32>(device, &mut begin)? {
         Outcome::Done(Some(found)) => Ok(Some(found.top1)),
         Outcome::Stopped => Ok(None),
@@ -203,6 +206,8 @@ fn request(arguments: &Demo, run: &str, values: &[(&str, String)]) -> anyhow::Re
         ("model.preset", "tiny".into()),
         ("train.save_every", "0".into()),
         ("run.out", out.to_string_lossy().into_owned()),
+        // So small a network is no work for a GPU.
+        ("run.device", "cpu".into()),
         ("run.threads", arguments.threads.to_string()),
     ];
     let flags = common.iter().chain(values).map(|(name, value)| {
@@ -315,13 +320,14 @@ impl Show {
         self.last = Instant::now();
         let step = trainer.progress().step;
         let network = trainer.network_mut();
-        network.load(&Inputs {
+        let inputs = Inputs {
             images: &self.images,
             draws: &[0; 3 * BATCH],
             targets: &self.orders,
             first_sample: 0,
             valid: BATCH,
-        })?;
+        };
+        network.load(&inputs, Begin::Evaluation)?;
         network.forward(Mode::Evaluate)?;
         let accuracy = network.loss()?.accuracy;
         let logits = network.puzzle_logits()?;

@@ -1,20 +1,22 @@
 //! `evaluate`: how well a finetuned run classifies.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::Path;
 
-use selfie_kernels::{Backend, Cpu, Element};
+use selfie_kernels::{Backend, Element};
 use selfie_model::{Build, Classification, Classifier, Images, Purpose, classify, find_weights, load_weights};
 use serde_json::{Value, json};
 
+use super::begin::where_they_were;
+use super::next::{self, Labelled};
 use crate::args::Evaluate;
 use crate::config::{Request, Resolved, Task};
 use crate::data;
-use crate::device::{self, Precision};
+use crate::device::{self, Work};
 use crate::exit::{Exit, Problem};
+use crate::memory::{self, Beside, Need};
 use crate::progress::{Reporter, Voice};
-use crate::training::check_memory;
+use crate::screen;
 
 /// Confusion matrices of more classes are not printed whole.
 const MATRIX_UP_TO: usize = 20;
@@ -37,61 +39,61 @@ pub fn run(arguments: &Evaluate) -> anyhow::Result<Exit> {
         environment: typed.environment.clone(),
         run: Some(run.clone()),
     };
-    let settings = Resolved::new(Task::Evaluate, &request)?.settings();
+    let resolved = Resolved::new(Task::Evaluate, &request)?;
+    let settings = resolved.settings();
     let chosen = device::choose(&settings.run)?;
-    let (images, note) = data::for_evaluation(&settings.data)?;
-    if images.dataset.classes() != classes {
-        let found = images.dataset.classes();
-        return Err(Problem::input(format!(
-            "{}: expected the {} classes of {} ({}), found {} ({}); give data with the same class folders",
-            images.dataset.describe(),
-            classes.len(),
-            run.display(),
-            few(&classes),
-            found.len(),
-            few(found)
-        )));
-    }
+    let images = data::for_evaluation(&settings.data, run, &classes).map_err(|error| where_they_were(error, &resolved));
+    let (images, notes) = images?;
     // The run's own geometry, whatever the data would suggest.
     let model = settings.network(image_size.unwrap_or(settings.data.image_size))?;
     let reporter = Reporter::new(Voice::Full);
-    if let Some(note) = note {
-        reporter.warn(note);
-    }
+    notes.into_iter().for_each(|note| reporter.warn(note));
     if !arguments.json {
         reporter.say(format!("data      {}, {} used", images.dataset.describe(), images.items.len()));
         chosen.notes.iter().for_each(|note| reporter.say(note));
     }
     let batch = settings.train.batch.min(images.items.len());
     let build = Build { config: &model, batch, purpose: Purpose::Evaluate, seed: 0 };
-    let (device, precision) = (chosen.device, chosen.precision);
-    let plan = match precision {
-        Precision::F32 => Classifier::<Cpu, f32>::memory_plan(build, classes.len())?,
-        Precision::Bf16 => Classifier::<Cpu, half::bf16>::memory_plan(build, classes.len())?,
-    };
-    check_memory(&plan, settings.train.batch, &reporter)?;
-    let found = match precision {
-        Precision::F32 => measure::<_, f32>(device, build, classes.len(), run, &images)?,
-        Precision::Bf16 => measure::<_, half::bf16>(device, build, classes.len(), run, &images)?,
-    };
+    let workers = settings.data.workers;
+    let found = chosen.run(Measurement {
+        build,
+        classes: classes.len(),
+        run,
+        images: &images,
+        workers,
+        reporter: &reporter,
+    })?;
     for file in &found.skipped {
         reporter.warn(format!("skipped {}: {}", file.key, file.reason));
     }
     let text = if arguments.json { format!("{:#}\n", as_json(&found, &classes)) } else { as_text(&found, &classes) };
-    std::io::stdout().lock().write_all(text.as_bytes())?;
+    screen::print(&text)?;
     Ok(Exit::Done)
 }
 
-fn measure<B: Backend<T>, T: Element>(
-    device: B,
-    build: Build<'_>,
+/// The measurement, on whatever device was chosen.
+struct Measurement<'a> {
+    build: Build<'a>,
     classes: usize,
-    run: &Path,
-    images: &Images,
-) -> anyhow::Result<Classification> {
-    let mut network = Classifier::<B, T>::new(device, build, classes)?;
-    load_weights(&mut network, run)?;
-    Ok(classify(&mut network, images, |_, _| ())?)
+    run: &'a Path,
+    images: &'a Images,
+    workers: usize,
+    reporter: &'a Reporter,
+}
+
+impl Work for Measurement<'_> {
+    type Output = Classification;
+    fn run<B: Backend<T>, T: Element>(self, device: B) -> anyhow::Result<Classification> {
+        let Self { build, classes, run, images, workers, reporter } = self;
+        let plan = Classifier::<B, T>::memory_plan(build, classes)?.with_workspace(&device);
+        let (image_size, beside) = (build.config.image_size, Beside::Evaluation { workers });
+        memory::check(&Need { plan: &plan, batch: build.batch, image_size, beside }, &device, reporter)?;
+        let mut network = Classifier::<B, T>::new(device, build, classes)?;
+        for name in load_weights(&mut network, run)?.unused {
+            reporter.warn(format!("the weights of {} have `{name}`, which is not used", run.display()));
+        }
+        Ok(classify(&mut network, images, |_, _| ())?)
+    }
 }
 
 /// What `config.json` beside the weights says of a classifier.
@@ -119,9 +121,9 @@ impl Weights {
         if weights.classes.is_empty() {
             return Err(Problem::input(format!(
                 "{} has no classes: it is a pretraining run; finetune from it first: \
-                 selfie finetune --init {} --data PATH --out runs/fine",
+                 {}",
                 run.display(),
-                run.display()
+                next::finetune(run, &Labelled::of_run(run))
             )));
         }
         Ok(weights)
@@ -148,12 +150,6 @@ impl Weights {
 
 fn wrong(path: &Path, found: impl std::fmt::Display) -> anyhow::Error {
     Problem::input(format!("{}: expected the description of the weights: {found}", path.display()))
-}
-
-fn few(names: &[String]) -> String {
-    let shown: Vec<_> = names.iter().take(4).map(String::as_str).collect();
-    let more = if names.len() > shown.len() { ", ..." } else { "" };
-    format!("{}{more}", shown.join(", "))
 }
 
 /// Right ones and all of a class.

@@ -2,23 +2,21 @@
 
 use std::path::Path;
 
-use selfie_data::write_labels;
+use anyhow::Context;
 use selfie_kernels::{Backend, Element};
 use selfie_model::{Build, Classification, Classifier, PatchNorm, Purpose, Trainer, classify, initialize};
 use serde_json::{Value, json};
 
-use super::begin::{Beginning, Outcome};
+use super::begin::{Beginning, LABELS, Outcome, SCRATCH};
 use crate::args::{ForFinetune, Training};
 use crate::config::Task;
-use crate::device::Precision;
+use crate::device::Work;
 use crate::exit::{Exit, Problem};
 use crate::progress::Voice;
 use crate::run_folder::{State, Status};
+use crate::shell;
 use crate::signals::Signals;
-use crate::training::{Ended, Job, check_memory, train};
-
-/// `--init` that starts from random weights.
-const SCRATCH: &str = "scratch";
+use crate::training::{Ended, Job, train};
 
 /// Runs the command.
 ///
@@ -26,18 +24,12 @@ const SCRATCH: &str = "scratch";
 /// Usage, input, divergence, and what the system refuses.
 pub fn run(arguments: &Training<ForFinetune>) -> anyhow::Result<Exit> {
     let mut begin = Beginning::new(Task::Finetune, &arguments.flags.request, Signals::install()?, Voice::Full)?;
-    let device = begin.chosen.device.clone();
-    let outcome = match begin.chosen.precision {
-        Precision::F32 => finetune::<_, f32>(device, &mut begin),
-        Precision::Bf16 => finetune::<_, half::bf16>(device, &mut begin),
-    }?;
+    begin.answer = arguments.answer();
+    let outcome = begin.chosen.clone().run(Finetuning(&mut begin))?;
     if let Outcome::Done(_) = outcome {
-        begin.reporter.say(format!("next      selfie evaluate {}", begin.folder.root().display()));
+        begin.reporter.say(format!("next      selfie evaluate {}", shell::path(begin.folder.root())));
     }
-    if arguments.json {
-        begin.print_status()?;
-    }
-    Ok(outcome.exit())
+    begin.answer(&outcome)
 }
 
 /// A batch holds at most the labelled images there are.
@@ -60,6 +52,16 @@ fn clamp_batch(begin: &mut Beginning) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// On whatever device was chosen.
+struct Finetuning<'a>(&'a mut Beginning);
+
+impl Work for Finetuning<'_> {
+    type Output = Outcome<Option<Classification>>;
+    fn run<B: Backend<T>, T: Element>(self, device: B) -> anyhow::Result<Self::Output> {
+        finetune(device, self.0)
+    }
+}
+
 /// Finetunes. Gives the result on the test part, if there is one.
 ///
 /// # Errors
@@ -80,7 +82,7 @@ pub fn finetune<B: Backend<T>, T: Element>(
         return Ok(Outcome::AlreadyFinished);
     }
     begin.introduce();
-    check_memory(&plan, begin.settings.train.batch, &begin.reporter)?;
+    begin.check_memory(plan, &device)?;
     let mut network = Classifier::new(device, build, classes.len())?;
     let init = begin.settings.train.init.as_str();
     // A checkpoint has all weights already.
@@ -89,14 +91,15 @@ pub fn finetune<B: Backend<T>, T: Element>(
             begin.reporter.say("weights   random (scratch)");
         } else {
             let patch_norm = if begin.settings.model.reuse_patch_norm { PatchNorm::Reuse } else { PatchNorm::Fresh };
-            let done = initialize(&mut network, Path::new(init), patch_norm)?;
+            let done = initialize(&mut network, Path::new(init), patch_norm);
+            let done = done.with_context(|| {
+                format!("cannot start from {init}; if these weights are in another place now, give it by --init")
+            })?;
             begin.reporter.say(format!("weights   {done}"));
         }
     }
-    begin.folder.describe(&begin.resolved, &begin.parts.as_json())?;
-    let mut labels = Vec::new();
-    write_labels(&*begin.parts.train.dataset, &begin.parts.train.items, &mut labels)?;
-    begin.folder.write("labels.txt", &labels)?;
+    begin.describe(checkpoint.as_ref())?;
+    begin.folder.write(LABELS, &begin.labels()?)?;
     let mut trainer = Trainer::new(network, begin.parts.train.clone(), &begin.training, checkpoint.as_ref())?;
     trainer.recall_bad(begin.known_bad());
     drop(checkpoint);
@@ -109,6 +112,7 @@ pub fn finetune<B: Backend<T>, T: Element>(
         chance: 1.0 / classes.len() as f64,
         epochs_per_step: begin.training.batch as f64 / begin.parts.train.items.len() as f64,
         signals: &begin.signals,
+        answer: begin.answer,
     };
     let validation = match train(&mut trainer, &job, &mut begin.reporter, &mut |_, _, _| Ok(()))? {
         Ended::Stopped => return Ok(Outcome::Stopped),
@@ -119,7 +123,10 @@ pub fn finetune<B: Backend<T>, T: Element>(
     let mut result = json!({ "validation_accuracy": validation.as_ref().map(|validation| validation.accuracy) });
     let mut tested = None;
     if let Some(test) = &begin.parts.test {
-        let found = classify(&mut network, test, |_, _| ())?;
+        let interruptible = job.leave_at_once(Status::new(Task::Finetune.name(), State::Stopped, step, Some(step)));
+        let found = classify(&mut network, test, |_, _| ()).map_err(anyhow::Error::from);
+        let found = found.inspect_err(|error| job.record_failure(error, step))?;
+        drop(interruptible);
         begin.reporter.say(format!(
             "test      top-1 {:.2}%, top-5 {:.2}%, loss {:.3}, n = {} (guessing: {:.1}%)",
             100.0 * found.top1,
@@ -139,6 +146,6 @@ pub fn finetune<B: Backend<T>, T: Element>(
     }
     let mut status = Status::new(Task::Finetune.name(), State::Finished, step, Some(step));
     status.result = result;
-    status.write(&begin.folder)?;
+    status.write(begin.folder.root())?;
     Ok(Outcome::Done(tested))
 }

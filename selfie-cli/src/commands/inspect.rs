@@ -1,16 +1,17 @@
 //! `inspect`: what is in a run folder, a checkpoint or a weight file.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use selfie_model::{Checkpoint, CheckpointStore, MODEL_FILE, POOL_FILE, TensorFile};
 use serde_json::{Value, json};
 
+use super::next::{self, Labelled};
 use crate::args::Inspect;
 use crate::exit::{Exit, Problem, printable};
 use crate::progress::grouped;
 use crate::run_folder::Status;
+use crate::screen;
 
 /// What every writer to a `String` is.
 const INFALLIBLE: &str = "writing to a string cannot fail";
@@ -39,13 +40,16 @@ struct Tensors {
     path: PathBuf,
     /// Name and shape.
     tensors: Vec<(String, Vec<usize>)>,
+    /// Those of another type than numbers, with that.
+    others: Vec<(String, Vec<usize>, String)>,
 }
 
 impl Tensors {
     fn read(path: &Path) -> anyhow::Result<Self> {
         let file = TensorFile::<f32>::read(path)?;
         let tensors = file.shapes().map(|(name, shape)| (name.to_string(), shape.to_vec())).collect();
-        Ok(Self { path: path.to_path_buf(), tensors })
+        let others = file.others().map(|(name, shape, kind)| (name.to_string(), shape.to_vec(), kind)).collect();
+        Ok(Self { path: path.to_path_buf(), tensors, others })
     }
 
     /// Elements of all tensors that are trained: running statistics are not.
@@ -70,7 +74,7 @@ pub fn run(arguments: &Inspect) -> anyhow::Result<Exit> {
     } else {
         printable(&findings.as_text(&arguments.path)).into_owned()
     };
-    std::io::stdout().lock().write_all(text.as_bytes())?;
+    screen::print(&text)?;
     Ok(Exit::Done)
 }
 
@@ -158,7 +162,9 @@ impl Findings {
             .map(|file| {
                 let tensors: serde_json::Map<_, _> =
                     file.tensors.iter().map(|(name, shape)| (name.clone(), json!(shape))).collect();
-                json!({ "path": file.path, "parameters": file.parameters(), "tensors": tensors })
+                let others: serde_json::Map<_, _> =
+                    file.others.iter().map(|(name, shape, kind)| (name.clone(), json!([kind, shape]))).collect();
+                json!({ "path": file.path, "parameters": file.parameters(), "tensors": tensors, "not_used": others })
             })
             .collect();
         json!({
@@ -175,12 +181,17 @@ impl Findings {
     }
 
     fn as_text(&self, path: &Path) -> String {
+        let labelled = Labelled::of_run(path);
         let mut text = String::new();
         for file in &self.files {
             writeln!(text, "{}", file.path.display()).expect(INFALLIBLE);
-            let width = file.tensors.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+            let names = file.tensors.iter().map(|(name, _)| name).chain(file.others.iter().map(|(name, ..)| name));
+            let width = names.map(String::len).max().unwrap_or(0);
             for (name, shape) in &file.tensors {
                 writeln!(text, "  {name:<width$}  {shape:?}").expect(INFALLIBLE);
+            }
+            for (name, shape, kind) in &file.others {
+                writeln!(text, "  {name:<width$}  {shape:?}  {kind}, not used").expect(INFALLIBLE);
             }
             writeln!(text, "  {} tensors, {} parameters\n", file.tensors.len(), grouped(file.parameters()))
                 .expect(INFALLIBLE);
@@ -202,7 +213,7 @@ impl Findings {
             let list = if self.checkpoints.is_empty() { "none".into() } else { self.checkpoints.join(", ") };
             writeln!(text, "  checkpoints: {list}").expect(INFALLIBLE);
             if let Some(best) = &self.best {
-                writeln!(text, "  best:        {best} (selfie finetune --init {}/state/{best})", path.display())
+                writeln!(text, "  best:        {best} ({})", next::finetune(&path.join("state").join(best), &labelled))
                     .expect(INFALLIBLE);
             }
             if self.files.is_empty() {
@@ -216,12 +227,7 @@ impl Findings {
         }
         if let Some(missing) = self.not_pretrained() {
             writeln!(text, "  a classifier that starts from it begins afresh: {missing}").expect(INFALLIBLE);
-            writeln!(
-                text,
-                "\nto finetune from it:\n  selfie finetune --init {} --data PATH --out runs/fine",
-                path.display()
-            )
-            .expect(INFALLIBLE);
+            writeln!(text, "\nto finetune from it:\n  {}", next::finetune(path, &labelled)).expect(INFALLIBLE);
         }
         if let Some(code) = &self.loading {
             writeln!(text, "\nto load it in Python:").expect(INFALLIBLE);

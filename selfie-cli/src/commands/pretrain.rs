@@ -1,18 +1,20 @@
 //! `pretrain`: the puzzle, on images without labels.
 
 use selfie_kernels::{Backend, Element};
-use selfie_model::{Build, Evaluation, Purpose, Selfie, Trainer};
+use selfie_model::{Build, Evaluation, MODEL_FILE, Purpose, Selfie, Trainer};
 use serde_json::json;
 
 use super::begin::{Beginning, Outcome};
+use super::next;
 use crate::args::{ForPretrain, Training};
 use crate::config::Task;
-use crate::device::Precision;
+use crate::device::Work;
 use crate::exit::Exit;
 use crate::progress::Voice;
 use crate::run_folder::{State, Status};
+use crate::shell;
 use crate::signals::Signals;
-use crate::training::{Ended, Job, Observer, check_memory, train};
+use crate::training::{Ended, Job, Observer, train};
 
 /// Runs the command.
 ///
@@ -20,20 +22,25 @@ use crate::training::{Ended, Job, Observer, check_memory, train};
 /// Usage, input, divergence, and what the system refuses.
 pub fn run(arguments: &Training<ForPretrain>) -> anyhow::Result<Exit> {
     let mut begin = Beginning::new(Task::Pretrain, &arguments.flags.request, Signals::install()?, Voice::Full)?;
-    let device = begin.chosen.device.clone();
-    let outcome = match begin.chosen.precision {
-        Precision::F32 => pretrain::<_, f32>(device, &mut begin, &mut |_, _, _| Ok(())),
-        Precision::Bf16 => pretrain::<_, half::bf16>(device, &mut begin, &mut |_, _, _| Ok(())),
-    }?;
+    begin.answer = arguments.answer();
+    let outcome = begin.chosen.clone().run(Pretraining(&mut begin))?;
     if let Outcome::Done(_) = outcome {
-        let root = begin.folder.root().display();
-        begin.reporter.say(format!("weights   {root}/weights/model.safetensors (selfie inspect {root})"));
-        begin.reporter.say(format!("next      selfie finetune --data PATH --init {root} --labels 5% --out runs/fine"));
+        let root = shell::path(begin.folder.root());
+        let file = begin.folder.weights().join(MODEL_FILE);
+        begin.reporter.say(format!("weights   {} (selfie inspect {root})", shell::path(file)));
+        begin.reporter.say(format!("next      {}", next::finetune(begin.folder.root(), &begin.labelled_data())));
     }
-    if arguments.json {
-        begin.print_status()?;
+    begin.answer(&outcome)
+}
+
+/// On whatever device was chosen.
+struct Pretraining<'a>(&'a mut Beginning);
+
+impl Work for Pretraining<'_> {
+    type Output = Outcome<Option<Evaluation>>;
+    fn run<B: Backend<T>, T: Element>(self, device: B) -> anyhow::Result<Self::Output> {
+        pretrain(device, self.0, &mut |_, _, _| Ok(()))
     }
-    Ok(outcome.exit())
 }
 
 /// Pretrains; `observe` is called after every step. Gives the last measurement on held-out images, if there are any.
@@ -55,8 +62,8 @@ pub fn pretrain<B: Backend<T>, T: Element>(
         return Ok(Outcome::AlreadyFinished);
     }
     begin.introduce();
-    check_memory(&plan, begin.settings.train.batch, &begin.reporter)?;
-    begin.folder.describe(&begin.resolved, &begin.parts.as_json())?;
+    begin.check_memory(plan, &device)?;
+    begin.describe(checkpoint.as_ref())?;
     let chance = 1.0 / begin.model.hidden_patches() as f64;
     begin.reporter.say(format!(
         "puzzle    {} of {} patches hidden; guessing finds {:.1}%",
@@ -77,6 +84,7 @@ pub fn pretrain<B: Backend<T>, T: Element>(
         chance,
         epochs_per_step: begin.training.batch as f64 / begin.parts.train.items.len() as f64,
         signals: &begin.signals,
+        answer: begin.answer,
     };
     let evaluation = match train(&mut trainer, &job, &mut begin.reporter, observe)? {
         Ended::Stopped => return Ok(Outcome::Stopped),
@@ -90,6 +98,6 @@ pub fn pretrain<B: Backend<T>, T: Element>(
         "eval_images": evaluation.as_ref().map(|evaluation| evaluation.n),
         "chance": chance,
     });
-    status.write(&begin.folder)?;
+    status.write(begin.folder.root())?;
     Ok(Outcome::Done(evaluation))
 }

@@ -1,7 +1,6 @@
 //! `replay`: takes a step again whose loss or gradient was not finite.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use selfie_kernels::{Backend, Element};
@@ -10,11 +9,12 @@ use serde_json::json;
 
 use crate::args;
 use crate::config::Run;
-use crate::device::{self, Precision};
+use crate::device::{self, Work};
 use crate::exit::{Exit, Problem, printable};
+use crate::memory::{self, Beside, Need};
 use crate::progress::{Reporter, Voice};
 use crate::run_folder::step_files;
-use crate::training::check_memory;
+use crate::screen;
 
 /// Lines of each list.
 const SHOWN: usize = 8;
@@ -30,11 +30,8 @@ pub fn run(arguments: &args::Replay) -> anyhow::Result<Exit> {
     let path = file(&arguments.path)?;
     let args::Replay { device, precision, threads, .. } = arguments.clone();
     let chosen = device::choose(&Run { out: PathBuf::new(), device, precision, threads })?;
-    let text = match chosen.precision {
-        Precision::F32 => replay::<_, f32>(chosen.device, &path, arguments.json),
-        Precision::Bf16 => replay::<_, half::bf16>(chosen.device, &path, arguments.json),
-    }?;
-    std::io::stdout().lock().write_all(text.as_bytes())?;
+    let text = chosen.run(Again { path: &path, as_json: arguments.json })?;
+    screen::print(&text)?;
     Ok(Exit::Done)
 }
 
@@ -52,6 +49,19 @@ fn file(path: &Path) -> anyhow::Result<PathBuf> {
     })
 }
 
+/// The step, on whatever device was chosen.
+struct Again<'a> {
+    path: &'a Path,
+    as_json: bool,
+}
+
+impl Work for Again<'_> {
+    type Output = String;
+    fn run<B: Backend<T>, T: Element>(self, device: B) -> anyhow::Result<String> {
+        replay(device, self.path, self.as_json)
+    }
+}
+
 fn replay<B: Backend<T>, T: Element>(device: B, path: &Path, as_json: bool) -> anyhow::Result<String> {
     let step = Replay::<T::Wide>::read(path)?;
     let build = step.build();
@@ -59,7 +69,9 @@ fn replay<B: Backend<T>, T: Element>(device: B, path: &Path, as_json: bool) -> a
         None => Selfie::<B, T>::memory_plan(build)?,
         Some(classes) => Classifier::<B, T>::memory_plan(build, classes)?,
     };
-    check_memory(&plan, build.batch, &Reporter::new(Voice::Full))?;
+    let (batch, image_size, beside) = (build.batch, build.config.image_size, Beside::Nothing);
+    let plan = plan.with_workspace(&device);
+    memory::check(&Need { plan: &plan, batch, image_size, beside }, &device, &Reporter::new(Voice::Full))?;
     let found = match step.about.classes {
         None => step.run(&mut Selfie::<B, T>::new(device, build)?)?,
         Some(classes) => step.run(&mut Classifier::<B, T>::new(device, build, classes)?)?,

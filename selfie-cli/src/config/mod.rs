@@ -10,6 +10,6 @@ mod value;
 pub use keys::{KEYS, Key, Task};
 pub use presets::summary as by_preset;
 pub use render::{as_json, as_table, as_toml, template};
-pub use resolve::{Request, Resolved};
+pub use resolve::{Change, Entry, Origin, Request, Resolved, saved_data_path};
 pub use settings::{Data, Run, Settings, Train};
 pub use value::Kind;

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use selfie_data::LabelBudget;
+
 use super::keys::{KEYS, Key, OnResume, Task};
 use super::presets;
 use super::settings::Settings;
@@ -213,13 +215,12 @@ impl Resolved {
         root
     }
 
-    /// Compares with what the checkpoint of the run that is continued remembers. Gives the changes that are allowed, in
-    /// words.
+    /// Compares with what the checkpoint of the run that is continued remembers.
     ///
     /// # Errors
     /// Usage: a key that may not change has another value.
-    pub fn check_continues(&self, saved: &serde_json::Value) -> anyhow::Result<Vec<String>> {
-        let mut changes = Vec::new();
+    pub fn check_continues(&self, saved: &serde_json::Value) -> anyhow::Result<Changes> {
+        let mut changes = Changes::default();
         for difference in selfie_model::differences(saved, &self.as_json()) {
             let Some(key) = Key::find(&difference.key) else { continue };
             let entry = self.entry(key.name);
@@ -229,20 +230,56 @@ impl Resolved {
             let change = format!("{} = {} where the run has {}", key.name, entry.value, difference.saved);
             match key.on_resume {
                 OnResume::Fixed => {
-                    return Err(Problem::usage(format!(
-                        "{change} (now from {}): a run goes on with the values it began with; \
-                         leave this one out, or give another --out",
-                        entry.origin,
-                    )));
+                    let change = Change { key: key.name, text: change, origin: entry.origin.clone() };
+                    let places = [difference.saved.as_str(), difference.now.as_str()];
+                    if !places.iter().all(|place| place.is_some_and(|place| key.is_place(place))) {
+                        return Err(change.refused("a run goes on with the values it began with; leave this one out"));
+                    }
+                    changes.moved.push(change);
                 }
-                OnResume::MayChange => changes.push(change),
+                OnResume::MayChange => changes.allowed.push(change),
                 OnResume::ChangesBits => {
-                    changes.push(format!("{change}: the bits that follow differ from those of an uninterrupted run"));
+                    let told = format!("{change}: the bits that follow differ from those of an uninterrupted run");
+                    changes.allowed.push(told);
                 }
             }
         }
         Ok(changes)
     }
+}
+
+/// What differs from the run that is continued.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Changes that are allowed, in words.
+    pub allowed: Vec<String>,
+    /// Other places of what the run was given: allowed, if the same is there.
+    pub moved: Vec<Change>,
+}
+
+/// Another value of a key.
+#[derive(Debug)]
+pub struct Change {
+    /// The key.
+    pub key: &'static str,
+    /// Both values, in words.
+    pub text: String,
+    /// Where the new one comes from.
+    pub origin: Origin,
+}
+
+impl Change {
+    /// The usage error that it is.
+    pub fn refused(&self, why: &str) -> anyhow::Error {
+        Problem::usage(format!("{} (now from {}): {why}, or give another --out", self.text, self.origin))
+    }
+}
+
+/// What a run was trained on, by its `config.toml`.
+pub fn saved_data_path(run: &Path) -> Option<PathBuf> {
+    let values = read_file(&run.join("config.toml")).ok()?;
+    let path = values.into_iter().find(|(key, _)| key.name == "data.path")?.1.plain();
+    (!path.is_empty()).then(|| path.into())
 }
 
 /// Whether two texts name the same file or folder.
@@ -372,6 +409,16 @@ fn read_file(path: &Path) -> anyhow::Result<Vec<(&'static Key, Value)>> {
 }
 
 impl Key {
+    /// Whether this value of the key names a place, where the same thing may lie as at another.
+    fn is_place(&self, value: &str) -> bool {
+        match self.name {
+            "data.path" => !value.starts_with("synthetic:"),
+            "train.init" => value != "scratch",
+            "data.labels" => matches!(value.parse(), Ok(LabelBudget::Named(_))),
+            _ => false,
+        }
+    }
+
     /// Whether the key belongs to the network that weights fit: taken over from the run they come from.
     pub fn describes_network(&self) -> bool {
         self.name.starts_with("model.") || ["data.image_size", "data.mean", "data.std"].contains(&self.name)

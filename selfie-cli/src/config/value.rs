@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::device::Wish;
+
 /// A configuration value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
@@ -32,6 +34,8 @@ pub enum Kind {
     Switch,
     /// Text.
     Text,
+    /// A device: `auto`, `cpu`, `cuda` or `cuda:NUMBER`.
+    Device,
     /// One of these words.
     Choice(&'static [&'static str]),
     /// `count` whole numbers from `min` to `max`; count 0 takes any number of them but none.
@@ -63,7 +67,7 @@ impl Kind {
             Kind::Whole(..) => Value::Whole(text.replace('_', "").parse().ok()?),
             Kind::Number(..) | Kind::Above(..) => Value::Number(text.parse().ok()?),
             Kind::Switch => Value::Switch(text.parse().ok()?),
-            Kind::Text | Kind::Choice(_) => Value::Text(text.into()),
+            Kind::Text | Kind::Choice(_) | Kind::Device => Value::Text(text.into()),
             Kind::Wholes { .. } => Value::Wholes(items().map(|item| item.parse().ok()).collect::<Option<_>>()?),
             Kind::Numbers { .. } => Value::Numbers(items().map(|item| item.parse().ok()).collect::<Option<_>>()?),
         })
@@ -77,7 +81,7 @@ impl Kind {
             Kind::Whole(..) => Value::Whole(whole(value)?),
             Kind::Number(..) | Kind::Above(..) => Value::Number(number(value)?),
             Kind::Switch => Value::Switch(value.as_bool()?),
-            Kind::Text | Kind::Choice(_) => Value::Text(value.as_str()?.into()),
+            Kind::Text | Kind::Choice(_) | Kind::Device => Value::Text(value.as_str()?.into()),
             Kind::Wholes { .. } => Value::Wholes(value.as_array()?.iter().map(whole).collect::<Option<_>>()?),
             Kind::Numbers { .. } => Value::Numbers(value.as_array()?.iter().map(number).collect::<Option<_>>()?),
         })
@@ -90,6 +94,7 @@ impl Kind {
             (Kind::Number(min, max), Value::Number(value)) => (min..=max).contains(value),
             (Kind::Above(min, max), Value::Number(value)) => *value > min && *value <= max,
             (Kind::Choice(words), Value::Text(value)) => words.contains(&value.as_str()),
+            (Kind::Device, Value::Text(value)) => Wish::parse(value).is_some(),
             (Kind::Wholes { count, min, max }, Value::Wholes(values)) => {
                 (count == 0 && !values.is_empty() || values.len() == count)
                     && values.iter().all(|value| (min..=max).contains(value))
@@ -115,6 +120,7 @@ impl Kind {
             Kind::Above(min, max) => format!("a number above {min} and up to {max}"),
             Kind::Switch => "true or false".into(),
             Kind::Text => "text".into(),
+            Kind::Device => "auto | cpu | cuda | cuda:NUMBER".into(),
             Kind::Choice(words) => words.join(" | "),
             Kind::Wholes { count: 0, min, max } => format!("a list such as [3, 4], each a {}", whole(min, max)),
             Kind::Wholes { count, min, max } => format!("{count} values, each a {}", whole(min, max)),
@@ -192,6 +198,8 @@ mod tests {
         assert_eq!(Kind::Whole(1, 10).parse("0"), None);
         assert_eq!(Kind::Whole(1, 10).parse("1.5"), None);
         assert_eq!(Kind::Choice(&["cpu", "cuda"]).parse("gpu"), None);
+        assert_eq!(Kind::Device.parse("cuda:1"), Some(Value::Text("cuda:1".into())));
+        assert_eq!(Kind::Device.parse("gpu"), None);
         let depths = Kind::Wholes { count: 4, min: 1, max: 99 };
         assert_eq!(depths.parse("3,4,6,3"), Some(Value::Wholes(vec![3, 4, 6, 3])));
         assert_eq!(depths.parse("[3, 4, 6, 3]"), Some(Value::Wholes(vec![3, 4, 6, 3])));

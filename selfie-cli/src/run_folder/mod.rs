@@ -14,7 +14,8 @@ use selfie_model::durable::{self, Appender};
 
 use crate::config::{Resolved, Task, as_toml};
 use crate::exit::Problem;
-pub use environment::{cpu_name, environment, memory_bytes, peak_bytes};
+use crate::shell;
+pub use environment::environment;
 pub use lock::Lock;
 #[cfg(fuzzing)]
 pub(crate) use metrics::kept;
@@ -107,7 +108,7 @@ impl RunFolder {
         self.write("config.toml", as_toml(resolved).as_bytes())?;
         self.write("env.json", format!("{:#}\n", environment(resolved.settings().run.threads)).as_bytes())?;
         self.write("data.json", format!("{data:#}\n").as_bytes())?;
-        Ok(Appender::open(self.file("command.txt"))?.push(&(command_line() + "\n"))?)
+        Ok(Appender::open(self.file("command.txt"))?.push(&(shell::command_line() + "\n"))?)
     }
 
     /// Writes a file whole: a reader sees the old one or the new one.
@@ -134,17 +135,10 @@ pub fn step_files(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The command as it was typed, quoted for a shell.
-fn command_line() -> String {
-    let quoted = std::env::args().map(|argument| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,%@+".contains(c);
-        if !argument.is_empty() && argument.chars().all(plain) {
-            argument
-        } else {
-            format!("'{}'", argument.replace('\'', r"'\''"))
-        }
-    });
-    quoted.collect::<Vec<_>>().join(" ")
+/// How many classes the data of a run have, by its `data.json`; 0 where that is not known.
+pub fn classes(run: &Path) -> usize {
+    let about = fs::read(run.join("data.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    about.as_ref().and_then(|about: &serde_json::Value| about["classes"].as_array()).map_or(0, Vec::len)
 }
 
 /// Nothing is ever written into the data.

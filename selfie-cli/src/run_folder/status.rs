@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use selfie_model::durable;
 use serde::{Deserialize, Serialize};
 
-use super::RunFolder;
 use crate::exit::Problem;
+use crate::screen;
 
 /// How a run stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,12 +60,21 @@ impl Status {
         }
     }
 
-    /// Writes it.
+    /// Writes it into the run folder `root`.
     ///
     /// # Errors
     /// What the system refuses.
-    pub fn write(&self, folder: &RunFolder) -> anyhow::Result<()> {
-        folder.write("status.json", format!("{:#}\n", serde_json::to_value(self)?).as_bytes())
+    pub fn write(&self, root: &Path) -> anyhow::Result<()> {
+        let text = format!("{:#}\n", serde_json::to_value(self)?);
+        Ok(durable::write_file(&root.join("status.json"), text.as_bytes())?)
+    }
+
+    /// Prints it, for scripts.
+    ///
+    /// # Errors
+    /// Standard output that cannot be written.
+    pub fn print(&self) -> anyhow::Result<()> {
+        screen::print(&format!("{:#}\n", serde_json::to_value(self)?))
     }
 
     /// The status of a run folder; none if there is no run.

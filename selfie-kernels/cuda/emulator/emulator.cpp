@@ -4,13 +4,17 @@
 // itself (switches of stacks confuse it); SANITIZE_THREAD adds the calls that tell it.
 #include "emulator.h"
 
+#include "hopper.h"
+
 #include <sys/mman.h>
 
 #include <atomic>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <map>
+#include <memory>
 #include <numeric>
 #include <thread>
 #include <vector>
@@ -105,7 +109,7 @@ struct Context {
 
 // ---- A block.
 
-enum class State { Ready, AtBlockBarrier, AtWarpCollective, Done };
+enum class State { Ready, AtBlockBarrier, AtWarpCollective, Polling, Done };
 
 // cp.async of a thread: in order, each with the number of its group.
 struct Copies {
@@ -133,6 +137,11 @@ struct Fiber {
   Context context;
   Identity identity;
   Copies copies;
+  bool fenced;                       // since it began
+  std::vector<const void*> atomics;  // places, since the last fence
+  std::vector<std::shared_ptr<u32>> stores;  // by TMA: how many of each group are under way, the open group last
+  std::vector<Wgmma> products;
+  u32 product_groups;
 };
 
 struct Warp {
@@ -140,7 +149,6 @@ struct Warp {
   Site site;         // where that is
   void* slots[32];   // what each of them brings
   u32 turn;          // collectives so far
-  char ordered[2];   // addresses for the sanitizer, by turn
 };
 
 struct Block;
@@ -162,8 +170,19 @@ struct Block {
   u32 at_barrier = 0;
   Site barrier_site = {};
   u32 barriers = 0;
-  char barrier_ordered[2];
-  char ended = 0, began = 0;  // addresses for the sanitizer
+
+  // Addresses that stand for what the sanitizer is to take for ordered: two for the barriers and two for each warp's, by
+  // turns, 16 for named barriers, and one for what is under way. From the heap for each block, or one block would seem ordered after another that used the same address.
+  std::vector<char> ordered;
+  char thread_ends = 0, block_ends = 0;
+
+  // Of hopper.h: what is under way, named barriers, and how often something happened that a polling thread may wait for.
+  std::vector<std::function<void()>> under_way;
+  struct Named {
+    int arrived;
+    u32 turn;
+  } named[16];
+  u64 events = 0, events_polled = 0;
 
   std::map<const void*, void*> arrays;  // shared ones
   u64 array_bytes = 0;
@@ -178,11 +197,15 @@ struct Block {
   void start_fibers(u64 number, char* stacks);
   void end_fibers();
   bool run_ready_fibers();
+  bool wake_polling_fibers();
+  void do_one_under_way();
   void resume(Fiber& fiber);
   void leave();
   void finish_thread();
   void release_barrier();
   [[noreturn]] void report_deadlock();
+  const void* ordered_named(int id) const { return &ordered[2 + 2 * warps.size() + (size_t)id]; }
+  const void* ordered_under_way() const { return &ordered.back(); }
   u64 draw() {
     random ^= random << 13, random ^= random >> 7, random ^= random << 17;
     return random;
@@ -237,8 +260,11 @@ void Block::release_barrier() {
 
 void Block::finish_thread() {
   if (!current->copies.queue.empty()) fail("a thread ends with a cp.async that it has not waited for");
+  if (current->stores.size() > 1 || (current->stores.size() == 1 && *current->stores[0] > 0))
+    fail("a thread ends with a store by TMA that it has not waited for");
+  if (!current->products.empty()) fail("a thread ends with a wgmma that it has not waited for");
   if (*(u64*)current->stack != CANARY) fail("a thread used more than %zu bytes of stack", STACK_BYTES);
-  release(&ended);
+  release(&thread_ends);
   current->state = State::Done;
   alive--;
   // On a GPU a barrier waits for the threads that are still there.
@@ -246,9 +272,33 @@ void Block::finish_thread() {
   leave();
 }
 
+void Block::do_one_under_way() {
+  size_t i = seed != 0 ? draw() % under_way.size() : 0;
+  std::function<void()> work = std::move(under_way[i]);
+  under_way.erase(under_way.begin() + (long)i);
+  acquire(ordered_under_way());
+  work();
+  events++;
+}
+
+// Lets threads that wait for an event look again; false if nothing can have changed since they looked last.
+bool Block::wake_polling_fibers() {
+  if (!under_way.empty()) do_one_under_way();
+  if (events == events_polled) return false;
+  events_polled = events;
+  bool any = false;
+  for (Fiber& fiber : fibers)
+    if (fiber.state == State::Polling) fiber.state = State::Ready, any = true;
+  return any;
+}
+
 void Block::report_deadlock() {
   here = nullptr;
   for (Fiber& fiber : fibers) {
+    if (fiber.state == State::Polling) {
+      here = &fiber.place;
+      fail("deadlock: a thread waits for an mbarrier, a named barrier or a store that nobody completes");
+    }
     if (fiber.state != State::AtWarpCollective) continue;
     here = &fiber.place;
     Warp& warp = warps[fiber.warp];
@@ -258,6 +308,8 @@ void Block::report_deadlock() {
 }
 
 bool Block::run_ready_fibers() {
+  // Shuffled, copies may also land early.
+  if (seed != 0 && !under_way.empty() && draw() % 4 == 0) do_one_under_way();
   if (seed != 0)
     for (size_t i = order.size() - 1; i > 0; i--) std::swap(order[i], order[draw() % (i + 1)]);
   bool any = false;
@@ -286,8 +338,15 @@ void Block::start_fibers(u64 number, char* stacks) {
     fiber.context.start(fiber.stack, thread_entry);
     fiber.identity = new_identity();
     fiber.copies = Copies();
+    fiber.fenced = false;
+    fiber.atomics.clear();
+    fiber.stores.clear();
+    fiber.products.clear();
+    fiber.product_groups = 0;
   }
+  for (Named& barrier : named) barrier = {0, 0};
   for (Warp& warp : warps) warp.arrived = 0;
+  std::vector<char>(2 + 2 * warps.size() + 17).swap(ordered);
   alive = kernel.threads;
   at_barrier = 0;
 }
@@ -299,6 +358,7 @@ void Block::end_fibers() {
   array_bytes = 0;
   free(dynamic);
   dynamic = nullptr;
+  std::vector<char>().swap(ordered);
 }
 
 char* map_stacks(u32 threads) {
@@ -320,12 +380,13 @@ void Block::run(u64 number) {
   become(identity);
   start_fibers(number, stacks);
   while (alive > 0)
-    if (!run_ready_fibers()) report_deadlock();
-  acquire(&ended);
+    if (!run_ready_fibers() && !wake_polling_fibers()) report_deadlock();
+  if (!under_way.empty()) fail("a block ends while a copy by TMA is under way");
+  acquire(&thread_ends);
   end_fibers();
   running = nullptr;
   munmap(stacks, STACK_BYTES * kernel.threads);
-  release(&began);
+  release(&block_ends);
   become(host);
   end_identity(identity);
 }
@@ -346,7 +407,7 @@ void warp_collective(u32 mask, Site site, void* slot, Order order, Work work) {
   }
   warp.slots[fiber.lane] = slot;
   warp.arrived |= 1u << fiber.lane;
-  const void* ordered = &warp.ordered[warp.turn & 1];
+  const void* ordered = &block.ordered[2 + fiber.warp * 2 + (warp.turn & 1)];
   if (order == Order::Memory) release(ordered);
   if (warp.arrived == 0xffffffffu) {
     work(warp.slots);
@@ -375,7 +436,7 @@ void block_barrier(Site site) {
     fail("a block diverges: %u threads are at the barrier of %s:%d, this one at %s:%d", block.at_barrier,
          block.barrier_site.file, block.barrier_site.line, site.file, site.line);
   }
-  const void* ordered = &block.barrier_ordered[block.barriers & 1];
+  const void* ordered = &block.ordered[block.barriers & 1];
   release(ordered);
   if (++block.at_barrier == block.alive) {
     block.release_barrier();
@@ -468,12 +529,19 @@ void mma_m16n8k16(float* d, const u32* a, const u32* b, Site site) {
   });
 }
 
+// What the sanitizer takes for ordered is what CUDA's memory model orders: what a thread did before a fence and an atomic
+// behind it comes before what another does behind an atomic at the same place and a fence behind that.
 void memory_fence() {
-  // One address for all fences: what was written before one is seen behind every later one.
-  static char fences;
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  release(&fences);
-  acquire(&fences);
+  Fiber& fiber = *running->current;
+  fiber.fenced = true;
+  for (const void* place : fiber.atomics) acquire(place);
+  fiber.atomics.clear();
+}
+void atomic_done(const void* place) {
+  Fiber& fiber = *running->current;
+  if (fiber.fenced) release(place);
+  fiber.atomics.push_back(place);
 }
 
 // ---- Memory.
@@ -500,9 +568,9 @@ void* shared_array(const void* key, size_t bytes) {
     if (block.array_bytes > STATIC_SHARED_BYTES) fail("%llu bytes of static shared memory", block.array_bytes);
     if (block.array_bytes + block.launch.shared_bytes > SHARED_BYTES)
       fail("%llu bytes of shared memory", block.array_bytes + block.launch.shared_bytes);
-    release(key);
+    release(array);
   }
-  acquire(key);
+  acquire(array);
   return array;
 }
 
@@ -510,9 +578,9 @@ void* dynamic_shared() {
   Block& block = *running;
   if (!block.dynamic) {
     block.dynamic = poisoned(1024, block.launch.shared_bytes);
-    release(&block.dynamic);
+    release(block.dynamic);
   }
-  acquire(&block.dynamic);
+  acquire(block.dynamic);
   return block.dynamic;
 }
 
@@ -522,6 +590,111 @@ void begin_copy(Copy copy) {
 }
 void commit_copies() { running->current->copies.committed++; }
 bool finish_copy(u32 left, Copy* copy) { return running->current->copies.finish(left, copy); }
+
+// ---- Of hopper.h.
+
+namespace {
+
+// An mbarrier's 8 bytes.
+struct Mbarrier {
+  u16 arrivals, pending;
+  int bytes : 31;
+  u32 phase : 1;
+};
+static_assert(sizeof(Mbarrier) == 8, "an mbarrier");
+
+void end_phase_if_complete(Mbarrier& barrier) {
+  if (barrier.pending != 0 || barrier.bytes != 0) return;
+  barrier.phase ^= 1;
+  barrier.pending = barrier.arrivals;
+  running->events++;
+}
+
+// Lets others run until something has happened.
+void poll() {
+  running->current->state = State::Polling;
+  running->leave();
+}
+
+}  // namespace
+
+void mbarrier_init(u64* barrier, u32 arrivals) {
+  Mbarrier fresh = {(u16)arrivals, (u16)arrivals, 0, 0};
+  memcpy(barrier, &fresh, sizeof fresh);
+}
+void mbarrier_arrive(u64* at, u32 expected_bytes) {
+  Mbarrier& barrier = *(Mbarrier*)at;
+  if (barrier.pending == 0) fail("more arrivals at an mbarrier than it waits for");
+  release(at);
+  barrier.bytes += (int)expected_bytes;
+  barrier.pending--;
+  end_phase_if_complete(barrier);
+}
+void mbarrier_complete(u64* at, u32 bytes) {
+  Mbarrier& barrier = *(Mbarrier*)at;
+  release(at);
+  barrier.bytes -= (int)bytes;
+  end_phase_if_complete(barrier);
+}
+void mbarrier_wait(u64* at, u32 parity) {
+  Mbarrier& barrier = *(Mbarrier*)at;
+  while (barrier.phase == (parity & 1)) poll();
+  acquire(at);
+}
+void named_barrier(int id, int threads) {
+  if (id < 1 || id > 15) fail("named barrier %d", id);
+  Block& block = *running;
+  Block::Named& barrier = block.named[id];
+  u32 turn = barrier.turn;
+  release(block.ordered_named(id));
+  if (++barrier.arrived == threads) {
+    barrier.arrived = 0;
+    barrier.turn++;
+    block.events++;
+  } else {
+    while (barrier.turn == turn) poll();
+  }
+  acquire(block.ordered_named(id));
+}
+
+void later(std::function<void()> work) {
+  release(running->ordered_under_way());
+  running->under_way.push_back(std::move(work));
+}
+void begin_store(std::function<void()> work) {
+  auto& stores = running->current->stores;
+  if (stores.empty()) stores.push_back(std::make_shared<u32>(0));
+  std::shared_ptr<u32> group = stores.back();
+  ++*group;
+  later([work, group] {
+    work();
+    --*group;
+    release(group.get());
+  });
+}
+void commit_stores() { running->current->stores.push_back(std::make_shared<u32>(0)); }
+void wait_stores(u32 left) {
+  auto& stores = running->current->stores;
+  while (stores.size() > left + 1) {
+    while (*stores.front() > 0) poll();
+    acquire(stores.front().get());
+    stores.erase(stores.begin());
+  }
+}
+
+void begin_wgmma(const Wgmma& product) {
+  Fiber& fiber = *running->current;
+  fiber.products.push_back(product);
+  fiber.products.back().group = fiber.product_groups;
+}
+void commit_wgmma() { running->current->product_groups++; }
+bool finish_wgmma(u32 left, Wgmma* product) {
+  Fiber& fiber = *running->current;
+  if (fiber.products.empty() || fiber.products.front().group + left >= fiber.product_groups) return false;
+  *product = fiber.products.front();
+  fiber.products.erase(fiber.products.begin());
+  return true;
+}
 
 // ---- Launches.
 
@@ -568,7 +741,7 @@ void launch(const EmuLaunch& launch, const Kernel& kernel) {
   auto work = [&] {
     Block block(launch, kernel, seed);
     for (u64 i; (i = next++) < order.size();) block.run(order[i]);
-    acquire(&block.began);
+    acquire(&block.block_ends);
   };
   std::vector<std::thread> others;
   for (u64 i = 1; i < host_threads && i < order.size(); i++) others.emplace_back(work);

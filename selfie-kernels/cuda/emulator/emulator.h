@@ -84,6 +84,8 @@ enum class Transpose { No, Yes };
 void ldmatrix_x4(u32* r, const void* row, Transpose transpose, Site site);
 void mma_m16n8k16(float* d, const u32* a, const u32* b, Site site);
 void memory_fence();
+// Tells the sanitizer of an atomic that was just done.
+void atomic_done(const void* place);
 
 // The block's array that `key` stands for.
 void* shared_array(const void* key, size_t bytes);
@@ -171,7 +173,11 @@ static inline T __shfl_down_sync(u32 mask, T value, int by, emu::Site site = EMU
 static inline u32 __ballot_sync(u32 mask, bool vote, emu::Site site = EMU_HERE) { return emu::ballot(mask, vote, site); }
 
 // Order comes from __threadfence alone, as on a GPU.
-static inline u32 atomicAdd(u32* p, u32 v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
+static inline u32 atomicAdd(u32* p, u32 v) {
+  u32 before = __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
+  emu::atomic_done(p);
+  return before;
+}
 
 template <class T>
 static inline T min(T a, T b) {

@@ -2,6 +2,9 @@
 //!
 //! `out = dropout(softmax(q k^T / sqrt(d))) v` per image and head (Vaswani et al. 2017). The weights are recomputed in
 //! the backward pass, so nothing but q, k, v is kept.
+//!
+//! A device may round the weights, behind the dropout, and the gradients of the scores to `T` where they are operands of
+//! products; the softmax and its gradient are taken in `T::Wide`.
 
 pub(crate) mod cpu;
 pub(crate) mod cuda;
@@ -16,7 +19,7 @@ use crate::{Dropout, Element, Len, Memory, View, ViewMut};
 pub struct AttentionDims {
     /// Images.
     pub b: usize,
-    /// Query tokens of an image: all, or 1 where only the first token's output is read.
+    /// Query tokens of an image: all, or 1 where only the first token's output is read. At most [`MAX_TOKENS`].
     pub t_query: usize,
     /// Key and value tokens of an image, at most [`MAX_TOKENS`].
     pub t: usize,
@@ -45,7 +48,8 @@ impl AttentionDims {
     fn check(&self, op: &'static str) -> Result<()> {
         let Self { b, t_query, t, heads, d } = *self;
         require(op, [b, t_query, t, heads, d].iter().all(|&x| x > 0), || format!("an extent is zero in {self:?}"))?;
-        require(op, t <= MAX_TOKENS, || format!("{t} tokens, at most {MAX_TOKENS}"))
+        let most = t.max(t_query);
+        require(op, most <= MAX_TOKENS, || format!("{most} tokens, at most {MAX_TOKENS}"))
     }
 }
 

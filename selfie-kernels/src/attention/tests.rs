@@ -1,8 +1,8 @@
 use super::*;
-use crate::Wide;
+use crate::{Cpu, Wide};
 use crate::testing::*;
 use ndarray::{ArrayView4, ArrayView5};
-use proptest::prelude::*;
+use proptest::prelude::any;
 
 const CASES: &[(&str, [usize; 5])] = &[
     ("one of everything", [1, 1, 1, 1, 1]),
@@ -15,6 +15,12 @@ const CASES: &[(&str, [usize; 5])] = &[
     ("one key more than a vector", [1, 5, 17, 2, 17]),
     ("more queries than keys", [1, 9, 3, 2, 6]),
     ("many images", [7, 2, 3, 1, 5]),
+    ("one query of several tiles of keys", [1, 1, 33, 2, 16]),
+    ("full tiles of small heads", [1, 64, 64, 1, 16]),
+    ("one more than two tiles, large heads", [1, 33, 33, 3, 64]),
+    ("heads that do not fill a block", [3, 20, 20, 1, 32]),
+    ("more queries than keys, in tiles", [1, 40, 7, 1, 32]),
+    ("one more than the tiles take", [1, 65, 65, 1, 16]),
 ];
 
 fn dims([b, t_query, t, heads, d]: [usize; 5]) -> AttentionDims {
@@ -92,20 +98,22 @@ impl<'a> Oracle<'a> {
         Bounded::softmax(&(0..t).map(|j| score(j) * self.scale).collect::<Vec<_>>())
     }
 
-    fn forward(&self) -> Vec<Bounded> {
+    /// The weights, and in the backward pass the gradients of the scores, are operands of products: a device may round them.
+    fn forward<D: TestDevice, T: Element>(&self) -> Vec<Bounded> {
         let AttentionDims { b, t_query, t, heads, d } = self.dims;
         let mut out = ndarray::Array4::default((b, t_query, heads, d));
         for (n, head, i) in ndarray::indices((b, heads, t_query)) {
             let weights = self.weights(n, head, i);
             for c in 0..d {
-                let term = |j| weights[j] * self.multipliers[[n, head, i, j]] * self.kv[[n, j, 1, head, c]];
+                let dropped = |j: usize| weights[j] * self.multipliers[[n, head, i, j]];
+                let term = |j| dropped(j).operand::<D, T>() * self.kv[[n, j, 1, head, c]];
                 out[[n, i, head, c]] = Bounded::sum((0..t).map(term));
             }
         }
         out.into_raw_vec_and_offset().0
     }
 
-    fn backward(&self, dout: &[Bounded]) -> [Vec<Bounded>; 2] {
+    fn backward<D: TestDevice, T: Element>(&self, dout: &[Bounded]) -> [Vec<Bounded>; 2] {
         let AttentionDims { b, t_query, t, heads, d } = self.dims;
         let dout = ArrayView4::from_shape((b, t_query, heads, d), dout).expect("length of dout");
         let mut dq = ndarray::Array4::default((b, t_query, heads, d));
@@ -114,13 +122,15 @@ impl<'a> Oracle<'a> {
             let weights: Vec<_> = (0..t_query).map(|i| self.weights(n, head, i)).collect();
             let dropped = |i: usize, j: usize| weights[i][j] * self.multipliers[[n, head, i, j]];
             let ddropped = |i, j| Bounded::sum((0..d).map(|c| dout[[n, i, head, c]] * self.kv[[n, j, 1, head, c]]));
-            let dscores: Vec<Vec<_>> = (0..t_query)
+            let dscores: Vec<Vec<Bounded>> = (0..t_query)
                 .map(|i| {
                     let mean = Bounded::sum((0..t).map(|j| dropped(i, j) * ddropped(i, j)));
                     let dweight = |j| ddropped(i, j) * self.multipliers[[n, head, i, j]];
                     (0..t).map(|j| weights[i][j] * (dweight(j) - mean) * self.scale).collect()
                 })
                 .collect();
+            let dscores: Vec<Vec<_>> =
+                dscores.into_iter().map(|row| row.into_iter().map(Bounded::operand::<D, T>).collect()).collect();
             for c in 0..d {
                 for i in 0..t_query {
                     dq[[n, i, head, c]] = Bounded::sum((0..t).map(|j| dscores[i][j] * self.kv[[n, j, 0, head, c]]));
@@ -128,7 +138,8 @@ impl<'a> Oracle<'a> {
                 for j in 0..t {
                     dkv[[n, j, 0, head, c]] =
                         Bounded::sum((0..t_query).map(|i| dscores[i][j] * self.q[[n, i, head, c]]));
-                    dkv[[n, j, 1, head, c]] = Bounded::sum((0..t_query).map(|i| dropped(i, j) * dout[[n, i, head, c]]));
+                    let term = |i| dropped(i, j).operand::<D, T>() * dout[[n, i, head, c]];
+                    dkv[[n, j, 1, head, c]] = Bounded::sum((0..t_query).map(term));
                 }
             }
         }
@@ -141,40 +152,47 @@ fn multipliers<W: Wide>(dims: AttentionDims, dropout: Option<HostDropout>) -> Ve
 }
 
 /// Both passes, with and without dropout.
-fn check<T: Element>(device: &impl Attention<T>, dims: AttentionDims, seed: u64) {
-    let mut draws = Draws::new(seed);
+fn check<D: Tested<T>, T: Element>(dims: AttentionDims, seed: u64) {
+    let (device, mut draws) = (D::get(), Draws::new(seed));
     let (q, kv) = (draws.values::<T>(dims.len_query()), draws.values::<T>(dims.len_kv()));
     let dout = draws.values::<T>(dims.len_query());
     let [q_exact, kv_exact, dout_exact] = [&q, &kv, &dout].map(|values| bounded(values));
     for dropout in [None, Some(HostDropout::new(0.3))] {
         let multipliers = multipliers::<T::Wide>(dims, dropout);
         let oracle = Oracle::new::<T::Wide>(dims, &q_exact, &kv_exact, &multipliers);
-        assert_bounded("out", &forward(device, dims, [&q, &kv], dropout), &oracle.forward());
+        assert_bounded("out", &forward(device, dims, [&q, &kv], dropout), &oracle.forward::<D, T>());
         let [dq, dkv] = backward(device, dims, [&q, &kv, &dout], dropout);
-        let [want_dq, want_dkv] = oracle.backward(&dout_exact);
+        let [want_dq, want_dkv] = oracle.backward::<D, T>(&dout_exact);
         assert_bounded("dq", &dq, &want_dq);
         assert_bounded("dkv", &dkv, &want_dkv);
     }
 }
 
-fn check_cases<T: Element>() {
+on_every_device! {
+    elements: cases, any_shape, any_tiles;
+    once: large_scores_are_stable, dropout_keeps_the_stated_share, a_rate_of_zero_is_no_dropout,
+        a_nan_reaches_its_head_and_no_other, refuses_what_does_not_fit;
+}
+
+fn cases<D: Tested<T>, T: Element>() {
     for &(name, extents) in CASES {
         eprintln!("{}: {name}", T::NAME);
-        check::<T>(cpu(), dims(extents), 1);
+        check::<D, T>(dims(extents), 1);
     }
 }
 
-#[test]
-fn cases() {
-    for_each_element!(check_cases);
+fn any_shape<D: Tested<T>, T: Element>() {
+    for_any::<D, _>(64, ([1..4usize, 1..8, 1..20, 1..4, 1..20], any::<u64>()), |(extents, seed)| {
+        check::<D, T>(dims(extents), seed);
+    });
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-    #[test]
-    fn any_shape(b in 1..4usize, t_query in 1..8usize, t in 1..20usize, heads in 1..4usize, d in 1..20usize, seed: u64) {
-        for_each_element!(check, cpu(), dims([b, t_query, t, heads, d]), seed);
-    }
+/// Heads of the sizes that tensor cores take.
+fn any_tiles<D: Tested<T>, T: Element>() {
+    let extents = ([1..3usize, 1..66, 1..66, 1..4], 0..3usize);
+    for_any::<D, _>(8, (extents, any::<u64>()), |(([b, t_query, t, heads], size), seed)| {
+        check::<D, T>(dims([b, t_query, t, heads, [16, 32, 64][size]]), seed);
+    });
 }
 
 #[test]
@@ -186,32 +204,30 @@ fn gradient() {
         let multipliers = multipliers::<f64>(dims, dropout);
         let [dq, dkv] = backward(cpu(), dims, [&q, &kv, &dout], dropout);
         assert_bounded_gradient("dq", &dq, &q, &dout, |q| {
-            Oracle::new::<f64>(dims, q, &bounded(&kv), &multipliers).forward()
+            Oracle::new::<f64>(dims, q, &bounded(&kv), &multipliers).forward::<Cpu, f64>()
         });
         assert_bounded_gradient("dkv", &dkv, &kv, &dout, |kv| {
-            Oracle::new::<f64>(dims, &bounded(&q), kv, &multipliers).forward()
+            Oracle::new::<f64>(dims, &bounded(&q), kv, &multipliers).forward::<Cpu, f64>()
         });
     }
 }
 
 /// Scores far beyond where exp overflows: what is left is the value of the best key.
-#[test]
-fn large_scores_are_stable() {
+fn large_scores_are_stable<D: Tested<f32>>() {
     let dims = dims([1, 1, 3, 1, 1]);
     let kv = [-1000.0f32, 5.0, 1000.0, 7.0, 0.0, 9.0];
-    assert_eq!(forward(cpu(), dims, [&[1000.0], &kv], None), [7.0]);
-    assert_eq!(forward(cpu(), dims, [&[-1000.0], &kv], None), [5.0]);
-    let [dq, dkv] = backward(cpu(), dims, [&[1000.0], &kv, &[2.0]], None);
+    assert_eq!(forward(D::get(), dims, [&[1000.0], &kv], None), [7.0]);
+    assert_eq!(forward(D::get(), dims, [&[-1000.0], &kv], None), [5.0]);
+    let [dq, dkv] = backward(D::get(), dims, [&[1000.0], &kv, &[2.0]], None);
     assert_eq!((dq, dkv), (vec![0.0], vec![0.0, 0.0, 0.0, 2.0, 0.0, 0.0]));
 }
 
 /// All weights are 1 / t and all values 1, so an output is the kept share, times `1 / (1 - rate)`.
-#[test]
-fn dropout_keeps_the_stated_share() {
+fn dropout_keeps_the_stated_share<D: Tested<f32>>() {
     let (dims, rate) = (dims([4, 250, 1000, 1, 1]), 0.1f32);
     let q = vec![0f32; dims.len_query()];
     let kv = [0f32, 1.0].repeat(dims.b * dims.t);
-    let out = forward(cpu(), dims, [&q, &kv], Some(HostDropout::new(rate)));
+    let out = forward(D::get(), dims, [&q, &kv], Some(HostDropout::new(rate)));
     let draws = (dims.len_query() * dims.t) as f64;
     let kept: f64 = out.iter().map(|&x| f64::from(x) * f64::from(1.0 - rate)).sum::<f64>() / out.len() as f64;
     // Six standard deviations of a binomial share: missed once in 5e8 seeds.
@@ -224,17 +240,15 @@ fn dropout_keeps_the_stated_share() {
     assert!(shares.len() > 50, "{} different shares", shares.len());
 }
 
-#[test]
-fn a_rate_of_zero_is_no_dropout() {
+fn a_rate_of_zero_is_no_dropout<D: Tested<f32>>() {
     let (dims, mut draws) = (dims([2, 5, 5, 2, 8]), Draws::new(3));
     let (q, kv) = (draws.values::<f32>(dims.len_query()), draws.values::<f32>(dims.len_kv()));
-    let none = forward(cpu(), dims, [&q, &kv], None);
-    assert_eq!(forward(cpu(), dims, [&q, &kv], Some(HostDropout::new(0.0))), none);
-    assert_ne!(forward(cpu(), dims, [&q, &kv], Some(HostDropout::new(0.5))), none);
+    let none = forward(D::get(), dims, [&q, &kv], None);
+    assert_eq!(forward(D::get(), dims, [&q, &kv], Some(HostDropout::new(0.0))), none);
+    assert_ne!(forward(D::get(), dims, [&q, &kv], Some(HostDropout::new(0.5))), none);
 }
 
-#[test]
-fn a_nan_reaches_its_head_and_no_other() {
+fn a_nan_reaches_its_head_and_no_other<D: Tested<f32>>() {
     let (dims, mut draws) = (dims([2, 3, 3, 2, 2]), Draws::new(4));
     let (q, kv) = (draws.values::<f32>(dims.len_query()), draws.values::<f32>(dims.len_kv()));
     let place = |n: usize, token: usize, head: usize| ((n * 3 + token) * 2 + head) * 2;
@@ -242,20 +256,20 @@ fn a_nan_reaches_its_head_and_no_other() {
 
     let mut bad_q = q.clone();
     bad_q[place(1, 2, 0)] = f32::NAN;
-    let out = forward(cpu(), dims, [&bad_q, &kv], dropout);
+    let out = forward(D::get(), dims, [&bad_q, &kv], dropout);
     let nans: Vec<usize> = (0..out.len()).filter(|&i| out[i].is_nan()).collect();
     assert_eq!(nans, [place(1, 2, 0), place(1, 2, 0) + 1]);
 
     // A value that dropout zeroes is still seen: zero times NaN.
     let mut bad_kv = kv.clone();
     bad_kv[(((3 + 1) * 2 + 1) * 2 + 1) * 2] = f32::NAN; // image 1, token 1, value, head 1, first element
-    let out = forward(cpu(), dims, [&q, &bad_kv], dropout);
+    let out = forward(D::get(), dims, [&q, &bad_kv], dropout);
     let nans: Vec<usize> = (0..out.len()).filter(|&i| out[i].is_nan()).collect();
     assert_eq!(nans, [0, 1, 2].map(|i| place(1, i, 1)));
 
     let mut dout = draws.values::<f32>(dims.len_query());
     dout[place(0, 0, 1)] = f32::NAN;
-    let [dq, dkv] = backward(cpu(), dims, [&q, &kv, &dout], dropout);
+    let [dq, dkv] = backward(D::get(), dims, [&q, &kv, &dout], dropout);
     let nans: Vec<usize> = (0..dq.len()).filter(|&i| dq[i].is_nan()).collect();
     assert_eq!(nans, [place(0, 0, 1), place(0, 0, 1) + 1]);
     assert!(dkv.iter().enumerate().all(|(i, x)| !x.is_nan() || (i < dkv.len() / 2 && i / 2 % 2 == 1)));
@@ -274,24 +288,25 @@ fn bits_do_not_depend_on_threads() {
     });
 }
 
-#[test]
-fn refuses_what_does_not_fit() {
+fn refuses_what_does_not_fit<D: Tested<f32>>() {
     let dims = dims([1, 2, 3, 2, 4]);
-    let rng = [0u64; 3];
-    let run = |[q, kv, out]: [usize; 3], rng: &[u64]| {
-        let [q, kv, mut out] = [q, kv, out].map(|len| vec![0f32; len]);
-        let dropout = Some(Dropout { rate: 0.1, site: 0, rng });
-        cpu().attention_forward(Forward { dims, q: &q, kv: &kv, dropout, out: &mut out })
+    let run = |lens: [usize; 3], draws: usize| {
+        let [q, kv, mut out] = buffers::<D, f32, 3>(lens);
+        let rng = Guarded::new(D::get(), &vec![0u64; draws]);
+        let dropout = Some(Dropout { rate: 0.1, site: 0, rng: rng.view() });
+        D::get().attention_forward(Forward { dims, q: q.view(), kv: kv.view(), dropout, out: out.view_mut() })
     };
-    assert_eq!(run([16, 48, 16], &rng[..2]), Ok(()));
-    assert_refuses_length(run([15, 48, 16], &rng[..2]), "q");
-    assert_refuses_length(run([16, 47, 16], &rng[..2]), "kv");
-    assert_refuses_length(run([16, 48, 17], &rng[..2]), "out");
-    assert_refuses_length(run([16, 48, 16], &rng), "rng");
-    let run = |dims, rate, [q, kv, dout, dq, dkv]: [usize; 5]| {
-        let [q, kv, dout, mut dq, mut dkv] = [q, kv, dout, dq, dkv].map(|len| vec![0f32; len]);
-        let dropout = Some(Dropout { rate, site: 0, rng: &rng[..2] });
-        cpu().attention_backward(Backward { dims, q: &q, kv: &kv, dropout, dout: &dout, dq: &mut dq, dkv: &mut dkv })
+    assert_eq!(run([16, 48, 16], 2), Ok(()));
+    assert_refuses_length(run([15, 48, 16], 2), "q");
+    assert_refuses_length(run([16, 47, 16], 2), "kv");
+    assert_refuses_length(run([16, 48, 17], 2), "out");
+    assert_refuses_length(run([16, 48, 16], 3), "rng");
+    let run = |dims, rate, lens: [usize; 5]| {
+        let [q, kv, dout, mut dq, mut dkv] = buffers::<D, f32, 5>(lens);
+        let rng = Guarded::new(D::get(), &[0u64; 2]);
+        let dropout = Some(Dropout { rate, site: 0, rng: rng.view() });
+        let (q, kv, dout, dq, dkv) = (q.view(), kv.view(), dout.view(), dq.view_mut(), dkv.view_mut());
+        D::get().attention_backward(Backward { dims, q, kv, dropout, dout, dq, dkv })
     };
     assert_eq!(run(dims, 0.1, [16, 48, 16, 16, 48]), Ok(()));
     assert_refuses_length(run(dims, 0.1, [17, 48, 16, 16, 48]), "q");
@@ -306,4 +321,6 @@ fn refuses_what_does_not_fit() {
     let long = MAX_TOKENS + 1;
     let dims = AttentionDims { b: 1, t_query: 1, t: long, heads: 1, d: 1 };
     assert_refuses_dims(run(dims, 0.1, [1, 2 * long, 1, 1, 2 * long]));
+    let dims = AttentionDims { t_query: long, t: 1, ..dims };
+    assert_refuses_dims(run(dims, 0.1, [long, 2, long, long, 2]));
 }

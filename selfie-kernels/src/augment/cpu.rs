@@ -1,13 +1,10 @@
-use super::{Args, AugmentDims};
-use crate::{Cpu, Element, Result, Wide};
+use super::{Args, AugmentDims, byte_table};
+use crate::{Cpu, Element, Result};
 use rayon::prelude::*;
 
 pub(crate) fn augment<T: Element>(cpu: &Cpu, args: Args<'_, Cpu, T>) -> Result<()> {
     let Args { dims, images, draws, mean, std, x } = args;
-    // A byte has 256 values: normalised here, exactly rounded, and looked up below.
-    let table: [[T; 3]; 256] = std::array::from_fn(|byte| {
-        std::array::from_fn(|k| T::narrow(T::Wide::from_f64((byte as f64 / 255.0 - mean[k]) / std[k])))
-    });
+    let table = byte_table(mean, std);
     let inputs = images.par_chunks(dims.h * dims.w * 3).zip(draws.par_chunks(3));
     cpu.install(|| {
         x.par_chunks_mut(dims.len_out() / dims.n)

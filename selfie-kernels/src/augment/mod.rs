@@ -6,7 +6,7 @@ pub(crate) mod cuda;
 mod tests;
 
 use crate::error::{Result, expect_len, require};
-use crate::{Element, Len, Memory, View, ViewMut};
+use crate::{Element, Len, Memory, View, ViewMut, Wide};
 
 /// Sizes: bytes `[n, h, w, 3]` to numbers `[n * grid * grid, patch, patch, 3]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,6 +46,13 @@ pub struct Args<'a, M: Memory, T: Element> {
     pub std: [f64; 3],
     /// `[n * grid * grid, patch, patch, 3]`.
     pub x: ViewMut<'a, M, T>,
+}
+
+/// A byte has 256 values: each normalised, exactly rounded, for each channel. What every device looks up.
+pub(crate) fn byte_table<T: Element>(mean: [f64; 3], std: [f64; 3]) -> [[T; 3]; 256] {
+    std::array::from_fn(|byte| {
+        std::array::from_fn(|k| T::narrow(T::Wide::from_f64((byte as f64 / 255.0 - mean[k]) / std[k])))
+    })
 }
 
 /// The operation; see the module.

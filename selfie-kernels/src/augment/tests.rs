@@ -1,8 +1,12 @@
 use super::*;
-use crate::Cpu;
 use crate::testing::*;
 use ndarray::ArrayView4;
-use proptest::prelude::*;
+use proptest::prelude::any;
+
+on_every_device! {
+    elements: cases, any_shape;
+    once: refuses_what_does_not_fit;
+}
 
 /// (name, dims, row and column of the crop and mirrored or not, for each image)
 const CASES: &[(&str, AugmentDims, &[[i32; 3]])] = &[
@@ -60,26 +64,19 @@ fn check<T: Element>(device: &impl Augment<T>, dims: AugmentDims, draws: &[[i32;
     assert_close::<T::Wide, _>("x", &x, &oracle(dims, &images, draws), 6);
 }
 
-fn check_cases<T: Element>() {
+fn cases<D: Tested<T>, T: Element>() {
     for &(name, dims, draws) in CASES {
         eprintln!("{}: {name}", T::NAME);
-        check::<T>(cpu(), dims, draws, 1);
+        check::<T>(D::get(), dims, draws, 1);
     }
 }
 
-#[test]
-fn cases() {
-    for_each_element!(check_cases);
-}
-
-proptest! {
-    #[test]
-    fn any_shape(
-        extents in [1..9usize, 1..9usize], grid in 1..4usize, patch in 1..4usize,
-        draws in proptest::collection::vec([-5..12i32, -5..12i32, 0..2i32], 1..4), seed: u64,
-    ) {
-        for_each_element!(check, cpu(), dims(draws.len(), extents, grid, patch), &draws, seed);
-    }
+fn any_shape<D: Tested<T>, T: Element>() {
+    let crops = proptest::collection::vec([-5..12i32, -5..12i32, 0..2i32], 1..4);
+    let shapes = ([1..9usize, 1..9usize], 1..4usize, 1..4usize, crops, any::<u64>());
+    for_any::<D, _>(256, shapes, |(extents, grid, patch, draws, seed)| {
+        check::<T>(D::get(), dims(draws.len(), extents, grid, patch), &draws, seed);
+    });
 }
 
 #[test]
@@ -105,14 +102,13 @@ fn bits_do_not_depend_on_threads() {
     assert_same_on_any_threads(|cpu| bits(&augment::<f32, _>(cpu, dims, &images, &crops, (MEAN, STD))));
 }
 
-#[test]
-fn refuses_what_does_not_fit() {
+fn refuses_what_does_not_fit<D: Tested<f32>>() {
     let good = dims(2, [4, 5], 2, 2);
     let run = |dims, std, images, draws, x| {
         let ([images], [draws], [mut x]) =
-            (buffers::<Cpu, _, _>([images]), buffers::<Cpu, _, _>([draws]), buffers::<Cpu, f32, 1>([x]));
+            (buffers::<D, _, _>([images]), buffers::<D, _, _>([draws]), buffers::<D, f32, 1>([x]));
         let (images, draws, x) = (images.view(), draws.view(), x.view_mut());
-        cpu().augment(Args { dims, images, draws, mean: MEAN, std, x })
+        D::get().augment(Args { dims, images, draws, mean: MEAN, std, x })
     };
     assert_eq!(run(good, STD, 120, 6, 96), Ok(()));
     assert_refuses_length(run(good, STD, 119, 6, 96), "images");

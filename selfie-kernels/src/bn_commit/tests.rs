@@ -1,7 +1,11 @@
 use super::*;
-use crate::Cpu;
 use crate::testing::*;
-use proptest::prelude::*;
+use proptest::prelude::any;
+
+on_every_device! {
+    elements: cases, any_length;
+    once: a_bad_step_leaves_every_bit, nan_comes_through, refuses_lengths_that_do_not_fit;
+}
 
 fn commit<T: Element, B: BnCommit<T>>(
     device: &B,
@@ -29,18 +33,16 @@ fn check<T: Element>(device: &impl BnCommit<T>, len: usize, momentum: f64, seed:
     assert_close::<T::Wide, _>("running", &got, &want, 4);
 }
 
-#[test]
-fn cases() {
+fn cases<D: Tested<T>, T: Element>() {
     for len in [0, 1, 15, 4099] {
-        for_each_element!(check, cpu(), len, 0.1, 1);
+        check::<T>(D::get(), len, 0.1, 1);
     }
 }
 
-proptest! {
-    #[test]
-    fn any_length(len in 0..100usize, momentum in 0.0..=1.0f64, seed: u64) {
-        for_each_element!(check, cpu(), len, momentum, seed);
-    }
+fn any_length<D: Tested<T>, T: Element>() {
+    for_any::<D, _>(256, (0..100usize, 0.0..=1.0f64, any::<u64>()), |(len, momentum, seed)| {
+        check::<T>(D::get(), len, momentum, seed);
+    });
 }
 
 /// PyTorch: after k steps with the same statistics, `1 - 0.9^k` of them.
@@ -54,25 +56,22 @@ fn three_steps() {
     assert_close::<f64, _>("running", &running, &want, 3 * 4);
 }
 
-#[test]
-fn a_bad_step_leaves_every_bit() {
+fn a_bad_step_leaves_every_bit<D: Tested<f32>>() {
     let running = [1.5f32, -0.0, f32::INFINITY];
-    let got = commit::<f32, _>(cpu(), 0, 0.1, &[f32::NAN, 2.0, 3.0], &running);
+    let got = commit::<f32, _>(D::get(), 0, 0.1, &[f32::NAN, 2.0, 3.0], &running);
     assert_eq!(bits(&got), bits(&running));
 }
 
-#[test]
-fn nan_comes_through() {
-    let got = commit::<f32, _>(cpu(), 1, 0.1, &[f32::NAN, 2.0], &[1.0, f32::NAN]);
+fn nan_comes_through<D: Tested<f32>>() {
+    let got = commit::<f32, _>(D::get(), 1, 0.1, &[f32::NAN, 2.0], &[1.0, f32::NAN]);
     assert!(got.iter().all(|x| x.is_nan()));
 }
 
-#[test]
-fn refuses_lengths_that_do_not_fit() {
+fn refuses_lengths_that_do_not_fit<D: Tested<f32>>() {
     let run = |finite: usize, batch: usize, running: usize| {
-        let ([finite], [batch, mut running]) = (buffers::<Cpu, _, _>([finite]), buffers::<Cpu, _, _>([batch, running]));
+        let ([finite], [batch, mut running]) = (buffers::<D, _, _>([finite]), buffers::<D, _, _>([batch, running]));
         let (finite, batch, running) = (finite.view(), batch.view(), running.view_mut());
-        BnCommit::<f32>::bn_commit(cpu(), Commit { momentum: 0.1, finite, batch, running })
+        BnCommit::<f32>::bn_commit(D::get(), Commit { momentum: 0.1, finite, batch, running })
     };
     assert_eq!(run(1, 4, 4), Ok(()));
     assert_refuses_length(run(0, 4, 4), "finite");

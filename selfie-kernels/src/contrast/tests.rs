@@ -2,7 +2,7 @@ use super::*;
 use crate::Wide;
 use crate::testing::*;
 use crate::tokens::{PositionKind, QueryKind};
-use proptest::prelude::*;
+use proptest::prelude::any;
 
 /// b, grid, hidden, d; images that count; elements between the rows of u.
 const CASES: &[(&str, [usize; 4], usize, usize)] = &[
@@ -14,6 +14,8 @@ const CASES: &[(&str, [usize; 4], usize, usize)] = &[
     ("a padded batch", [4, 2, 2, 6], 3, 1),
     ("more than one group of images", [130, 2, 2, 3], 130, 0),
     ("padding from the second group on", [130, 2, 2, 3], 65, 0),
+    ("whole chunks, more hidden patches than warps", [2, 4, 9, 40], 2, 8),
+    ("more places than a block looks at at once", [67, 4, 2, 8], 67, 0),
 ];
 
 const QUERIES: [QueryKind; 2] = [QueryKind::Summary, QueryKind::Places];
@@ -230,41 +232,33 @@ fn check<T: Element>(device: &impl Contrast<T>, sizes: Sizes, seed: u64) {
     assert_bounded("dh", &got, &want_dh.into_iter().flatten().collect::<Vec<_>>());
 }
 
-fn check_cases<T: Element>() {
+on_every_device! {
+    elements: cases, any_shape;
+    once: the_first_of_equal_maxima_counts, a_nan_reaches_the_loss_and_its_image, refuses_what_does_not_fit;
+}
+
+fn cases<D: Tested<T>, T: Element>() {
     for &(name, [b, grid, hidden, d], valid, skipped) in CASES {
         for (positions, logit_scale) in [(PositionKind::Table, 1.0), (PositionKind::RowCol, 1.0 / (d as f64).sqrt())] {
             for queries in QUERIES {
                 eprintln!("{}: {name}, {positions:?}, {queries:?}", T::NAME);
                 let dims = PatchDims { b, grid, hidden, d, positions, queries };
-                check::<T>(cpu(), Sizes { dims, valid, skipped, logit_scale }, 1);
+                check::<T>(D::get(), Sizes { dims, valid, skipped, logit_scale }, 1);
             }
         }
     }
 }
 
-#[test]
-fn cases() {
-    for_each_element!(check_cases);
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-    #[test]
-    fn any_shape(
-        valid in 1..5usize,
-        padding in 0..2usize,
-        grid in 2..5usize,
-        hidden in 1..16usize,
-        d in 1..40usize,
-        skipped in 0..2usize,
-        seed: u64,
-    ) {
+fn any_shape<D: Tested<T>, T: Element>() {
+    // valid, padding, grid, hidden, d, skipped
+    let extents = [1..5usize, 0..2, 2..5, 1..16, 1..40, 0..2];
+    for_any::<D, _>(64, (extents, any::<u64>()), |([valid, padding, grid, hidden, d, skipped], seed)| {
         for (positions, queries) in [PositionKind::Table, PositionKind::RowCol].into_iter().zip(QUERIES) {
             let hidden = 1 + hidden % (grid * grid - 1);
             let dims = PatchDims { b: valid + padding, grid, hidden, d, positions, queries };
-            for_each_element!(check, cpu(), Sizes { dims, valid, skipped, logit_scale: 0.5 }, seed);
+            check::<T>(D::get(), Sizes { dims, valid, skipped, logit_scale: 0.5 }, seed);
         }
-    }
+    });
 }
 
 #[test]
@@ -286,27 +280,25 @@ fn gradient() {
 }
 
 /// Two hidden patches with the same features: whichever place asks, the first one is the answer.
-#[test]
-fn the_first_of_equal_maxima_counts() {
+fn the_first_of_equal_maxima_counts<D: Tested<f32>>() {
     let dims =
         PatchDims { b: 1, grid: 2, hidden: 2, d: 1, positions: PositionKind::Table, queries: QueryKind::Summary };
     let sizes = Sizes { dims, valid: 1, skipped: 0, logit_scale: 1.0 };
     let inputs = Inputs { u: vec![1f32], h: vec![2.0; 4], order: vec![3, 1, 0, 2], positions: vec![0.0; 4] };
-    let loss = run(cpu(), sizes, &inputs).loss;
+    let loss = run(D::get(), sizes, &inputs).loss;
     assert_eq!(loss, [std::f32::consts::LN_2, 0.5]);
 }
 
-#[test]
-fn a_nan_reaches_the_loss_and_its_image() {
+fn a_nan_reaches_the_loss_and_its_image<D: Tested<f32>>() {
     let dims =
         PatchDims { b: 2, grid: 2, hidden: 2, d: 3, positions: PositionKind::Table, queries: QueryKind::Summary };
     let sizes = Sizes { dims, valid: 2, skipped: 0, logit_scale: 1.0 };
     let mut inputs = draw::<f32>(dims, &mut Draws::new(3));
     inputs.order = vec![0, 1, 2, 3, 2, 3, 0, 1];
     inputs.h[2 * 3] = f32::NAN; // image 0, patch 2: visible, not looked at
-    assert!(run(cpu(), sizes, &inputs).loss[0].is_finite());
+    assert!(run(D::get(), sizes, &inputs).loss[0].is_finite());
     inputs.h[(4 + 2) * 3] = f32::NAN; // image 1, patch 2: hidden
-    let Outputs { loss, gradients } = run(cpu(), sizes, &inputs);
+    let Outputs { loss, gradients } = run(D::get(), sizes, &inputs);
     let HostGradients { du, dh, dpositions } = gradients.expect("a whole batch");
     assert!(loss[0].is_nan());
     assert!(loss[1] <= 0.5, "rows with a NaN are wrong");
@@ -331,17 +323,26 @@ fn bits_do_not_depend_on_threads() {
     }
 }
 
-#[test]
-fn refuses_what_does_not_fit() {
+fn refuses_what_does_not_fit<D: Tested<f32>>() {
     let dims =
         PatchDims { b: 2, grid: 2, hidden: 1, d: 3, positions: PositionKind::RowCol, queries: QueryKind::Summary };
-    let order = [0, 1, 2, 3].repeat(2);
+    let order = [0u32, 1, 2, 3].repeat(2);
     let run = |dims, valid, u_stride, order: &[u32], lens: [usize; 7]| {
-        let [u, h, positions, mut loss, mut du, mut dh, mut dpositions] = lens.map(|len| vec![0f32; len]);
-        let (u, h, positions, loss) = (&u[..], &h[..], &positions[..], &mut loss[..]);
-        let gradients = Some(Gradients { du: &mut du[..], dh: &mut dh[..], dpositions: &mut dpositions[..] });
-        let args = Args { dims, valid, logit_scale: 1.0, u_stride, u, h, order, positions, loss, gradients };
-        Contrast::<f32>::contrast(cpu(), args)
+        let [u, h, positions, mut loss, mut du, mut dh, mut dpositions] = buffers::<D, f32, 7>(lens);
+        let order = Guarded::new(D::get(), order);
+        let gradients = Gradients { du: du.view_mut(), dh: dh.view_mut(), dpositions: dpositions.view_mut() };
+        D::get().contrast(Args {
+            dims,
+            valid,
+            logit_scale: 1.0,
+            u_stride,
+            u: u.view(),
+            h: h.view(),
+            order: order.view(),
+            positions: positions.view(),
+            loss: loss.view_mut(),
+            gradients: Some(gradients),
+        })
     };
     let fitting = [8, 24, 12, 2, 10, 24, 12];
     assert_eq!(run(dims, 2, 5, &order, fitting), Ok(()));

@@ -15,6 +15,11 @@ mod table;
 pub(crate) mod transform;
 pub(crate) mod winograd;
 
+/// Name of the instruction set that the CPU's kernels use here.
+pub fn instruction_set() -> &'static str {
+    simd::Level::detect().name()
+}
+
 pub use micro::{KernelShape, MicroKernel};
 pub(crate) use plan::Reach;
 pub(crate) use simd::{prefetch, vectorize};
@@ -22,6 +27,7 @@ pub use table::Table;
 
 use crate::error::expect_len;
 use crate::{Element, Error, Memory, Result, Scalar};
+use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -52,6 +58,11 @@ impl Cpu {
         self.pool.current_num_threads()
     }
 
+    /// Bytes that the operations hold beside the buffers that they were given; at most [`Memory::workspace_bytes`].
+    pub fn scratch_bytes(&self) -> usize {
+        self.scratch.bytes()
+    }
+
     /// Runs `work` on the device's threads: rayon iterators inside it use them. Many calls of operations inside one
     /// `install` save a hand-over each.
     pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
@@ -65,9 +76,19 @@ impl Memory for Cpu {
     type Buffer<S: Scalar> = Vec<S>;
     type View<'a, S: Scalar> = &'a [S];
     type ViewMut<'a, S: Scalar> = &'a mut [S];
+    /// A call costs next to nothing beside its work, so nothing is kept.
+    type Recording = Infallible;
 
     fn describe(&self) -> String {
         format!("CPU, {} threads, {}", self.threads(), simd::Level::detect().name())
+    }
+
+    fn capacity(&self) -> Option<usize> {
+        None
+    }
+
+    fn workspace_bytes(&self, largest: usize) -> usize {
+        scratch::most_bytes(self.threads(), largest)
     }
 
     fn alloc<S: Scalar>(&self, len: usize) -> Result<Vec<S>> {
@@ -101,6 +122,18 @@ impl Memory for Cpu {
         Ok(())
     }
 
+    fn stage<S: Scalar>(&self, host: &[S], device: &mut [S]) -> Result<()> {
+        expect_len("stage", "host", host.len(), device.len())?;
+        device.copy_from_slice(host);
+        Ok(())
+    }
+
+    fn copy<S: Scalar>(&self, from: &[S], to: &mut [S]) -> Result<()> {
+        expect_len("copy", "from", from.len(), to.len())?;
+        to.copy_from_slice(from);
+        Ok(())
+    }
+
     fn download<S: Scalar>(&self, device: &[S], host: &mut [S]) -> Result<()> {
         expect_len("download", "host", host.len(), device.len())?;
         host.copy_from_slice(device);
@@ -114,5 +147,9 @@ impl Memory for Cpu {
 
     fn sync(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn repeat(&self, _recording: &mut Option<Infallible>, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        work()
     }
 }

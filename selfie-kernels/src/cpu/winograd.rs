@@ -16,6 +16,7 @@ use super::lanes::{Block, LANES, Place, blocks, map};
 use super::micro::{Lanes, MAX_ROWS, Pair, Tap};
 use super::scratch::Scratch;
 use super::simd::vectorize;
+use crate::partials::SUM_ROWS;
 use crate::{ConvDims, Element, Wide};
 use num_traits::Zero;
 use rayon::prelude::*;
@@ -415,6 +416,20 @@ fn write_pixels<W: Wide>(products: &[W], width: usize, places: &[[u32; SLICES]],
 /// Bytes of transformed squares that stay in the second-level cache beside a panel.
 const TRANSFORMED_BYTES: usize = 512 << 10;
 
+/// Bytes of sums that wait for their epilogues, up to the images that fill whole tiles: enough for the tasks of many threads,
+/// and no more for a larger batch.
+pub(super) const KEPT_BYTES: usize = 32 << 20;
+
+/// Images whose sums are kept at a time: equal shares of the batch that end where a tile ends.
+fn images_at_a_time<W>(d: &ConvDims, columns: usize) -> usize {
+    let pixels = d.h * d.w;
+    let whole_tiles = SUM_ROWS >> pixels.trailing_zeros().min(SUM_ROWS.trailing_zeros());
+    let shares = (d.n * pixels * columns * size_of::<W>()).div_ceil(KEPT_BYTES);
+    let share = d.n.div_ceil(shares);
+    // Whole tiles make a share larger; not so large that it is beyond the limit, if that can be.
+    (share / whole_tiles).max(1) * whole_tiles
+}
+
 /// The convolution, or with [`transposed_panels`] its transpose, of the maps of `d`; otherwise as [`super::engine::multiply`].
 pub(crate) fn multiply<W: Wide, E: Epilogue<W>>(
     cpu: &Cpu,
@@ -423,14 +438,34 @@ pub(crate) fn multiply<W: Wide, E: Epilogue<W>>(
     panels: &Panels<'_, W>,
     epilogues: impl IndexedParallelIterator<Item = E>,
 ) {
+    let at_a_time = images_at_a_time::<W>(d, panels.columns);
+    let mut epilogues: Vec<E> = epilogues.collect();
+    for first in (0..d.n).step_by(at_a_time) {
+        let images = first..(first + at_a_time).min(d.n);
+        let tiles = (images.len() * d.h * d.w).div_ceil(SUM_ROWS);
+        let later = epilogues.split_off(tiles);
+        multiply_images(cpu, d, images, source, panels, epilogues.into_par_iter());
+        epilogues = later;
+    }
+}
+
+/// The same for some of the images, whose first row is a tile's.
+fn multiply_images<W: Wide, E: Epilogue<W>>(
+    cpu: &Cpu,
+    d: &ConvDims,
+    images: Range<usize>,
+    source: &impl Load<W>,
+    panels: &Panels<'_, W>,
+    epilogues: impl IndexedParallelIterator<Item = E>,
+) {
     let (shape, depth) = (W::shape(), source.len());
     let squares = Squares::new(d);
-    let strips = d.n * squares.strips;
+    let strips = images.start * squares.strips..images.end * squares.strips;
     let at_a_time = squares.strips_at_a_time(shape.rows);
     let tasks: Vec<Range<usize>> =
-        (0..strips).step_by(at_a_time).map(|first| first..(first + at_a_time).min(strips)).collect();
+        strips.clone().step_by(at_a_time).map(|first| first..(first + at_a_time).min(strips.end)).collect();
     let lens: Vec<usize> = tasks.iter().map(|strips| squares.pixels(strips).len()).collect();
-    let mut sums = KeptSums::new(cpu, d.rows_in(), panels.columns, lens.len());
+    let mut sums = KeptSums::new(cpu, images.len() * d.h * d.w, panels.columns, lens.len());
     let block = TRANSFORMED_BYTES / (SLICES * row_stride(depth) * size_of::<W>());
     let block = (block / shape.rows).max(1) * shape.rows;
 
@@ -516,4 +551,53 @@ pub(crate) fn outer_products<W: Wide>(
             },
         );
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::norm_relu_conv::{Forward, NormReluConv};
+
+    /// A batch of maps convolved this way, and the scratch that it took.
+    fn convolved(d: ConvDims) -> (Vec<f32>, usize) {
+        let cpu = Cpu::new(2).expect("threads");
+        let numbers = |n: usize, step: usize| -> Vec<f32> { (0..n).map(|i| (i * step % 7) as f32 - 3.0).collect() };
+        let norm: Vec<f32> = [0.0, 1.0, 0.7, 0.3].iter().flat_map(|&value| vec![value; d.c]).collect();
+        let (x, w, mut y) = (numbers(d.len_in(), 5), numbers(d.k * 9 * d.c, 3), vec![f32::NAN; d.len_out()]);
+        let args =
+            Forward { dims: d, x: &x[..], norm: &norm[..], w: &w[..], residual: None, y: &mut y[..], stats: None };
+        NormReluConv::<f32>::norm_relu_conv_forward(&cpu, args).expect("lengths fit");
+        (y, cpu.scratch_bytes())
+    }
+
+    /// More images than the limit has room for: each is convolved as it is among few, in the scratch of a batch at the limit.
+    #[test]
+    fn scratch_does_not_grow_with_the_batch() {
+        let image = ConvDims { n: 1, h: 6, w: 10, c: 32, k: 32, r: 3, s: 3, stride: 1, pad: 1 };
+        assert!(pays(&image));
+        // 32 images of 60 pixels fill whole tiles.
+        let limit = KEPT_BYTES / (60 * 32 * size_of::<f32>()) / 32 * 32;
+        let n = limit + limit / 2 + 1;
+        let (y, bytes) = convolved(ConvDims { n, ..image });
+        assert!(bytes <= KEPT_BYTES + 2 * (4 << 20), "{bytes} bytes");
+        for first in [0, n / 2 - 1, n / 2 + 17, n - 3] {
+            // The numbers of an image are those of the seventh after it.
+            let (few, _) = convolved(ConvDims { n: first % 7 + 3, ..image });
+            let some = &y[first * image.len_out()..][..3 * image.len_out()];
+            assert!(some == &few[first % 7 * image.len_out()..], "images from {first} on");
+        }
+    }
+
+    #[test]
+    fn shares_end_with_tiles() {
+        for (h, w, columns) in [(56, 56, 64), (7, 7, 512), (9, 5, 32), (16, 8, 32), (63, 63, 64)] {
+            for n in [1, 5, 256, 10_000] {
+                let d = ConvDims { n, h, w, c: 32, k: columns, r: 3, s: 3, stride: 1, pad: 1 };
+                let images = images_at_a_time::<f32>(&d, columns);
+                assert!(images >= n || (images * h * w).is_multiple_of(SUM_ROWS), "{d:?}: {images}");
+                let most = KEPT_BYTES.max(SUM_ROWS * h * w * columns * size_of::<f32>());
+                assert!(images.min(n) * h * w * columns * size_of::<f32>() <= most, "{d:?}: {images}");
+            }
+        }
+    }
 }

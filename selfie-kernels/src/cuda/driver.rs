@@ -26,19 +26,19 @@ impl Address {
     }
 }
 
-/// What launchers may base a choice on.
+/// What a GPU is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Facts {
-    /// The device's name.
-    pub(crate) name: String,
+pub struct Facts {
+    /// Its name.
+    pub name: String,
     /// Major and minor compute capability, as 90 for 9.0.
-    pub(crate) capability: u32,
+    pub capability: u32,
     /// Multiprocessors: how many blocks run side by side.
-    pub(crate) multiprocessors: usize,
+    pub multiprocessors: usize,
     /// Memory in all.
-    pub(crate) memory_bytes: usize,
+    pub memory_bytes: usize,
     /// Shared memory that one block may ask for.
-    pub(crate) shared_bytes: usize,
+    pub shared_bytes: usize,
 }
 
 /// A kernel call.
@@ -70,6 +70,9 @@ pub(crate) trait Driver: Debug + Send + Sync {
     fn free(&self, address: Address);
     /// Host to device; the host's bytes are free when it returns.
     fn upload(&self, host: &[u8], to: Address) -> Result<()>;
+    /// Host to device beside the queue; the host's bytes are free when it returns. It comes after copies, and replays, that
+    /// were called before, and before those that are called later.
+    fn stage(&self, host: &[u8], to: Address) -> Result<()>;
     /// Device to host, after the work queued so far.
     fn download(&self, from: Address, host: &mut [u8]) -> Result<()>;
     /// Device to device.
@@ -85,6 +88,14 @@ pub(crate) trait Driver: Debug + Send + Sync {
     fn begin_recording(&self) -> Result<()>;
     /// What was written down.
     fn end_recording(&self) -> Result<Box<dyn Replay>>;
+    /// To be called before a replay, which may copy out of what was staged.
+    fn before_replay(&self) -> Result<()> {
+        Ok(())
+    }
+    /// To be called behind a replay.
+    fn after_replay(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Recorded work.

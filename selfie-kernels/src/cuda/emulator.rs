@@ -134,6 +134,10 @@ impl Driver for Emulator {
         Ok(())
     }
 
+    fn stage(&self, host: &[u8], to: Address) -> Result<()> {
+        self.upload(host, to)
+    }
+
     fn download(&self, from: Address, host: &mut [u8]) -> Result<()> {
         self.assert_not_recording("a download");
         // SAFETY: as in `upload`.

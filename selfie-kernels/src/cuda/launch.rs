@@ -2,7 +2,8 @@
 
 use super::driver::{Address, Call};
 use super::{Cuda, CudaElement, Window, WindowMut};
-use crate::{Error, Result};
+use crate::error::require;
+use crate::{Affine, Error, Grad, Result};
 
 /// How many threads, and how they are grouped.
 #[derive(Debug, Clone, Copy)]
@@ -21,6 +22,9 @@ impl Grid {
         Self { blocks: [blocks, 1, 1], threads, shared_bytes: 0 }
     }
 }
+
+/// Channels of a block of `tile_sums.h`.
+pub(crate) const TILE_CHANNELS: usize = 32;
 
 /// Blocks of `threads` for one thread an item.
 pub(crate) fn blocks(items: usize, threads: usize) -> usize {
@@ -50,6 +54,9 @@ impl Cuda {
         let too_large = |what: &str, n: usize| Error::Launch { kernel: kernel.into(), reason: format!("{n} {what}") };
         let narrow = |what: &str, n: usize| u32::try_from(n).map_err(|_| too_large(what, n));
         let [x, y, z] = grid.blocks;
+        if x * y * z == 0 {
+            return Ok(()); // Nothing to compute; a driver refuses empty grids.
+        }
         // What every device of compute capability 8.0 and later takes.
         if y > 65_535 || z > 65_535 || x > i32::MAX as usize {
             return Err(too_large("blocks", x.max(y).max(z)));
@@ -62,6 +69,43 @@ impl Cuda {
             shared_bytes: narrow("bytes of shared memory", grid.shared_bytes)?,
             args: bytemuck::bytes_of(args),
         })
+    }
+}
+
+impl Cuda {
+    /// Pieces of the workspace of so many bytes, one after the other, each aligned to 256 bytes.
+    ///
+    /// # Errors
+    /// [`Error::Dims`] when they do not fit.
+    pub(crate) fn workspace_parts<const N: usize>(&self, op: &'static str, bytes: [usize; N]) -> Result<[Address; N]> {
+        let mut end = 0;
+        let parts = bytes.map(|bytes| {
+            let start = end;
+            end += bytes.next_multiple_of(256);
+            self.workspace().offset(start)
+        });
+        require(op, end <= self.workspace_bytes(), || {
+            format!("{end} bytes of scratch, more than the {} that there are", self.workspace_bytes())
+        })?;
+        Ok(parts)
+    }
+}
+
+/// A [`Grad`] as kernels take it: `dy`, or `dz`, the raw value `x` and `coef`; `x` is null where it is plain.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::NoUninit)]
+pub(crate) struct GradArgs {
+    pub(crate) dy: Address,
+    pub(crate) x: Address,
+    pub(crate) coef: Address,
+}
+
+impl<T: CudaElement> From<Grad<'_, Cuda, T>> for GradArgs {
+    fn from(grad: Grad<'_, Cuda, T>) -> Self {
+        match grad {
+            Grad::Plain(dy) => Self { dy: dy.into(), x: Address::NONE, coef: Address::NONE },
+            Grad::Affine(Affine { dz, x, coef }) => Self { dy: dz.into(), x: x.into(), coef: coef.into() },
+        }
     }
 }
 

@@ -4,23 +4,36 @@
 //! the order of the calls. No launch waits: errors of a kernel surface at a later call (`SELFIE_SYNC=1` waits after each
 //! launch and names the kernel).
 
+mod arguments;
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod conformance_sm90;
+mod device;
 mod driver;
 mod element;
 mod emulator;
 mod launch;
+mod modules;
+mod probe;
 
+pub(crate) use arguments::{Access, ColumnSums, DropoutArgs};
+pub use device::gpus;
 pub(crate) use driver::Address;
+pub use driver::Facts as GpuFacts;
 pub use element::CudaElement;
-pub(crate) use launch::{Grid, blocks};
+pub(crate) use launch::{GradArgs, Grid, TILE_CHANNELS, blocks};
+pub use probe::{Probe, probe};
 
 use crate::error::expect_len;
 use crate::{Len, Memory, Result, Scalar};
-use driver::{Driver, Facts};
+use driver::{Driver, Facts, Replay};
+use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes of scratch that operations share, one after the other: partial sums of filters' gradients above all, of which the
 /// largest (512 x 512 x 9 in f32) fits six times.
@@ -35,7 +48,7 @@ pub struct Cuda {
     workspace: Arc<Allocation>,
     tickets: Arc<Allocation>,
     /// An operation may launch several kernels that share the workspace: one operation at a time.
-    turn: Arc<Mutex<()>>,
+    turn: Arc<ReentrantMutex<()>>,
 }
 
 impl fmt::Debug for Cuda {
@@ -45,6 +58,14 @@ impl fmt::Debug for Cuda {
 }
 
 impl Cuda {
+    /// GPU number `ordinal` of this machine.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] with what is missing and the way out: no driver, an old one, no such GPU, one too old.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        Self::over(Arc::new(device::Device::open(ordinal)?))
+    }
+
     /// The kernels on the CPU, by the library that `cuda/emulator/build` made: for tests.
     ///
     /// # Errors
@@ -67,18 +88,18 @@ impl Cuda {
     }
 
     /// To be held over an operation.
-    pub(crate) fn turn(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Bytes of [`Cuda::workspace`].
-    pub(crate) fn workspace_bytes(&self) -> usize {
-        self.workspace.bytes
+    pub(crate) fn turn(&self) -> ReentrantMutexGuard<'_, ()> {
+        self.turn.lock()
     }
 
     /// Scratch of an operation, of any content; aligned to 256 bytes.
     pub(crate) fn workspace(&self) -> Address {
         self.workspace.address
+    }
+
+    /// Bytes of the workspace.
+    pub(crate) fn workspace_bytes(&self) -> usize {
+        self.workspace.bytes
     }
 
     /// `[4096]` counters that are zero, and that the kernel leaves zero.
@@ -101,6 +122,26 @@ macro_rules! launchers {
 crate::passes::for_each_pass!(launchers);
 
 impl<T: CudaElement> crate::Backend<T> for Cuda {}
+
+/// Work that was done once; from the second time on, as it is replayed.
+pub struct Recording(Mutex<Option<Box<dyn Replay>>>);
+
+impl fmt::Debug for Recording {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Recording")
+    }
+}
+
+impl Cuda {
+    /// Writes `work` down.
+    fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Box<dyn Replay>> {
+        self.driver.begin_recording()?;
+        let worked = work();
+        let replay = self.driver.end_recording();
+        worked?;
+        replay
+    }
+}
 
 /// Device memory, given back when dropped.
 #[derive(Debug)]
@@ -186,9 +227,20 @@ impl Memory for Cuda {
     type View<'a, S: Scalar> = Window<'a, S>;
     type ViewMut<'a, S: Scalar> = WindowMut<'a, S>;
 
+    type Recording = Recording;
+
     fn describe(&self) -> String {
         let Facts { name, memory_bytes, capability, .. } = self.facts();
         format!("{name}, {:.1} GiB, sm_{capability}", *memory_bytes as f64 / (1u64 << 30) as f64)
+    }
+
+    /// What is free, and what this device holds already.
+    fn capacity(&self) -> Option<usize> {
+        self.driver.free_bytes().ok().map(|free| free.saturating_add(self.workspace.bytes))
+    }
+
+    fn workspace_bytes(&self, _largest: usize) -> usize {
+        self.workspace.bytes
     }
 
     fn alloc<S: Scalar>(&self, len: usize) -> Result<Buffer<S>> {
@@ -227,19 +279,67 @@ impl Memory for Cuda {
 
     fn upload<S: Scalar>(&self, host: &[S], device: WindowMut<'_, S>) -> Result<()> {
         expect_len("upload", "host", host.len(), device.len)?;
+        if host.is_empty() {
+            return Ok(());
+        }
         self.driver.upload(bytemuck::cast_slice(host), device.address)
+    }
+
+    fn stage<S: Scalar>(&self, host: &[S], device: WindowMut<'_, S>) -> Result<()> {
+        expect_len("stage", "host", host.len(), device.len)?;
+        if host.is_empty() {
+            return Ok(());
+        }
+        self.driver.stage(bytemuck::cast_slice(host), device.address)
+    }
+
+    fn copy<S: Scalar>(&self, from: Window<'_, S>, to: WindowMut<'_, S>) -> Result<()> {
+        expect_len("copy", "from", from.len, to.len)?;
+        if from.len == 0 {
+            return Ok(());
+        }
+        self.driver.copy(from.address, to.address, from.len * size_of::<S>())
     }
 
     fn download<S: Scalar>(&self, device: Window<'_, S>, host: &mut [S]) -> Result<()> {
         expect_len("download", "host", host.len(), device.len)?;
+        if host.is_empty() {
+            return Ok(());
+        }
         self.driver.download(device.address, bytemuck::cast_slice_mut(host))
     }
 
     fn zero<S: Scalar>(&self, device: WindowMut<'_, S>) -> Result<()> {
+        if device.len == 0 {
+            return Ok(());
+        }
         self.driver.fill(device.address, 0, device.len * size_of::<S>())
     }
 
     fn sync(&self) -> Result<()> {
         self.driver.sync()
+    }
+
+    fn repeat(&self, recording: &mut Option<Recording>, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        let _turn = self.turn();
+        match recording.take() {
+            None => {
+                // The first time loads kernels, and finds errors where they can be named.
+                work()?;
+                *recording = Some(Recording(Mutex::new(None)));
+            }
+            Some(Recording(kept)) => {
+                let kept = kept.into_inner().unwrap_or_else(PoisonError::into_inner);
+                let replay = match kept {
+                    Some(replay) => replay,
+                    None => self.record(work)?,
+                };
+                self.driver.before_replay()?;
+                replay.replay()?;
+                self.driver.after_replay()?;
+                *recording = Some(Recording(Mutex::new(Some(replay))));
+            }
+        }
+        Ok(())
     }
 }

@@ -1,8 +1,8 @@
 use super::*;
-use crate::Cpu;
+use num_traits::Float;
 use crate::testing::*;
 use ndarray::{Array1, Array2, ArrayView2, Axis};
-use proptest::prelude::*;
+use proptest::prelude::any;
 use std::f64::consts::{FRAC_1_SQRT_2, TAU};
 
 const fn dims([m, n, k]: [usize; 3], gap: usize) -> GemmDims {
@@ -20,6 +20,10 @@ const CASES: &[(&str, GemmDims)] = &[
     ("few tiles with a stride", dims([129, 3, 70], 5)),
     ("many tiles", dims([2100, 33, 3], 0)),
     ("many tiles with a stride", dims([2100, 3, 33], 2)),
+    ("rows in whole chunks of 16 bytes, a tile of 128 and a bit more", dims([129, 136, 40], 8)),
+    ("sums over more slices than are in flight at once", dims([20, 200, 168], 0)),
+    ("sums over rows in parts, the last one short", dims([1100, 16, 24], 8)),
+    ("a partly filled chunk of outputs", dims([70, 67, 64], 0)),
 ];
 
 /// What all passes share.
@@ -214,24 +218,41 @@ fn check<T: Element>(device: &impl Gemm<T>, dims: GemmDims, seed: u64) {
     assert_close::<T::Wide, _>("dbias", &dbias, &want_dbias, dims.m);
 }
 
-fn check_cases<T: Element>() {
+on_every_device! {
+    elements: cases, any_shape, a_nan_reaches_what_reads_it, any_place_in_memory;
+    once: forward_refuses_what_does_not_fit, backward_refuses_what_does_not_fit;
+}
+
+fn cases<D: Tested<T>, T: Element>() {
     for &(name, dims) in CASES {
         eprintln!("{}: {name}", T::NAME);
-        check::<T>(cpu(), dims, 1);
+        check::<T>(D::get(), dims, 1);
     }
 }
 
-#[test]
-fn cases() {
-    for_each_element!(check_cases);
+fn any_shape<D: Tested<T>, T: Element>() {
+    for_any::<D, _>(128, ([1..150usize, 1..40, 1..40], 0..20usize, any::<u64>()), |(shape, gap, seed)| {
+        check::<T>(D::get(), dims(shape, gap), seed);
+    });
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
-    #[test]
-    fn any_shape(shape in [1..150usize, 1..40, 1..40], gap in 0..20usize, seed: u64) {
-        for_each_element!(check, cpu(), dims(shape, gap), seed);
-    }
+/// A batch's views begin where they begin: the bits are those of a view that is aligned, or rounding apart.
+fn any_place_in_memory<D: Tested<T>, T: Element>() {
+    let (device, dims, mut draws) = (D::get(), dims([20, 16, 24], 0), Draws::new(5));
+    let layer = Layer::<T>::draw(dims, &mut draws);
+    let shifted = |values: &[T]| Guarded::new(device, &[&[stored(f64::NAN)], values].concat());
+    let (x, w, mut y) = (shifted(&layer.x), shifted(&layer.w), Guarded::poisoned(device, dims.m * dims.n + 1));
+    let bias = Guarded::new(device, &layer.bias);
+    let args = Forward {
+        dims,
+        x: x.view_from(1),
+        w: w.view_from(1),
+        bias: bias.view(),
+        activation: Activation::Identity,
+        y: y.view_mut_from(1),
+    };
+    device.gemm_forward(args).expect("dims and lengths fit");
+    assert_close::<T::Wide, _>("y", &y.read(device)[1..], &oracle_forward(&layer), dims.k + 2);
 }
 
 #[test]
@@ -282,38 +303,45 @@ fn gelu_has_its_known_values() {
     assert_close::<f64, _>("gelu", &y, &want, GELU);
 }
 
-#[test]
-fn a_nan_reaches_what_reads_it() {
-    let (dims, mut draws) = (dims([9, 35, 17], 1), Draws::new(3));
-    let layer = Layer::<f32>::draw(dims, &mut draws);
-    let dy = draws.values::<f32>(dims.m * dims.n);
-    let nan_at = |values: &[f32], i: usize| {
+fn a_nan_reaches_what_reads_it<D: Tested<T>, T: Element>() {
+    // With rows of odd lengths, and of whole chunks.
+    for dims in [dims([9, 35, 17], 1), dims([9, 40, 24], 8)] {
+        check_nan::<T>(D::get(), dims);
+    }
+}
+
+fn check_nan<T: Element>(device: &impl Gemm<T>, dims: GemmDims) {
+    let (GemmDims { m, n, k, .. }, mut draws) = (dims, Draws::new(3));
+    let layer = Layer::<T>::draw(dims, &mut draws);
+    let dy = draws.values::<T>(m * n);
+    let nan_at = |values: &[T], i: usize| {
         let mut values = values.to_vec();
-        values[i] = f32::NAN;
+        values[i] = stored(f64::NAN);
         values
     };
-    let assert_nan_where = |what: &str, values: &[f32], expected: &dyn Fn(usize) -> bool| {
+    fn assert_nan_where<S: Element>(what: &str, values: &[S], expected: impl Fn(usize) -> bool) {
         for (i, value) in values.iter().enumerate() {
-            assert_eq!(value.is_nan(), expected(i), "{what}[{i}] = {value}");
+            assert_eq!(value.widen().is_nan(), expected(i), "{what}[{i}] = {value}");
         }
-    };
-    let nan_x = Layer { x: nan_at(&layer.x, 4 * 17 + 5), ..layer.clone() };
-    let (z, y) = forward_gelu(cpu(), &nan_x);
-    assert_nan_where("z", &z, &|i| i / 35 == 4);
-    assert_nan_where("y", &y, &|i| i / 35 == 4);
-    assert_nan_where("dw", &backward_weight(cpu(), &nan_x, &dy).0, &|i| i % 17 == 5);
-    let nan_w = Layer { w: nan_at(&layer.w, 20 * 17 + 5), ..layer.clone() };
-    assert_nan_where("y", &forward(cpu(), &nan_w), &|i| i % 35 == 20);
-    assert_nan_where("dx", &backward_data(cpu(), &nan_w, &dy, &Extra::default()), &|i| i % 17 == 5);
-    let nan_bias = Layer { bias: nan_at(&layer.bias, 20), ..layer.clone() };
-    assert_nan_where("y", &forward(cpu(), &nan_bias), &|i| i % 35 == 20);
-    let nan_dy = nan_at(&dy, 4 * 35 + 20);
-    let (dw, dbias) = backward_weight(cpu(), &layer, &nan_dy);
-    assert_nan_where("dw", &dw, &|i| i / 17 == 20);
-    assert_nan_where("dbias", &dbias, &|i| i == 20);
-    let z = nan_at(&layer.x, 7 * 17 + 5);
-    let dx = backward_data(cpu(), &layer, &nan_dy, &Extra { gelu: Some(z), ..Extra::default() });
-    assert_nan_where("dx", &dx, &|i| i / 17 == 4 || i == 7 * 17 + 5);
+    }
+    let nan_x = Layer { x: nan_at(&layer.x, 4 * k + 5), ..layer.clone() };
+    let (z, y) = forward_gelu(device, &nan_x);
+    assert_nan_where("z", &z, |i| i / n == 4);
+    assert_nan_where("y", &y, |i| i / n == 4);
+    assert_nan_where("dw", &backward_weight(device, &nan_x, &dy).0, |i| i % k == 5);
+    let nan_w = Layer { w: nan_at(&layer.w, 20 * k + 5), ..layer.clone() };
+    assert_nan_where("y", &forward(device, &nan_w), |i| i % n == 20);
+    assert_nan_where("dx", &backward_data(device, &nan_w, &dy, &Extra::default()), |i| i % k == 5);
+    let mut nan_bias = layer.clone();
+    nan_bias.bias[20] = T::Wide::nan();
+    assert_nan_where("y", &forward(device, &nan_bias), |i| i % n == 20);
+    let nan_dy = nan_at(&dy, 4 * n + 20);
+    let (dw, dbias) = backward_weight(device, &layer, &nan_dy);
+    assert_nan_where("dw", &dw, |i| i / k == 20);
+    assert_nan_where("dbias", &dbias, |i| i == 20);
+    let z = nan_at(&layer.x, 7 * k + 5);
+    let dx = backward_data(device, &layer, &nan_dy, &Extra { gelu: Some(z), ..Extra::default() });
+    assert_nan_where("dx", &dx, |i| i / k == 4 || i == 7 * k + 5);
 }
 
 #[test]
@@ -332,14 +360,13 @@ fn bits_do_not_depend_on_threads() {
     }
 }
 
-#[test]
-fn forward_refuses_what_does_not_fit() {
+fn forward_refuses_what_does_not_fit<D: Tested<f32>>() {
     let dims = dims([3, 5, 4], 2);
     let run = |dims, lens| {
-        let [x, w, bias, mut z, mut y] = buffers::<Cpu, f32, 5>(lens);
+        let [x, w, bias, mut z, mut y] = buffers::<D, f32, 5>(lens);
         let (x, w, bias, y) = (x.view(), w.view(), bias.view(), y.view_mut());
         let activation = Activation::Gelu { z: z.view_mut() };
-        cpu().gemm_forward(Forward { dims, x, w, bias, activation, y })
+        D::get().gemm_forward(Forward { dims, x, w, bias, activation, y })
     };
     assert_eq!(run(dims, [16, 20, 5, 15, 15]), Ok(()));
     assert_eq!(run(dims, [100, 20, 5, 15, 15]), Ok(()), "more rows than are read");
@@ -352,14 +379,13 @@ fn forward_refuses_what_does_not_fit() {
     assert_refuses_dims(run(GemmDims { m: 0, ..dims }, [16, 20, 5, 0, 0]));
 }
 
-#[test]
-fn backward_refuses_what_does_not_fit() {
+fn backward_refuses_what_does_not_fit<D: Tested<f32>>() {
     let dims = dims([3, 5, 4], 2);
     let run = |dims, lens| {
-        let [dy, w, gelu, addend, mut dx] = buffers::<Cpu, f32, 5>(lens);
+        let [dy, w, gelu, addend, mut dx] = buffers::<D, f32, 5>(lens);
         let (gelu, addend) = (Some(gelu.view()), Some(addend.view()));
         let (dy, w, dx) = (dy.view(), w.view(), dx.view_mut());
-        cpu().gemm_backward_data(BackwardData { dims, dy, w, gelu, addend, write: Write::Overwrite, dx })
+        D::get().gemm_backward_data(BackwardData { dims, dy, w, gelu, addend, write: Write::Overwrite, dx })
     };
     assert_eq!(run(dims, [15, 20, 12, 12, 16]), Ok(()));
     assert_refuses_length(run(dims, [12, 20, 12, 12, 16]), "dy");
@@ -369,9 +395,9 @@ fn backward_refuses_what_does_not_fit() {
     assert_refuses_dims(run(dims, [15, 20, 12, 12, 15]));
     assert_refuses_dims(run(GemmDims { x_stride: 3, ..dims }, [15, 20, 12, 12, 16]));
     let run = |lens| {
-        let [x, dy, mut dw, mut dbias] = buffers::<Cpu, f32, 4>(lens);
+        let [x, dy, mut dw, mut dbias] = buffers::<D, f32, 4>(lens);
         let (x, dy, dw, dbias) = (x.view(), dy.view(), dw.view_mut(), dbias.view_mut());
-        cpu().gemm_backward_weight(BackwardWeight { dims, x, dy, dw, dbias })
+        D::get().gemm_backward_weight(BackwardWeight { dims, x, dy, dw, dbias })
     };
     assert_eq!(run([16, 15, 20, 5]), Ok(()));
     assert_refuses_dims(run([15, 15, 20, 5]));

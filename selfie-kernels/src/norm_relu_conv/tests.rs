@@ -1,7 +1,6 @@
 use super::*;
-use crate::Affine;
-use crate::Cpu;
 use crate::testing::*;
+use crate::{Affine, Cpu, Wide};
 use ndarray::{Array2, ArrayView2, ArrayView3, ArrayView4};
 use proptest::prelude::any;
 
@@ -31,6 +30,28 @@ const CASES: &[(&str, ConvDims)] = &[
     ("3x3, stride 2, odd sides", conv([2, 9, 7], [33, 16], [3, 3], 2, 1)),
     ("3x3 without padding", conv([2, 5, 6], [3, 5], [3, 3], 1, 0)),
     ("5x3", conv([2, 6, 7], [5, 9], [5, 3], 1, 2)),
+    ("1x1, stride 3", conv([2, 7, 5], [3, 9], [1, 1], 3, 0)),
+];
+
+/// As a GPU's tensor cores take them: channels in chunks of eight, tiles of 128 pixels and of 64 or 128 channels, steps of
+/// 32 or 64 channels.
+const CASES_OF_WHOLE_CHUNKS: &[(&str, ConvDims)] = &[
+    ("1x1, narrow, one step that is not full", conv([1, 10, 13], [8, 64], [1, 1], 1, 0)),
+    ("1x1, wide, steps and tiles that are not full", conv([2, 5, 14], [200, 136], [1, 1], 1, 0)),
+    ("1x1, wide and narrow, full tiles and more steps than stages", conv([1, 16, 8], [64, 256], [1, 1], 1, 0)),
+    ("projection, stride 2", conv([2, 7, 5], [72, 16], [1, 1], 2, 0)),
+    ("3x3, one step of channels", conv([3, 7, 9], [64, 64], [3, 3], 1, 1)),
+    ("3x3, two steps, two tiles of filters", conv([1, 5, 6], [72, 136], [3, 3], 1, 1)),
+    ("3x3, as wide as a run reaches", conv([1, 3, 63], [72, 80], [3, 3], 1, 1)),
+    ("3x3, wider than a run reaches", conv([1, 2, 64], [8, 16], [3, 3], 1, 1)),
+    ("3x3, many images in a tile", conv([33, 2, 2], [136, 8], [3, 3], 1, 1)),
+    ("3x3 on one pixel", conv([130, 1, 1], [8, 8], [3, 3], 1, 1)),
+    ("3x3, stride 2, parities of several tiles, even sides", conv([2, 18, 16], [24, 72], [3, 3], 2, 1)),
+    ("3x3, stride 2, odd sides", conv([2, 9, 7], [72, 8], [3, 3], 2, 1)),
+    ("3x3, stride 2, a parity without pixels", conv([9, 1, 2], [16, 8], [3, 3], 2, 1)),
+    ("3x3, stride 3", conv([2, 7, 8], [16, 8], [3, 3], 3, 1)),
+    ("5x3", conv([1, 6, 7], [8, 16], [5, 3], 1, 2)),
+    ("5x7, more taps than a word has bits", conv([1, 6, 8], [8, 8], [5, 7], 1, 2)),
 ];
 
 /// More for the filter's gradient alone: channels and pixels at the edges of tiles.
@@ -55,7 +76,8 @@ const FILTER_CASES: &[(&str, ConvDims)] = &[
 
 on_every_device! {
     elements:
-        cases, any_shape, any_larger_shape, filter_gradients_at_the_edges_of_tiles, any_filter_gradient,
+        cases, cases_of_whole_chunks, any_shape, any_larger_shape, any_chunks, a_view_may_start_anywhere,
+        statistics_keep_their_digits_far_from_zero, a_nan_goes_no_further_in_whole_chunks, filter_gradients_at_the_edges_of_tiles, any_filter_gradient,
         a_nan_of_the_last_pixel_reaches_the_taps_that_read_it, filter_gradients_of_views_that_start_anywhere;
     once:
         a_padded_tap_contributes_nothing, no_gradient_passes_at_zero, a_nan_of_the_input_reaches_every_output_that_reads_it,
@@ -397,6 +419,13 @@ fn cases<D: Tested<T>, T: Element>() {
     }
 }
 
+fn cases_of_whole_chunks<D: Tested<T>, T: Element>() {
+    for &(name, dims) in CASES_OF_WHOLE_CHUNKS {
+        eprintln!("{}: {name}", T::NAME);
+        check::<D, T>(dims, 1);
+    }
+}
+
 fn any_shape<D: Tested<T>, T: Element>() {
     let images = [1..4usize, 1..7, 1..7];
     let (channels, filters) = ([1..40usize, 1..40], [1..4usize, 1..4]);
@@ -414,6 +443,49 @@ fn any_larger_shape<D: Tested<T>, T: Element>() {
     for_any::<D, _>(32, shapes, |(image, channels, seed)| {
         check::<D, T>(conv(image, channels, [3, 3], 1, 1), seed);
     });
+}
+
+/// Channels in chunks of eight, filters up to 3x3 with stride 1 or 2.
+fn any_chunks<D: Tested<T>, T: Element>() {
+    let shapes = ([1..4usize, 1..9, 1..9], [1..18usize, 1..18], (1..3usize, 0..2usize), any::<u64>());
+    for_any::<D, _>(32, shapes, |(image, channels, (stride, pad), seed)| {
+        check::<D, T>(conv(image, channels.map(|chunks| 8 * chunks), [2 * pad + 1; 2], stride, pad), seed);
+    });
+}
+
+/// Devices that read whole chunks of channels look at the addresses first.
+fn a_view_may_start_anywhere<D: Tested<T>, T: Element>() {
+    let dims = conv([1, 3, 4], [16, 8], [3, 3], 1, 1);
+    let (device, operand, mut draws) = (D::get(), D::operand_epsilon::<T>(), Draws::new(8));
+    let layer = Layer::<T>::draw(dims, &mut draws);
+    let want = oracle_forward::<D, T>(&layer, None);
+    let norm = Guarded::new(device, &layer.norm);
+    for [x_at, w_at, y_at] in [[1, 0, 0], [0, 3, 0], [0, 0, 1]] {
+        let (x, w) = (behind(device, &layer.x, x_at), behind(device, &layer.w, w_at));
+        let mut y = Guarded::poisoned(device, y_at + dims.len_out());
+        let args = Forward {
+            dims,
+            x: D::view(&x, x_at..D::len(&x)),
+            norm: norm.view(),
+            w: D::view(&w, w_at..D::len(&w)),
+            residual: None,
+            y: D::split_at(y.view_mut(), y_at).1,
+            stats: None,
+        };
+        device.norm_relu_conv_forward(args).expect("dims and lengths fit");
+        let y = y.read(device).split_off(y_at);
+        assert_close_products::<T::Wide, _>("y", &y, &want, 9 * dims.c + 3, operand);
+    }
+}
+
+/// Outputs about 1000, where they are a few units in the last place apart.
+fn statistics_keep_their_digits_far_from_zero<D: Tested<T>, T: Element>() {
+    let (dims, mut draws) = (conv([1, 10, 17], [8, 16], [1, 1], 1, 0), Draws::new(9));
+    let one = |value: f64| vec![stored::<T::Wide>(value); dims.c];
+    let norm = [one(0.0), one(1.0), one(f64::powi(2.0, -10)), one(125.0)].concat();
+    let layer = Layer { dims, x: draws.values(dims.len_in()), norm, w: vec![stored(1.0); dims.len_filter()] };
+    let (y, stats) = forward(D::get(), &layer, None);
+    assert_stats(D::get(), &y, dims.k, &stats);
 }
 
 #[test]
@@ -483,13 +555,13 @@ fn near_the_middle(pixel: usize) -> bool {
     (pixel / 5).abs_diff(2) <= 1 && (pixel % 5).abs_diff(2) <= 1
 }
 
-fn assert_nan_where(what: &str, values: &[f32], expected: impl Fn(usize) -> bool) {
+fn assert_nan_where<W: Wide>(what: &str, values: &[W], expected: impl Fn(usize) -> bool) {
     for (i, value) in values.iter().enumerate() {
         assert_eq!(value.is_nan(), expected(i), "{what}[{i}] = {value}");
     }
 }
 
-fn assert_stats_nan<M: Memory>(device: &M, stats: &Partials<M, f32>) {
+fn assert_stats_nan<M: Memory, W: Wide>(device: &M, stats: &Partials<M, W>) {
     let MergedStats { mean, squares, .. } = merge_stats(device, stats);
     assert!(mean.iter().chain(&squares).all(|x| x.is_nan()));
 }
@@ -536,6 +608,31 @@ fn a_nan_of_the_gradient_reaches_what_it_touches<D: Tested<f32>>() {
     assert_nan_where("dw", &dw, |i| i / (9 * c) == 20);
     let pointwise = Layer::draw(conv([1, 5, 5], [17, 35], [1, 1], 1, 0), &mut Draws::new(4));
     assert_nan_where("dx", &projection(D::get(), &pointwise, &dy), |i| i / c == MIDDLE);
+}
+
+/// The same of `y` and `dz` where devices take whole chunks of channels.
+fn a_nan_goes_no_further_in_whole_chunks<D: Tested<T>, T: Element>() {
+    let (c, k, nan) = (16, 8, stored::<T>(f64::NAN));
+    for filter in [1, 3] {
+        let (dims, mut draws) = (conv([1, 5, 5], [c, k], [filter; 2], 1, filter / 2), Draws::new(10));
+        let touched = |pixel: usize| if filter == 1 { pixel == MIDDLE } else { near_the_middle(pixel) };
+        let mut layer = Layer::<T>::draw(dims, &mut draws);
+        for mut dy in layer.gradients(&mut draws) {
+            let (HostGrad::Plain(values) | HostGrad::Affine { x: values, .. }) = &mut dy;
+            values[MIDDLE * k + 5] = nan;
+            let z = layer.z();
+            let (dz, _) = backward_data(D::get(), &layer, &dy, None);
+            assert_nan_where("dz", &exact(&dz), |i| touched(i / c) && z[i] > 0.0);
+        }
+        layer.x[MIDDLE * c + 4] = nan;
+        let (y, stats) = forward(D::get(), &layer, None);
+        assert_nan_where("y", &exact(&y), |i| touched(i / k));
+        assert_stats_nan(D::get(), &stats);
+        let dy = HostGrad::Plain(vec![stored(1.0); dims.len_out()]);
+        let (_, sums) = backward_data(D::get(), &layer, &dy, None);
+        let (sums, _) = merge_sums(D::get(), &sums);
+        assert!((0..2 * c).all(|i| sums[i].is_nan() == (i == c + 4)));
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 use super::*;
 use crate::Wide;
 use crate::testing::*;
-use proptest::prelude::*;
+use proptest::prelude::any;
 
 const EPS: f64 = 1e-5;
 
@@ -14,6 +14,8 @@ const CASES: &[(&str, [usize; 4])] = &[
     ("features of several tasks, rows of several tasks", [3, 13, 130, 5]),
     ("more rows than one partial sum", [19, 7, 5, 0]),
     ("full width", [1, 2, 1024, 0]),
+    ("more than a warp's registers hold", [1, 2, 1032, 0]),
+    ("whole chunks that end within a warp, rows in several parts", [70, 3, 40, 8]),
 ];
 
 fn dims([b, t, d, skipped]: [usize; 4]) -> NormDims {
@@ -168,24 +170,23 @@ fn check<T: Element>(device: &impl ResidualNorm<T>, dims: NormDims, seed: u64) {
     check_inputs(device, dims, &x, &mut draws);
 }
 
-fn check_cases<T: Element>() {
+on_every_device! {
+    elements: cases, any_shape;
+    once: dropout_keeps_the_stated_share_and_backward_the_same_elements, a_rate_of_zero_is_no_dropout,
+        a_nan_fills_its_row_and_no_other, refuses_what_does_not_fit;
+}
+
+fn cases<D: Tested<T>, T: Element>() {
     for &(name, extents) in CASES {
         eprintln!("{}: {name}", T::NAME);
-        check::<T>(cpu(), dims(extents), 1);
+        check::<T>(D::get(), dims(extents), 1);
     }
 }
 
-#[test]
-fn cases() {
-    for_each_element!(check_cases);
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-    #[test]
-    fn any_shape(b in 1..6usize, t in 1..8usize, d in 1..80usize, skipped in 0..3usize, seed: u64) {
-        for_each_element!(check, cpu(), dims([b, t, d, skipped]), seed);
-    }
+fn any_shape<D: Tested<T>, T: Element>() {
+    for_any::<D, _>(64, ([1..6usize, 1..8, 1..80, 0..3], any::<u64>()), |(extents, seed)| {
+        check::<T>(D::get(), dims(extents), seed);
+    });
 }
 
 #[test]
@@ -207,52 +208,49 @@ fn gradient() {
     }
 }
 
-#[test]
-fn dropout_keeps_the_stated_share_and_backward_the_same_elements() {
+fn dropout_keeps_the_stated_share_and_backward_the_same_elements<D: Tested<f32>>() {
     let (dims, rate) = (dims([64, 5, 301, 0]), 0.1f32);
     let (x, branch) = (vec![0f32; dims.len()], vec![1f32; dims.len()]);
     let affine = [vec![1f32; dims.d], vec![0f32; dims.d]].concat();
     let dropout = Some(HostDropout::new(rate));
-    let normed = forward(cpu(), dims, [&x, &branch], &affine, dropout);
+    let normed = forward(D::get(), dims, [&x, &branch], &affine, dropout);
     let kept = normed.sum.iter().filter(|&&sum| sum != 0.0).count() as f64;
     // Six standard deviations of a binomial count: missed once in 5e8 seeds.
     let (share, draws) = (f64::from(1.0 - rate), dims.len() as f64);
     assert!((kept - share * draws).abs() <= 6.0 * (draws * share * (1.0 - share)).sqrt(), "{kept} of {draws}");
 
     let dy = Draws::new(3).normal::<f32>(dims.len(), 0.0, 1.0);
-    let got = backward(cpu(), dims, &dy, &normed, &affine, dropout);
+    let got = backward(D::get(), dims, &dy, &normed, &affine, dropout);
     assert!(normed.sum.iter().zip(&got.dbranch).all(|(sum, dbranch)| (*sum == 0.0) == (*dbranch == 0.0)));
     assert!(got.dx.iter().all(|&dx| dx != 0.0), "the residual is never dropped");
 }
 
-#[test]
-fn a_rate_of_zero_is_no_dropout() {
+fn a_rate_of_zero_is_no_dropout<D: Tested<f32>>() {
     let (dims, mut draws) = (dims([2, 3, 10, 0]), Draws::new(4));
     let [x, branch] = [0; 2].map(|_| draws.values::<f32>(dims.len()));
     let affine = draws.values::<f32>(2 * dims.d);
-    let run = |dropout| forward(cpu(), dims, [&x, &branch], &affine, dropout).y;
+    let run = |dropout| forward(D::get(), dims, [&x, &branch], &affine, dropout).y;
     assert_eq!(run(Some(HostDropout::new(0.0))), run(None));
     assert_ne!(run(Some(HostDropout::new(0.5))), run(None));
 }
 
-#[test]
-fn a_nan_fills_its_row_and_no_other() {
+fn a_nan_fills_its_row_and_no_other<D: Tested<f32>>() {
     let (dims, mut draws) = (dims([2, 3, 40, 0]), Draws::new(5));
     let [x, mut branch, mut dy] = [0; 3].map(|_| draws.values::<f32>(dims.len()));
     let affine = draws.normal::<f32>(2 * dims.d, 1.0, 0.1);
     // A branch that dropout zeroes is still seen: zero times NaN.
     branch[4 * dims.d..][..dims.d].fill(f32::NAN);
     let dropout = Some(HostDropout::new(0.5));
-    let normed = forward(cpu(), dims, [&x, &branch], &affine, dropout);
+    let normed = forward(D::get(), dims, [&x, &branch], &affine, dropout);
     for row in 0..6 {
         let is_nan = row == 4;
         assert!(normed.y[row * dims.d..][..dims.d].iter().all(|y| y.is_nan() == is_nan), "row {row}");
         assert!(normed.stats[row * 2..][..2].iter().all(|stat| stat.is_nan() == is_nan), "row {row}");
     }
     branch.fill(1.0);
-    let normed = forward(cpu(), dims, [&x, &branch], &affine, dropout);
+    let normed = forward(D::get(), dims, [&x, &branch], &affine, dropout);
     dy[dims.d + 7] = f32::NAN;
-    let got = backward(cpu(), dims, &dy, &normed, &affine, dropout);
+    let got = backward(D::get(), dims, &dy, &normed, &affine, dropout);
     for (i, (dx, dbranch)) in got.dx.iter().zip(&got.dbranch).enumerate() {
         assert_eq!((dx.is_nan(), dbranch.is_nan()), (i / dims.d == 1, i / dims.d == 1), "{i}");
     }
@@ -274,45 +272,49 @@ fn bits_do_not_depend_on_threads() {
     });
 }
 
-#[test]
-fn refuses_what_does_not_fit() {
+fn refuses_what_does_not_fit<D: Tested<f32>>() {
     let dims = NormDims { b: 2, t: 1, d: 4, x_stride: 6 };
-    let rng = [0u64; 2];
-    let run = |dims, [x, branch, affine, sum, stats, y]: [usize; 6], rng: &[u64]| {
-        let [x, branch, affine, mut sum, mut stats, mut y] =
-            [x, branch, affine, sum, stats, y].map(|len| vec![0f32; len]);
-        let dropout = Some(Dropout { rate: 0.1, site: 0, rng });
-        let (sum, stats, y) = (&mut sum[..], &mut stats[..], &mut y[..]);
-        cpu().residual_norm_forward(Forward {
+    let run = |dims, lens: [usize; 6], draws: usize| {
+        let [x, branch, affine, mut sum, mut stats, mut y] = buffers::<D, f32, 6>(lens);
+        let rng = Guarded::new(D::get(), &vec![0u64; draws]);
+        let args = Forward {
             dims,
             eps: EPS,
-            x: &x,
-            branch: &branch,
-            dropout,
-            affine: &affine,
-            sum,
-            stats,
-            y,
-        })
+            x: x.view(),
+            branch: branch.view(),
+            dropout: Some(Dropout { rate: 0.1, site: 0, rng: rng.view() }),
+            affine: affine.view(),
+            sum: sum.view_mut(),
+            stats: stats.view_mut(),
+            y: y.view_mut(),
+        };
+        D::get().residual_norm_forward(args)
     };
-    assert_eq!(run(dims, [10, 8, 8, 8, 4, 8], &rng), Ok(()));
-    assert_refuses_dims(run(dims, [9, 8, 8, 8, 4, 8], &rng));
-    assert_refuses_length(run(dims, [10, 9, 8, 8, 4, 8], &rng), "branch");
-    assert_refuses_length(run(dims, [10, 8, 4, 8, 4, 8], &rng), "affine");
-    assert_refuses_length(run(dims, [10, 8, 8, 7, 4, 8], &rng), "sum");
-    assert_refuses_length(run(dims, [10, 8, 8, 8, 2, 8], &rng), "stats");
-    assert_refuses_length(run(dims, [10, 8, 8, 8, 4, 9], &rng), "y");
-    assert_refuses_length(run(dims, [10, 8, 8, 8, 4, 8], &rng[..1]), "rng");
-    assert_refuses_dims(run(NormDims { x_stride: 3, ..dims }, [10, 8, 8, 8, 4, 8], &rng));
-    assert_refuses_dims(run(NormDims { t: 0, ..dims }, [0; 6], &rng));
-    let run = |[dy, sum, stats, affine, dx, dbranch, daffine]: [usize; 7]| {
-        let [dy, sum, stats, affine, mut dx, mut dbranch, mut daffine] =
-            [dy, sum, stats, affine, dx, dbranch, daffine].map(|len| vec![0f32; len]);
-        let (dx, dbranch, daffine) = (&mut dx[..], &mut dbranch[..], &mut daffine[..]);
-        let (sum, stats, affine) = (&sum[..], &stats[..], &affine[..]);
-        let dropout = Some(Dropout { rate: 0.1, site: 0, rng: &rng[..] });
-        let args = Backward { dims, dy: &dy[..], sum, stats, dropout, affine, dx, dbranch, daffine };
-        ResidualNorm::<f32>::residual_norm_backward(cpu(), args)
+    assert_eq!(run(dims, [10, 8, 8, 8, 4, 8], 2), Ok(()));
+    assert_refuses_dims(run(dims, [9, 8, 8, 8, 4, 8], 2));
+    assert_refuses_length(run(dims, [10, 9, 8, 8, 4, 8], 2), "branch");
+    assert_refuses_length(run(dims, [10, 8, 4, 8, 4, 8], 2), "affine");
+    assert_refuses_length(run(dims, [10, 8, 8, 7, 4, 8], 2), "sum");
+    assert_refuses_length(run(dims, [10, 8, 8, 8, 2, 8], 2), "stats");
+    assert_refuses_length(run(dims, [10, 8, 8, 8, 4, 9], 2), "y");
+    assert_refuses_length(run(dims, [10, 8, 8, 8, 4, 8], 1), "rng");
+    assert_refuses_dims(run(NormDims { x_stride: 3, ..dims }, [10, 8, 8, 8, 4, 8], 2));
+    assert_refuses_dims(run(NormDims { t: 0, ..dims }, [0; 6], 2));
+    let run = |lens: [usize; 7]| {
+        let [dy, sum, stats, affine, mut dx, mut dbranch, mut daffine] = buffers::<D, f32, 7>(lens);
+        let rng = Guarded::new(D::get(), &[0u64; 2]);
+        let args = Backward {
+            dims,
+            dy: dy.view(),
+            sum: sum.view(),
+            stats: stats.view(),
+            dropout: Some(Dropout { rate: 0.1, site: 0, rng: rng.view() }),
+            affine: affine.view(),
+            dx: dx.view_mut(),
+            dbranch: dbranch.view_mut(),
+            daffine: daffine.view_mut(),
+        };
+        D::get().residual_norm_backward(args)
     };
     let fitting = [8, 8, 4, 8, 8, 8, 8];
     assert_eq!(run(fitting), Ok(()));

@@ -10,11 +10,13 @@ const CHUNK: usize = 16 * 1024;
 const LANES: usize = 64;
 
 pub(crate) fn gradient_norm<T: Element>(cpu: &Cpu, args: Norm<'_, Cpu, T>) -> Result<()> {
-    let Norm { gradient, loss, norm, finite } = args;
+    let Norm { gradient, metrics, finite } = args;
     let partial: Vec<f64> =
         cpu.install(|| gradient.par_chunks(SUM_ELEMENTS).map(|chunk| sum_of_squares(chunk).to_f64()).collect());
-    norm[0] = T::Wide::from_f64(partial.into_iter().sum::<f64>().sqrt());
-    finite[0] = u32::from(norm[0].is_finite() && loss[0].is_finite());
+    let norm = T::Wide::from_f64(partial.into_iter().sum::<f64>().sqrt());
+    finite[0] = u32::from(norm.is_finite() && metrics[0].is_finite());
+    metrics[2] = norm;
+    metrics[3] = T::Wide::from_f64(f64::from(finite[0]));
     Ok(())
 }
 
@@ -41,7 +43,7 @@ pub(crate) fn sgd_update<T: Element>(cpu: &Cpu, args: Update<'_, Cpu, T>) -> Res
     if finite[0] == 0 {
         return Ok(());
     }
-    let (rate, momentum, decay) = (rate[0], T::Wide::from_f64(momentum), T::Wide::from_f64(weight_decay));
+    let [rate, momentum, decay] = [f64::from_bits(rate[0]), momentum, weight_decay].map(T::Wide::from_f64);
     cpu.install(|| {
         let inputs = gradient.par_chunks(CHUNK).zip(velocity.par_chunks_mut(CHUNK));
         let outputs = master.par_chunks_mut(CHUNK).zip(copy.par_chunks_mut(CHUNK));

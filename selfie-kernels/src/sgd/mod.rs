@@ -19,10 +19,9 @@ pub const SUM_ELEMENTS: usize = 4096;
 pub struct Norm<'a, M: Memory, T: Element> {
     /// Flat gradient.
     pub gradient: View<'a, M, T::Wide>,
-    /// The loss comes first; the rest is ignored.
-    pub loss: View<'a, M, T::Wide>,
-    /// `[1]`: Euclidean norm of the gradient.
-    pub norm: ViewMut<'a, M, T::Wide>,
+    /// `[4]`, what a step says of itself in one block: loss and accuracy, which are there already; the Euclidean norm of the
+    /// gradient and `finite` as a number, which are written.
+    pub metrics: ViewMut<'a, M, T::Wide>,
     /// `[1]`: 1 where loss and norm are finite, else 0.
     pub finite: ViewMut<'a, M, u32>,
 }
@@ -32,7 +31,7 @@ pub struct Norm<'a, M: Memory, T: Element> {
 pub struct Accumulate<'a, M: Memory, T: Element> {
     /// Weight of this micro-batch.
     pub scale: f64,
-    /// Gradient of a micro-batch.
+    /// Gradient of a micro-batch, or its loss and accuracy.
     pub gradient: View<'a, M, T::Wide>,
     /// Added to.
     pub total: ViewMut<'a, M, T::Wide>,
@@ -41,8 +40,8 @@ pub struct Accumulate<'a, M: Memory, T: Element> {
 /// Arguments of [`Sgd::sgd_update`].
 #[derive(Debug)]
 pub struct Update<'a, M: Memory, T: Element> {
-    /// `[1]`: learning rate of this step.
-    pub rate: View<'a, M, T::Wide>,
+    /// `[1]`: learning rate of this step, the bits of an `f64`: it shares a block with whole numbers.
+    pub rate: View<'a, M, u64>,
     /// Nesterov momentum.
     pub momentum: f64,
     /// L2 penalty's factor, on every parameter.
@@ -81,8 +80,7 @@ pub trait Sgd<T: Element>: Memory {
 impl<M: Memory, T: Element> Norm<'_, M, T> {
     pub(crate) fn check(&self) -> Result<()> {
         const OP: &str = "gradient_norm";
-        expect_len(OP, "loss", self.loss.len().min(1), 1)?;
-        expect_len(OP, "norm", self.norm.len(), 1)?;
+        expect_len(OP, "metrics", self.metrics.len(), 4)?;
         expect_len(OP, "finite", self.finite.len(), 1)
     }
 }

@@ -1,18 +1,27 @@
 use super::*;
-use crate::Cpu;
 use crate::Wide;
 use crate::testing::*;
-use proptest::prelude::*;
+use proptest::prelude::any;
+
+on_every_device! {
+    elements: cases, any_settings;
+    once: a_bad_step_leaves_every_bit, whatever_is_not_finite_is_flagged, nan_comes_through, refuses_lengths_that_do_not_fit;
+}
 
 const LENGTHS: [usize; 6] = [0, 1, 63, 4096, 4097, 40_001];
 
-/// Norm and flag.
-fn norm<T: Element, B: Sgd<T>>(device: &B, gradient: &[T::Wide], loss: &[T::Wide]) -> (T::Wide, u32) {
-    let (gradient, loss) = (Guarded::new(device, gradient), Guarded::new(device, loss));
-    let (mut norm, mut finite) = (Guarded::poisoned(device, 1), Guarded::poisoned(device, 1));
-    let args = Norm { gradient: gradient.view(), loss: loss.view(), norm: norm.view_mut(), finite: finite.view_mut() };
+/// Norm and flag, for a loss and an accuracy.
+fn norm<T: Element, B: Sgd<T>>(device: &B, gradient: &[T::Wide], measured: [T::Wide; 2]) -> (T::Wide, u32) {
+    let gradient = Guarded::new(device, gradient);
+    let unwritten = T::Wide::from_f64(f64::NAN);
+    let mut metrics = Guarded::new(device, &[measured[0], measured[1], unwritten, unwritten]);
+    let mut finite = Guarded::poisoned(device, 1);
+    let args = Norm { gradient: gradient.view(), metrics: metrics.view_mut(), finite: finite.view_mut() };
     device.gradient_norm(args).expect("lengths fit");
-    (norm.read(device)[0], finite.read(device)[0])
+    let (metrics, finite) = (metrics.read(device), finite.read(device)[0]);
+    assert_eq!(bits(&metrics[..2]), bits(&measured), "loss and accuracy are only read");
+    assert_eq!(metrics[3].to_f64(), f64::from(finite), "the flag is there twice");
+    (metrics[2], finite)
 }
 
 fn accumulate<T: Element, B: Sgd<T>>(device: &B, scale: f64, gradient: &[T::Wide], total: &[T::Wide]) -> Vec<T::Wide> {
@@ -44,7 +53,7 @@ fn update<T: Element, B: Sgd<T>>(
     gradient: &[T::Wide],
     state: &State<T>,
 ) -> State<T> {
-    let (rate, finite) = (Guarded::new(device, &[T::Wide::from_f64(settings.rate)]), Guarded::new(device, &[finite]));
+    let (rate, finite) = (Guarded::new(device, &[settings.rate.to_bits()]), Guarded::new(device, &[finite]));
     let gradient = Guarded::new(device, gradient);
     let (mut velocity, mut master) = (Guarded::new(device, &state.velocity), Guarded::new(device, &state.master));
     let mut copy = Guarded::new(device, &state.copy);
@@ -64,7 +73,7 @@ fn update<T: Element, B: Sgd<T>>(
 
 fn check_norm<T: Element>(device: &impl Sgd<T>, len: usize, seed: u64) {
     let gradient = Draws::new(seed).values::<T::Wide>(len);
-    let (got, finite) = norm(device, &gradient, &[T::Wide::from_f64(1.0)]);
+    let (got, finite) = norm(device, &gradient, [1.0, 0.5].map(T::Wide::from_f64));
     let squares: f64 = exact(&gradient).iter().map(|g| g * g).sum();
     // A partial sum's roundings, those of the sums over them, and the root's.
     assert_close::<T::Wide, _>("norm", &[got], &[Exact::new(squares.sqrt())], SUM_ELEMENTS + 2 + len / SUM_ELEMENTS);
@@ -110,28 +119,21 @@ fn check_update<T: Element>(device: &impl Sgd<T>, len: usize, settings: Settings
 
 const USUAL: Settings = Settings { rate: 0.1, momentum: 0.9, weight_decay: 1e-4 };
 
-fn check_lengths<T: Element>() {
+fn cases<D: Tested<T>, T: Element>() {
     for len in LENGTHS {
-        check_norm::<T>(cpu(), len, 1);
-        check_accumulate::<T>(cpu(), len, 0.25, 1);
-        check_update::<T>(cpu(), len, USUAL, 1);
+        check_norm::<T>(D::get(), len, 1);
+        check_accumulate::<T>(D::get(), len, 0.25, 1);
+        check_update::<T>(D::get(), len, USUAL, 1);
     }
 }
 
-#[test]
-fn cases() {
-    for_each_element!(check_lengths);
-}
-
-proptest! {
-    #[test]
-    fn any_settings(
-        len in 0..200usize, rate in 0.0..1.0f64, momentum in 0.0..1.0f64, weight_decay in 0.0..0.1f64, seed: u64,
-    ) {
-        for_each_element!(check_norm, cpu(), len, seed);
-        for_each_element!(check_accumulate, cpu(), len, rate, seed);
-        for_each_element!(check_update, cpu(), len, Settings { rate, momentum, weight_decay }, seed);
-    }
+fn any_settings<D: Tested<T>, T: Element>() {
+    let settings = (0..200usize, 0.0..1.0f64, 0.0..1.0f64, 0.0..0.1f64, any::<u64>());
+    for_any::<D, _>(256, settings, |(len, rate, momentum, weight_decay, seed)| {
+        check_norm::<T>(D::get(), len, seed);
+        check_accumulate::<T>(D::get(), len, rate, seed);
+        check_update::<T>(D::get(), len, Settings { rate, momentum, weight_decay }, seed);
+    });
 }
 
 /// `torch.optim.SGD(lr=0.1, momentum=0.9, weight_decay=0.1, nesterov=True)` on one parameter, worked by hand.
@@ -147,27 +149,25 @@ fn three_steps() {
     }
 }
 
-#[test]
-fn a_bad_step_leaves_every_bit() {
+fn a_bad_step_leaves_every_bit<D: Tested<f32>>() {
     let before = State::<f32> { velocity: vec![1.5, f32::NAN], master: vec![-0.0, 2.5], copy: vec![7.0, 8.0] };
-    let after = update(cpu(), USUAL, 0, &[f32::NAN, 1.0], &before);
+    let after = update(D::get(), USUAL, 0, &[f32::NAN, 1.0], &before);
     assert_eq!(bits(&after.velocity), bits(&before.velocity));
     assert_eq!(bits(&after.master), bits(&before.master));
     assert_eq!(bits(&after.copy), bits(&before.copy));
 }
 
-#[test]
-fn whatever_is_not_finite_is_flagged() {
+fn whatever_is_not_finite_is_flagged<D: Tested<f32>>() {
     let mut gradient = Draws::new(2).values::<f32>(10_000);
-    let (ok, nan, infinite) = ([1.0f32, f32::NAN], [f32::NAN], [f32::INFINITY]);
-    assert_eq!(norm::<f32, _>(cpu(), &gradient, &ok).1, 1, "only the first loss counts");
-    assert_eq!(norm::<f32, _>(cpu(), &gradient, &nan).1, 0);
-    assert_eq!(norm::<f32, _>(cpu(), &gradient, &infinite).1, 0);
+    let ok = [1.0f32, f32::NAN];
+    assert_eq!(norm::<f32, _>(D::get(), &gradient, ok).1, 1, "the accuracy does not count");
+    assert_eq!(norm::<f32, _>(D::get(), &gradient, [f32::NAN, 0.5]).1, 0);
+    assert_eq!(norm::<f32, _>(D::get(), &gradient, [f32::INFINITY, 0.5]).1, 0);
     for at in [0, 4095, 9_999] {
         // The square of 1e30 is beyond f32.
         for bad in [f32::NAN, f32::NEG_INFINITY, 1e30] {
             let good = std::mem::replace(&mut gradient[at], bad);
-            let (norm, finite) = norm::<f32, _>(cpu(), &gradient, &ok);
+            let (norm, finite) = norm::<f32, _>(D::get(), &gradient, ok);
             assert!(!norm.is_finite(), "{bad} at {at}");
             assert_eq!(finite, 0, "{bad} at {at}");
             gradient[at] = good;
@@ -175,12 +175,11 @@ fn whatever_is_not_finite_is_flagged() {
     }
 }
 
-#[test]
-fn nan_comes_through() {
-    let total = accumulate::<f32, _>(cpu(), 0.5, &[f32::NAN, 1.0], &[1.0, f32::NAN]);
+fn nan_comes_through<D: Tested<f32>>() {
+    let total = accumulate::<f32, _>(D::get(), 0.5, &[f32::NAN, 1.0], &[1.0, f32::NAN]);
     assert!(total.iter().all(|x| x.is_nan()));
     let before = State::<f32> { velocity: vec![0.0; 3], master: vec![0.0, f32::NAN, 1.0], copy: vec![0.0; 3] };
-    let after = update(cpu(), USUAL, 1, &[f32::NAN, 1.0, 1.0], &before);
+    let after = update(D::get(), USUAL, 1, &[f32::NAN, 1.0, 1.0], &before);
     assert_eq!(after.copy.iter().map(|x| x.is_nan()).collect::<Vec<_>>(), [true, true, false]);
 }
 
@@ -192,37 +191,35 @@ fn bits_do_not_depend_on_threads() {
     assert_same_on_any_threads(|cpu| {
         let after = update(cpu, USUAL, 1, &gradient, &before);
         let total = accumulate::<f32, _>(cpu, 0.3, &gradient, &before.master);
-        let (norm, _) = norm::<f32, _>(cpu, &gradient, &[0.0]);
+        let (norm, _) = norm::<f32, _>(cpu, &gradient, [0.0; 2]);
         [after.velocity, after.master, after.copy, total, vec![norm]].iter().flat_map(|values| bits(values)).collect()
     });
 }
 
-#[test]
-fn refuses_lengths_that_do_not_fit() {
+fn refuses_lengths_that_do_not_fit<D: Tested<f32>>() {
     let run = |finite, lens| {
-        let ([mut finite], [gradient, loss, mut norm]) = (buffers::<Cpu, _, _>([finite]), buffers::<Cpu, _, _>(lens));
-        let (gradient, loss, norm, finite) = (gradient.view(), loss.view(), norm.view_mut(), finite.view_mut());
-        Sgd::<f32>::gradient_norm(cpu(), Norm { gradient, loss, norm, finite })
+        let ([mut finite], [gradient, mut metrics]) = (buffers::<D, _, _>([finite]), buffers::<D, _, _>(lens));
+        let (gradient, metrics, finite) = (gradient.view(), metrics.view_mut(), finite.view_mut());
+        Sgd::<f32>::gradient_norm(D::get(), Norm { gradient, metrics, finite })
     };
-    assert_eq!(run(1, [5, 3, 1]), Ok(()));
-    assert_refuses_length(run(1, [5, 0, 1]), "loss");
-    assert_refuses_length(run(1, [5, 3, 0]), "norm");
-    assert_refuses_length(run(2, [5, 3, 1]), "finite");
+    assert_eq!(run(1, [5, 4]), Ok(()));
+    assert_refuses_length(run(1, [5, 3]), "metrics");
+    assert_refuses_length(run(2, [5, 4]), "finite");
     let run = |lens| {
-        let [gradient, mut total] = buffers::<Cpu, _, _>(lens);
+        let [gradient, mut total] = buffers::<D, _, _>(lens);
         let (gradient, total) = (gradient.view(), total.view_mut());
-        Sgd::<f32>::gradient_accumulate(cpu(), Accumulate { scale: 1.0, gradient, total })
+        Sgd::<f32>::gradient_accumulate(D::get(), Accumulate { scale: 1.0, gradient, total })
     };
     assert_eq!(run([5, 5]), Ok(()));
     assert_refuses_length(run([5, 4]), "total");
-    let run = |finite, lens| {
-        let ([finite], [rate, gradient, mut velocity, mut master, mut copy]) =
-            (buffers::<Cpu, _, _>([finite]), buffers::<Cpu, _, _>(lens));
+    let run = |finite, [rate, rest @ ..]: [usize; 5]| {
+        let ([finite], [rate]) = (buffers::<D, _, _>([finite]), buffers::<D, _, _>([rate]));
+        let [gradient, mut velocity, mut master, mut copy] = buffers::<D, _, _>(rest);
         let (rate, finite, gradient) = (rate.view(), finite.view(), gradient.view());
         let (velocity, master, copy) = (velocity.view_mut(), master.view_mut(), copy.view_mut());
         let (momentum, weight_decay) = (0.9, 0.0);
         let args = Update { rate, momentum, weight_decay, finite, gradient, velocity, master, copy };
-        Sgd::<f32>::sgd_update(cpu(), args)
+        Sgd::<f32>::sgd_update(D::get(), args)
     };
     assert_eq!(run(1, [1, 5, 5, 5, 5]), Ok(()));
     assert_refuses_length(run(1, [2, 5, 5, 5, 5]), "rate");

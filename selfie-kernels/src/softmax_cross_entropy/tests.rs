@@ -1,7 +1,14 @@
 use super::*;
 use crate::Wide;
 use crate::testing::*;
-use proptest::prelude::*;
+use proptest::prelude::any;
+
+on_every_device! {
+    elements: cases, any_shape;
+    once:
+        the_first_of_equal_maxima_counts, the_sum_is_taken_in_f64, large_logits_are_stable, a_label_that_is_no_class_gives_nan,
+        a_nan_fills_its_row_and_the_loss, refuses_what_does_not_fit;
+}
 
 /// n, valid, classes.
 const CASES: &[(&str, [usize; 3])] = &[
@@ -91,23 +98,17 @@ fn check<T: Element>(device: &impl SoftmaxCrossEntropy<T>, sizes: Sizes, seed: u
     }
 }
 
-fn check_cases<T: Element>() {
+fn cases<D: Tested<T>, T: Element>() {
     for &(name, sizes) in CASES {
         eprintln!("{}: {name}", T::NAME);
-        check::<T>(cpu(), sizes.into(), 1);
+        check::<T>(D::get(), sizes.into(), 1);
     }
 }
 
-#[test]
-fn cases() {
-    for_each_element!(check_cases);
-}
-
-proptest! {
-    #[test]
-    fn any_shape(n in 1..100usize, padding in 0..3usize, classes in 1..20usize, seed: u64) {
-        for_each_element!(check, cpu(), [n + padding, n, classes].into(), seed);
-    }
+fn any_shape<D: Tested<T>, T: Element>() {
+    for_any::<D, _>(256, ([1..100usize, 0..3, 1..20], any::<u64>()), |([n, padding, classes], seed)| {
+        check::<T>(D::get(), [n + padding, n, classes].into(), seed);
+    });
 }
 
 #[test]
@@ -120,37 +121,33 @@ fn gradient() {
     });
 }
 
-#[test]
-fn the_first_of_equal_maxima_counts() {
+fn the_first_of_equal_maxima_counts<D: Tested<f32>>() {
     let logits = [1.0f32, 2.0, 2.0, 2.0, 2.0, 1.0];
-    let accuracy = |labels: [u32; 2]| run(cpu(), [2, 2, 3].into(), &logits, &labels).0[1];
+    let accuracy = |labels: [u32; 2]| run(D::get(), [2, 2, 3].into(), &logits, &labels).0[1];
     assert_eq!(accuracy([1, 0]), 1.0);
     assert_eq!(accuracy([2, 0]), 0.5);
     assert_eq!(accuracy([2, 1]), 0.0);
 }
 
 /// A large loss among small ones: in `f32`, 2^27 + 17 is 2^27 + 16.
-#[test]
-fn the_sum_is_taken_in_f64() {
+fn the_sum_is_taken_in_f64<D: Tested<f32>>() {
     let n = 1024;
     let mut logits = [0f32, -17.0].repeat(n);
     logits[1] = -134_217_728.0;
     let mean = (134_217_728.0 + 17.0 * 1023.0) / 1024.0;
-    assert_eq!(run(cpu(), [n, n, 2].into(), &logits, &vec![1; n]).0, [mean, 0.0]);
+    assert_eq!(run(D::get(), [n, n, 2].into(), &logits, &vec![1; n]).0, [mean, 0.0]);
 }
 
 /// Overflow of exp would show as NaN or infinity.
-#[test]
-fn large_logits_are_stable() {
-    let (loss, gradient) = run(cpu(), [1, 1, 3].into(), &[1e30f32, -1e30, 0.0], &[1]);
+fn large_logits_are_stable<D: Tested<f32>>() {
+    let (loss, gradient) = run(D::get(), [1, 1, 3].into(), &[1e30f32, -1e30, 0.0], &[1]);
     assert_eq!(loss, [2e30, 0.0]);
     assert_eq!(gradient.expect("a whole batch"), [1.0, -1.0, 0.0]);
 }
 
-#[test]
-fn a_label_that_is_no_class_gives_nan() {
+fn a_label_that_is_no_class_gives_nan<D: Tested<f32>>() {
     for label in [3, u32::MAX] {
-        let (loss, gradient) = run(cpu(), [2, 2, 3].into(), &[0.0f32, 1.0, 2.0, 0.0, 1.0, 2.0], &[label, 2]);
+        let (loss, gradient) = run(D::get(), [2, 2, 3].into(), &[0.0f32, 1.0, 2.0, 0.0, 1.0, 2.0], &[label, 2]);
         assert!(loss[0].is_nan());
         assert_eq!(loss[1], 0.5, "it counts as wrong");
         let nans: Vec<bool> = gradient.expect("a whole batch").iter().map(|x| x.is_nan()).collect();
@@ -158,9 +155,8 @@ fn a_label_that_is_no_class_gives_nan() {
     }
 }
 
-#[test]
-fn a_nan_fills_its_row_and_the_loss() {
-    let (loss, gradient) = run(cpu(), [2, 2, 2].into(), &[0.0f32, f32::NAN, 1.0, 0.0], &[0, 0]);
+fn a_nan_fills_its_row_and_the_loss<D: Tested<f32>>() {
+    let (loss, gradient) = run(D::get(), [2, 2, 2].into(), &[0.0f32, f32::NAN, 1.0, 0.0], &[0, 0]);
     assert!(loss[0].is_nan());
     assert_eq!(loss[1], 0.5);
     let nans: Vec<bool> = gradient.expect("a whole batch").iter().map(|x| x.is_nan()).collect();
@@ -178,15 +174,16 @@ fn bits_do_not_depend_on_threads() {
     });
 }
 
-#[test]
-fn refuses_what_does_not_fit() {
+fn refuses_what_does_not_fit<D: Tested<f32>>() {
     let run = |[n, valid, classes]: [usize; 3], labels: usize, [logits, loss]: [usize; 2], dlogits: Option<usize>| {
-        let (logits, labels, mut loss) = (vec![0f32; logits], vec![0; labels], vec![0f32; loss]);
-        let mut dlogits = dlogits.map(|len| vec![0f32; len]);
-        let (logits, labels, loss) = (&logits[..], &labels[..], &mut loss[..]);
-        let dlogits = dlogits.as_deref_mut();
+        let device = D::get();
+        let (logits, labels) = (Guarded::new(device, &vec![0f32; logits]), Guarded::new(device, &vec![0; labels]));
+        let mut loss = Guarded::poisoned(device, loss);
+        let mut dlogits = dlogits.map(|len| Guarded::<D, f32>::poisoned(device, len));
+        let (logits, labels, loss) = (logits.view(), labels.view(), loss.view_mut());
+        let dlogits = dlogits.as_mut().map(Guarded::view_mut);
         SoftmaxCrossEntropy::<f32>::softmax_cross_entropy(
-            cpu(),
+            device,
             Args { n, valid, classes, logits, labels, loss, dlogits },
         )
     };

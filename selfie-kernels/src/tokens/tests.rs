@@ -1,13 +1,14 @@
 use super::*;
 use crate::Wide;
 use crate::testing::*;
-use proptest::prelude::*;
+use proptest::prelude::any;
 
 const CASES: &[(&str, [usize; 4])] = &[
     ("one visible patch", [1, 2, 3, 1]),
     ("one hidden patch", [3, 2, 1, 5]),
     ("32px", [3, 4, 4, 70]),
     ("224px", [2, 7, 12, 33]),
+    ("whole chunks, more sums than a block takes at once", [67, 4, 4, 40]),
 ];
 
 /// The positions and queries of a test: how positions are made, whether they are added, and who asks.
@@ -188,24 +189,22 @@ fn check<T: Element>(device: &impl Tokens<T>, extents: [usize; 4], seed: u64) {
     }
 }
 
-fn check_cases<T: Element>() {
+on_every_device! {
+    elements: cases, any_shape;
+    once: a_nan_stays_in_its_token, refuses_what_does_not_fit;
+}
+
+fn cases<D: Tested<T>, T: Element>() {
     for &(name, extents) in CASES {
         eprintln!("{}: {name}", T::NAME);
-        check::<T>(cpu(), extents, 1);
+        check::<T>(D::get(), extents, 1);
     }
 }
 
-#[test]
-fn cases() {
-    for_each_element!(check_cases);
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-    #[test]
-    fn any_shape(b in 1..5usize, grid in 2..5usize, hidden in 1..16usize, d in 1..20usize, seed: u64) {
-        for_each_element!(check, cpu(), [b, grid, 1 + hidden % (grid * grid - 1), d], seed);
-    }
+fn any_shape<D: Tested<T>, T: Element>() {
+    for_any::<D, _>(64, ([1..5usize, 2..5, 1..16, 1..20], any::<u64>()), |([b, grid, hidden, d], seed)| {
+        check::<T>(D::get(), [b, grid, 1 + hidden % (grid * grid - 1), d], seed);
+    });
 }
 
 #[test]
@@ -228,21 +227,20 @@ fn gradient() {
     }
 }
 
-#[test]
-fn a_nan_stays_in_its_token() {
+fn a_nan_stays_in_its_token<D: Tested<f32>>() {
     let (dims, mut draws) = (dims([2, 2, 1, 3], PositionKind::RowCol), Draws::new(3));
     let order = [0, 1, 2, 3, 3, 2, 1, 0];
     let (mut h, u0) = (draws.values::<f32>(dims.len_h()), draws.values::<f32>(dims.d));
     let positions = draws.values::<f32>(dims.len_positions());
     h[(4 + 1) * 3] = f32::NAN; // image 1, patch 1: its second visible one, token 2
     h[0] = f32::NAN; // hidden
-    let x = forward(cpu(), dims, &h, &order, [&u0, &positions], Positions::Added);
+    let x = forward(D::get(), dims, &h, &order, [&u0, &positions], Positions::Added);
     assert_eq!((0..x.len()).filter(|&i| x[i].is_nan()).collect::<Vec<_>>(), [(4 + 2) * 3]);
 
     let mut dx = draws.values::<f32>(x.len());
     dx[(4 + 2) * 3] = f32::NAN;
     dx[4 * 3 + 1] = f32::NAN; // u0 of image 1
-    let got = backward(cpu(), dims, &order, &dx, &vec![0.0; positions.len()], Positions::Added);
+    let got = backward(D::get(), dims, &order, &dx, &vec![0.0; positions.len()], Positions::Added);
     assert!(got.dh[(4 + 1) * 3].is_nan());
     assert_eq!(got.du0.iter().map(|x| x.is_nan()).collect::<Vec<_>>(), [false, true, false]);
     // Patch 1 of a 2 x 2 grid: row 0, column 1.
@@ -267,42 +265,55 @@ fn bits_do_not_depend_on_threads() {
     }
 }
 
-#[test]
-fn refuses_what_does_not_fit() {
+fn refuses_what_does_not_fit<D: Tested<f32>>() {
     let table = dims([2, 2, 1, 3], PositionKind::Table);
-    let order = [0, 1, 2, 3].repeat(2);
-    let run = |dims, order: &[u32], [h, u0, positions, x]: [usize; 4]| {
-        let [h, u0, positions, mut x] = [h, u0, positions, x].map(|len| vec![0f32; len]);
-        let args = Forward { dims, h: &h[..], order, u0: &u0[..], positions: Some(&positions[..]), x: &mut x[..] };
-        Tokens::<f32>::tokens_forward(cpu(), args)
+    let order = [0u32, 1, 2, 3].repeat(2);
+    let run = |dims, order: &[u32], lens: [usize; 4], added: Positions| {
+        let [h, u0, positions, mut x] = buffers::<D, f32, 4>(lens);
+        let order = Guarded::new(D::get(), order);
+        let args = Forward {
+            dims,
+            h: h.view(),
+            order: order.view(),
+            u0: u0.view(),
+            positions: (added == Positions::Added).then(|| positions.view()),
+            x: x.view_mut(),
+        };
+        D::get().tokens_forward(args)
     };
-    assert_eq!(run(table, &order, [24, 3, 12, 24]), Ok(()));
-    assert_refuses_length(run(table, &order, [23, 3, 12, 24]), "h");
-    assert_refuses_length(run(table, &order[1..], [24, 3, 12, 24]), "order");
-    assert_refuses_length(run(table, &order, [24, 4, 12, 24]), "u0");
-    assert_refuses_length(run(table, &order, [24, 3, 13, 24]), "positions");
-    assert_refuses_length(run(table, &order, [24, 3, 12, 30]), "x");
+    let forward = |dims, order: &[u32], lens| run(dims, order, lens, Positions::Added);
+    assert_eq!(forward(table, &order, [24, 3, 12, 24]), Ok(()));
+    assert_refuses_length(forward(table, &order, [23, 3, 12, 24]), "h");
+    assert_refuses_length(forward(table, &order[1..], [24, 3, 12, 24]), "order");
+    assert_refuses_length(forward(table, &order, [24, 4, 12, 24]), "u0");
+    assert_refuses_length(forward(table, &order, [24, 3, 13, 24]), "positions");
+    assert_refuses_length(forward(table, &order, [24, 3, 12, 30]), "x");
     for hidden in [0, 4, 5] {
-        assert_refuses_dims(run(PatchDims { hidden, ..table }, &order, [24, 3, 12, 24]));
+        assert_refuses_dims(forward(PatchDims { hidden, ..table }, &order, [24, 3, 12, 24]));
     }
-    assert_refuses_dims(run(PatchDims { d: 0, ..table }, &order, [0, 0, 0, 0]));
-    let run = |order: &[u32], [dx, dh, du0, dpositions]: [usize; 4]| {
-        let [dx, mut dh, mut du0, mut dpositions] = [dx, dh, du0, dpositions].map(|len| vec![0f32; len]);
-        let (dh, du0, dpositions_acc) = (&mut dh[..], &mut du0[..], Some(&mut dpositions[..]));
-        Tokens::<f32>::tokens_backward(cpu(), Backward { dims: table, order, dx: &dx[..], dh, du0, dpositions_acc })
-    };
-    assert_eq!(run(&order, [24, 24, 3, 12]), Ok(()));
-    assert_refuses_length(run(&order[..7], [24, 24, 3, 12]), "order");
-    assert_refuses_length(run(&order, [25, 24, 3, 12]), "dx");
-    assert_refuses_length(run(&order, [24, 25, 3, 12]), "dh");
-    assert_refuses_length(run(&order, [24, 24, 2, 12]), "du0");
-    assert_refuses_length(run(&order, [24, 24, 3, 11]), "dpositions_acc");
+    assert_refuses_dims(forward(PatchDims { d: 0, ..table }, &order, [0, 0, 0, 0]));
+    let places = PatchDims { queries: QueryKind::Places, ..table };
+    assert_refuses_dims(run(places, &order, [24, 3, 12, 24], Positions::Left));
 
-    let (dims, zeros) = (PatchDims { queries: QueryKind::Places, ..table }, [0f32; 24]);
-    let (mut x, mut dh, mut du0) = ([0f32; 24], [0f32; 24], [0f32; 3]);
-    let (zeros, order) = (&zeros[..], &order[..]);
-    let args = Forward { dims, h: zeros, order, u0: &zeros[..3], positions: None, x: &mut x[..] };
-    assert_refuses_dims(Tokens::<f32>::tokens_forward(cpu(), args));
-    let args = Backward { dims, order, dx: zeros, dh: &mut dh[..], du0: &mut du0[..], dpositions_acc: None };
-    assert_refuses_dims(Tokens::<f32>::tokens_backward(cpu(), args));
+    let run = |dims, order: &[u32], lens: [usize; 4], added: Positions| {
+        let [dx, mut dh, mut du0, mut dpositions] = buffers::<D, f32, 4>(lens);
+        let order = Guarded::new(D::get(), order);
+        let args = Backward {
+            dims,
+            order: order.view(),
+            dx: dx.view(),
+            dh: dh.view_mut(),
+            du0: du0.view_mut(),
+            dpositions_acc: (added == Positions::Added).then(|| dpositions.view_mut()),
+        };
+        D::get().tokens_backward(args)
+    };
+    let backward = |order: &[u32], lens| run(table, order, lens, Positions::Added);
+    assert_eq!(backward(&order, [24, 24, 3, 12]), Ok(()));
+    assert_refuses_length(backward(&order[..7], [24, 24, 3, 12]), "order");
+    assert_refuses_length(backward(&order, [25, 24, 3, 12]), "dx");
+    assert_refuses_length(backward(&order, [24, 25, 3, 12]), "dh");
+    assert_refuses_length(backward(&order, [24, 24, 2, 12]), "du0");
+    assert_refuses_length(backward(&order, [24, 24, 3, 11]), "dpositions_acc");
+    assert_refuses_dims(run(places, &order, [24, 24, 3, 12], Positions::Left));
 }

@@ -1,0 +1,270 @@
+//! The same as [`super::conformance`] for `cuda/hopper.h`, by the kernels of `cuda/conformance_sm90.cu`. On a GPU they take
+//! one of compute capability 9.0.
+
+use super::conformance::{Arguments, at, input, output, read, run, to};
+use super::{Address, Cuda, Grid};
+use crate::testing::{Draws, TestDevice};
+use half::bf16;
+
+const MODULE: &str = "conformance_sm90";
+
+/// One block with memory that the kernel sizes.
+fn block(threads: usize, shared_bytes: usize) -> Grid {
+    Grid { blocks: [1, 1, 1], threads, shared_bytes }
+}
+
+fn words(len: usize, seed: u64) -> Vec<u32> {
+    let mut draws = Draws::new(seed);
+    (0..len).map(|_| draws.word()).collect()
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::NoUninit)]
+struct CopyArgs {
+    x: Address,
+    y: Address,
+    n: u64,
+}
+
+#[test]
+#[ignore = "takes a CUDA device, or the emulator"]
+fn bulk_copies_and_phases() {
+    for n in [4, 1000, 2048] {
+        let x = words(2 * n, 1);
+        let (x_in, mut y) = (input(&x), output::<u32>(2 * n));
+        let args = CopyArgs { x: at(&x_in), y: to(&mut y), n: n as u64 };
+        run(MODULE, "conformance_bulk", block(128, 8192 + 8), &args);
+        assert!(read(&y) == x, "{n} words");
+    }
+}
+
+#[test]
+#[ignore = "takes a CUDA device, or the emulator"]
+fn matrices_to_shared_memory() {
+    let mut raw = output::<u16>(256);
+    let [mut plain, mut transposed] = [(); 2].map(|()| output::<u32>(128));
+    let args = Arguments([to(&mut raw), to(&mut plain), to(&mut transposed)]);
+    run(MODULE, "conformance_stmatrix", block(32, 512), &args);
+    assert_eq!(read(&raw), (0..256).collect::<Vec<u16>>());
+    let pairs = |next: u32, first: fn(u32, u32) -> u32| -> Vec<u32> {
+        (0..128)
+            .map(|i| {
+                let (lane, matrix) = (i / 4, i % 4);
+                let first = matrix * 64 + first(lane / 4, lane % 4 * 2);
+                first | (first + next) << 16
+            })
+            .collect()
+    };
+    assert_eq!(read(&plain), pairs(1, |major, minor| major * 8 + minor));
+    assert_eq!(read(&transposed), pairs(8, |major, minor| minor * 8 + major));
+}
+
+#[test]
+#[ignore = "takes a CUDA device, or the emulator"]
+fn barriers_of_half_a_block() {
+    let mut y = output::<u32>(256);
+    run(MODULE, "conformance_named_barrier", block(256, 1024), &Arguments([to(&mut y)]));
+    let after = |rounds: usize| {
+        let next = |v: Vec<u32>| (0..128).map(|t| v[(5 * t + 1) % 128] + 1).collect();
+        (0..rounds).fold((0..128).collect::<Vec<u32>>(), |v, _| next(v))
+    };
+    assert_eq!(read(&y), [after(3), after(5)].concat());
+}
+
+#[test]
+#[ignore = "takes a CUDA device, or the emulator"]
+fn producer_and_consumers() {
+    for tiles in [1, 2, 3, 12] {
+        let x = words(tiles * 256, 2);
+        let (x_in, mut y) = (input(&x), output::<u32>(256));
+        let args = CopyArgs { x: at(&x_in), y: to(&mut y), n: tiles as u64 };
+        run(MODULE, "conformance_ring", block(384, 3 * 1024 + 48), &args);
+        let sum = |t: usize| (0..tiles).fold(0_u32, |sum, tile| sum.wrapping_add(x[tile * 256 + t]));
+        assert_eq!(read(&y), (0..256).map(sum).collect::<Vec<_>>(), "{tiles} tiles");
+    }
+}
+
+/// Where byte `byte` of row `row` of 128 bytes lies once swizzled.
+fn swizzled(row: usize, byte: usize) -> usize {
+    row * 128 + (byte ^ ((row & 7) << 4))
+}
+
+/// Which index of an operand is contiguous.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Major {
+    K,
+    Other,
+}
+
+impl Major {
+    /// Where element (i, k) of an operand lies.
+    fn place(self, i: usize, k: usize) -> usize {
+        match self {
+            Major::K => swizzled(i, 2 * k),
+            Major::Other => i / 64 * 8192 + swizzled(k, i % 64 * 2),
+        }
+    }
+}
+
+fn check_products(n: usize, name: &str, a_major: Major, b_major: Major) {
+    let mut draws = Draws::new(n as u64);
+    let (a, b) = (draws.values::<bf16>(64 * 64), draws.values::<bf16>(64 * n));
+    let mut image = vec![0_u16; (8192 + n * 128) / 2];
+    for k in 0..64 {
+        (0..64).for_each(|row| image[a_major.place(row, k) / 2] = a[row * 64 + k].to_bits());
+        (0..n).for_each(|column| image[(8192 + b_major.place(column, k)) / 2] = b[k * n + column].to_bits());
+    }
+    let (image_in, a_in, mut d) = (input(&image), input(&a), output::<f32>(64 * n));
+    let kernel = format!("conformance_wgmma_{n}_{name}");
+    let args = Arguments([at(&image_in), at(&a_in), to(&mut d)]);
+    run(MODULE, &kernel, block(128, 8192 + n * 128), &args);
+    for (i, d) in read(&d).into_iter().enumerate() {
+        let terms = (0..64).map(|k| a[i / n * 64 + k].to_f64() * b[k * n + i % n].to_f64());
+        let (exact, magnitude) = terms.fold((0.0, 0.0), |(sum, all), term| (sum + term, all + term.abs()));
+        let bound = 128.0 * f64::from(f32::EPSILON) * magnitude;
+        assert!((f64::from(d) - exact).abs() <= bound, "{kernel}, element {i}: {d}, expected {exact}");
+    }
+}
+
+#[test]
+#[ignore = "takes a CUDA device, or the emulator"]
+fn products_of_a_warpgroup() {
+    for n in [64, 128, 256] {
+        check_products(n, "k_k", Major::K, Major::K);
+        check_products(n, "k_other", Major::K, Major::Other);
+        check_products(n, "other_k", Major::Other, Major::K);
+        check_products(n, "other_other", Major::Other, Major::Other);
+        check_products(n, "registers_k", Major::K, Major::K);
+        check_products(n, "registers_other", Major::K, Major::Other);
+    }
+}
+
+/// Tensor maps, which a GPU's driver would make: the emulator's own, by its layout in `cuda/emulator/hopper.h`.
+mod on_emulator {
+    use super::*;
+
+    #[repr(C, align(64))]
+    #[derive(Debug, Clone, Copy, bytemuck::NoUninit)]
+    struct TensorMap {
+        data: Address,
+        rank: u32,
+        swizzled: u32,
+        size: [u64; 5],
+        stride: [u64; 5],
+        box_size: [u32; 5],
+        unused: [u32; 3],
+    }
+
+    /// Of a tensor without gaps, dimension 0 contiguous.
+    fn map(data: Address, size: &[usize], box_size: &[usize]) -> TensorMap {
+        assert_eq!(Cuda::get().facts().name, "emulated GPU");
+        let mut map = TensorMap {
+            data,
+            rank: size.len() as u32,
+            swizzled: 1,
+            size: [0; 5],
+            stride: [2; 5],
+            box_size: [0; 5],
+            unused: [0; 3],
+        };
+        for i in 0..size.len() {
+            map.size[i] = size[i] as u64;
+            map.box_size[i] = box_size[i] as u32;
+            map.stride[i] = 2 * size[..i].iter().product::<usize>() as u64;
+        }
+        map
+    }
+
+    #[repr(C)]
+    #[derive(Debug, Clone, Copy, bytemuck::NoUninit)]
+    struct LoadArgs {
+        map: TensorMap,
+        at: [i32; 4],
+        to: u32,
+        box_bytes: u32,
+        total: u32,
+        rank: u32,
+        y: Address,
+        unused: [u64; 3],
+    }
+
+    fn check_load(size: &[usize], box_size: &[usize], at_place: &[i32], offset: usize) {
+        let elements = box_size.iter().product::<usize>();
+        let total = (offset + elements * 2).next_multiple_of(1024);
+        let x: Vec<u16> = (0..size.iter().product()).map(|i: usize| (i % 60_000) as u16 + 1).collect();
+        let (x_in, mut y) = (input(&x), output::<u32>(total / 4));
+        let mut place = [0; 4];
+        place[..at_place.len()].copy_from_slice(at_place);
+        let args = LoadArgs {
+            map: map(at(&x_in), size, box_size),
+            at: place,
+            to: offset as u32,
+            box_bytes: elements as u32 * 2,
+            total: total as u32,
+            rank: size.len() as u32,
+            y: to(&mut y),
+            unused: [0; 3],
+        };
+        run(MODULE, "conformance_tma_load", block(128, total + 8), &args);
+        let mut expected = vec![0xeeee_u16; total / 2];
+        for e in 0..elements {
+            let (mut rest, mut stride, mut from) = (e, 1, Some(0));
+            for i in 0..size.len() {
+                let p = i64::from(at_place[i]) + (rest % box_size[i]) as i64;
+                rest /= box_size[i];
+                let inside = usize::try_from(p).ok().filter(|p| *p < size[i]);
+                from = from.zip(inside).map(|(from, p)| from + p * stride);
+                stride *= size[i];
+            }
+            let byte = offset + e * 2;
+            expected[swizzled(byte / 128, byte % 128) / 2] = from.map_or(0, |from: usize| x[from]);
+        }
+        let got: Vec<u16> = read(&y).into_iter().flat_map(|pair| [pair as u16, (pair >> 16) as u16]).collect();
+        assert!(got == expected, "size {size:?}, box {box_size:?} at {at_place:?}, offset {offset}");
+    }
+
+    #[test]
+    #[ignore = "takes the emulator"]
+    fn boxes_from_global_memory() {
+        check_load(&[128, 100], &[64, 32], &[64, 16], 0);
+        // Past the end; in front of the beginning; where the swizzle starts in the middle of its pattern.
+        check_load(&[128, 100], &[64, 32], &[0, 90], 1024);
+        check_load(&[72, 40], &[64, 16], &[64, -3], 0);
+        check_load(&[128, 100], &[64, 9], &[0, 5], 1024 + 9 * 128);
+        check_load(&[64, 12, 20], &[64, 5, 3], &[0, 9, 18], 0);
+        // A row of an image with its padding; two images with theirs, the second past the end.
+        check_load(&[128, 7, 7, 3], &[64, 9, 1, 1], &[64, -1, 6, 2], 1152);
+        check_load(&[64, 5, 5, 4], &[64, 7, 7, 2], &[0, -1, -1, 3], 0);
+    }
+
+    #[repr(C)]
+    #[derive(Debug, Clone, Copy, bytemuck::NoUninit)]
+    struct StoreArgs {
+        map: TensorMap,
+        x: i32,
+        y: i32,
+        from: u32,
+        unused: [u32; 13],
+    }
+
+    #[test]
+    #[ignore = "takes the emulator"]
+    fn boxes_to_global_memory() {
+        let (rows, columns, row, column) = (50, 136, 4, 128);
+        for from in [0, 1024 + 384] {
+            let mut y = output::<u16>(rows * columns);
+            let map = map(to(&mut y), &[columns, rows], &[64, 16]);
+            let args = StoreArgs { map, x: column as i32, y: row as i32, from: from as u32, unused: [0; 13] };
+            run(MODULE, "conformance_tma_store", block(128, from + 2048), &args);
+            let expected = |i: usize| {
+                let (r, c) = (i / columns, i % columns);
+                if r < row || r >= row + 48 || c < column {
+                    return u16::MAX;
+                }
+                let (tile, r) = ((r - row) / 16, (r - row) % 16);
+                (tile * 10_000 + r * 64 + (c - column) + 1) as u16
+            };
+            assert!(read(&y) == (0..rows * columns).map(expected).collect::<Vec<_>>(), "from {from}");
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! The machine's own driver, through cudarc.
+//!
+//! cudarc panics where the driver's library or one of its symbols is missing, so [`super::probe`] has looked first.
+
+use super::driver::{Address, Call, Driver, Facts, Replay};
+use super::modules::image;
+use super::probe::{Probe, probe};
+use crate::error::require;
+use crate::{Error, Result};
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction_attribute as FunctionAttribute, CUresult};
+use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, DriverError, result};
+use cudarc::nvrtc::Ptx;
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Compute capability from which the kernels run: bf16 tensor cores and asynchronous copies.
+pub(crate) const LEAST_CAPABILITY: u32 = 80;
+
+/// A GPU with its queue.
+#[derive(Debug)]
+pub(crate) struct Device {
+    context: Arc<CudaContext>,
+    /// The queue.
+    stream: Arc<CudaStream>,
+    /// What runs beside it: copies of [`Driver::stage`].
+    copies: Arc<CudaStream>,
+    facts: Facts,
+    kernels: Mutex<Kernels>,
+    staging: Mutex<Staging>,
+    /// Whether every launch is waited for (`SELFIE_SYNC=1`), to name the kernel that fails.
+    wait: Wait,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    EachLaunch,
+    Never,
+}
+
+/// What is loaded.
+#[derive(Debug, Default)]
+struct Kernels {
+    modules: HashMap<&'static str, Arc<CudaModule>>,
+    functions: HashMap<String, CudaFunction>,
+}
+
+/// The way of staged copies: host memory that the device reads by itself, and the order with the queue.
+#[derive(Debug)]
+struct Staging {
+    /// For each place that is staged into.
+    pinned: HashMap<u64, Pinned>,
+    /// Behind the last staged copy.
+    staged: CudaEvent,
+    /// Behind the last work of the queue that may have read what was staged.
+    taken: CudaEvent,
+    /// Whether something was staged that the queue does not wait for yet.
+    pending: Pending,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pending {
+    Nothing,
+    Staged,
+}
+
+/// Page-locked host memory.
+#[derive(Debug)]
+struct Pinned {
+    place: *mut u8,
+    bytes: usize,
+    /// Behind the copy that reads it.
+    read: CudaEvent,
+}
+
+// SAFETY: `place` is owned, and only touched under the lock of `Staging`.
+unsafe impl Send for Pinned {}
+
+impl Device {
+    /// GPU number `ordinal`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with what is missing and the way out.
+    pub(crate) fn open(ordinal: usize) -> Result<Self> {
+        let Probe { devices, .. } = probe()?;
+        require_ordinal(ordinal, devices)?;
+        let facts = facts(ordinal)?;
+        if facts.capability < LEAST_CAPABILITY {
+            return Err(Error::Device {
+                device: format!("GPU {ordinal}, {}", facts.name),
+                reason: format!(
+                    "compute capability {}.{}, the kernels need 8.0 (Ampere) or later; use the CPU with --device cpu",
+                    facts.capability / 10,
+                    facts.capability % 10
+                ),
+            });
+        }
+        let failed = |what: &str, e: DriverError| Error::Device { device: facts.name.clone(), reason: reason(what, e) };
+        let context = CudaContext::new(ordinal).map_err(|e| failed("no context", e))?;
+        // SAFETY: nothing is allocated yet, and this backend orders its work itself: one queue, and events for staging.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(|e| failed("no stream", e))?;
+        let copies = context.new_stream().map_err(|e| failed("no stream", e))?;
+        let event = || context.new_event(None).map_err(|e| failed("no event", e));
+        let staging = Staging { pinned: HashMap::new(), staged: event()?, taken: event()?, pending: Pending::Nothing };
+        let wait = match std::env::var_os("SELFIE_SYNC") {
+            Some(value) if value == "1" => Wait::EachLaunch,
+            _ => Wait::Never,
+        };
+        Ok(Self { context, stream, copies, facts, kernels: Mutex::default(), staging: Mutex::new(staging), wait })
+    }
+
+    /// An error of the driver in words.
+    fn failed(&self, what: &str, e: DriverError) -> Error {
+        Error::Device { device: self.facts.name.clone(), reason: reason(what, e) }
+    }
+
+    fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(|e| self.failed("an earlier call failed", e))
+    }
+
+    fn kernels(&self) -> MutexGuard<'_, Kernels> {
+        self.kernels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn staging(&self) -> MutexGuard<'_, Staging> {
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The kernel, loaded at its first call.
+    fn function(&self, module: &'static str, kernel: &str) -> Result<sys::CUfunction> {
+        let mut kernels = self.kernels();
+        if let Some(function) = kernels.functions.get(kernel) {
+            return Ok(function.cu_function());
+        }
+        let refused = |reason: String| Error::Module { module: format!("{module}.cu, {kernel}"), reason };
+        if !kernels.modules.contains_key(module) {
+            let ptx = image(module).ok_or_else(|| refused("is not among this program's kernels".into()))?;
+            let loaded = self.context.load_module(Ptx::from_src(ptx));
+            let loaded =
+                loaded.map_err(|e| refused(reason("the driver refuses them; a newer one may be needed", e)))?;
+            kernels.modules.insert(module, loaded);
+        }
+        let function = kernels.modules[module].load_function(kernel).map_err(|e| refused(reason("not found", e)))?;
+        // Static and dynamic shared memory together may pass what is given unasked: all that there is may be asked for.
+        let fixed = function
+            .get_attribute(FunctionAttribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)
+            .map_err(|e| refused(reason("no attribute", e)))?;
+        let most = self.facts.shared_bytes as i32 - fixed;
+        function
+            .set_attribute(FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most)
+            .map_err(|e| refused(reason("no attribute", e)))?;
+        let handle = function.cu_function();
+        kernels.functions.insert(kernel.to_owned(), function);
+        Ok(handle)
+    }
+
+    /// Lets the queue wait for what was staged.
+    fn take_staged(&self) -> Result<Pending> {
+        let mut staging = self.staging();
+        let pending = std::mem::replace(&mut staging.pending, Pending::Nothing);
+        if pending == Pending::Staged {
+            self.stream.wait(&staging.staged).map_err(|e| self.failed("cannot wait for a copy", e))?;
+        }
+        Ok(pending)
+    }
+
+    /// To be called behind work that may have read what was staged.
+    fn mark_taken(&self) -> Result<()> {
+        self.staging().taken.record(&self.stream).map_err(|e| self.failed("cannot record an event", e))
+    }
+
+    fn is_recording(&self) -> Result<bool> {
+        let status = self.stream.capture_status().map_err(|e| self.failed("no status of the queue", e))?;
+        Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+}
+
+/// What GPU number `ordinal` is; nothing is begun on it.
+fn facts(ordinal: usize) -> Result<Facts> {
+    let failed =
+        |what: &str, e: DriverError| Error::Device { device: format!("GPU {ordinal}"), reason: reason(what, e) };
+    let device = result::device::get(ordinal as i32).map_err(|e| failed("no device", e))?;
+    // SAFETY: `device` was given by the driver.
+    let attribute = |attribute| unsafe { result::device::get_attribute(device, attribute) };
+    let attribute = |which| attribute(which).map_err(|e| failed("no attribute", e));
+    let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    Ok(Facts {
+        name: result::device::get_name(device).map_err(|e| failed("no name", e))?,
+        capability: (10 * major + minor) as u32,
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
+        // SAFETY: as above.
+        memory_bytes: unsafe { result::device::total_mem(device) }.map_err(|e| failed("no memory size", e))?,
+        shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
+    })
+}
+
+/// All GPUs of this machine.
+///
+/// # Errors
+/// As [`probe`].
+pub fn gpus() -> Result<Vec<Facts>> {
+    (0..probe()?.devices).map(facts).collect()
+}
+
+/// Refuses a device number beyond those there are.
+fn require_ordinal(ordinal: usize, devices: usize) -> Result<()> {
+    if ordinal < devices {
+        return Ok(());
+    }
+    let there = if devices == 1 { "there is one, number 0".to_owned() } else { format!("there are {devices}, from 0") };
+    Err(Error::Device { device: format!("GPU {ordinal}"), reason: format!("no such device: {there}") })
+}
+
+/// What the driver answered, by the name that its manual has.
+fn reason(what: &str, e: DriverError) -> String {
+    let lost = matches!(
+        e.0,
+        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUresult::CUDA_ERROR_LAUNCH_FAILED
+            | CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE
+    );
+    let advice =
+        if lost { "; the device is lost to this process: start again, the run goes on from its last save" } else { "" };
+    format!("{what}: {:?}{advice}", e.0)
+}
+
+impl Driver for Device {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn free_bytes(&self) -> Result<usize> {
+        self.context.mem_get_info().map(|(free, _)| free).map_err(|e| self.failed("no memory size", e))
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Address> {
+        self.bind()?;
+        // SAFETY: `bytes` is not 0: empty buffers have no allocation.
+        match unsafe { result::malloc_sync(bytes) } {
+            Ok(place) => Ok(Address(place)),
+            Err(e) if e.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                Err(Error::OutOfMemory { bytes, device: self.facts.name.clone() })
+            }
+            Err(e) => Err(self.failed("no memory", e)),
+        }
+    }
+
+    fn free(&self, address: Address) {
+        if self.bind().is_ok() {
+            // SAFETY: an address of `alloc`, given back once, by its buffer's drop; the driver waits for the device first.
+            // An error here is one of earlier work, which its next call reports.
+            let _ = unsafe { result::free_sync(address.0) };
+        }
+    }
+
+    fn upload(&self, host: &[u8], to: Address) -> Result<()> {
+        self.bind()?;
+        // SAFETY: `to` is a live view of as many bytes; pageable memory has been read when the call returns.
+        unsafe { result::memcpy_htod_async(to.0, host, self.stream.cu_stream()) }
+            .map_err(|e| self.failed("an upload", e))
+    }
+
+    fn stage(&self, host: &[u8], to: Address) -> Result<()> {
+        self.bind()?;
+        let mut staging = self.staging();
+        let failed = |e| self.failed("a staged copy", e);
+        if staging.pinned.get(&to.0).is_none_or(|pinned| pinned.bytes < host.len()) {
+            let read = self.context.new_event(None).map_err(failed)?;
+            // SAFETY: a plain allocation, owned by the `Pinned` that takes it.
+            let place = unsafe { result::malloc_host(host.len().max(1), 0) }.map_err(failed)?.cast::<u8>();
+            staging.pinned.insert(to.0, Pinned { place, bytes: host.len(), read });
+        }
+        let Staging { pinned, staged, taken, pending } = &mut *staging;
+        let pinned = &pinned[&to.0];
+        // The copy before this one has left the host.
+        pinned.read.synchronize().map_err(failed)?;
+        // SAFETY: `place` has at least `host.len()` bytes, and no copy reads it now.
+        let bytes = unsafe {
+            std::ptr::copy_nonoverlapping(host.as_ptr(), pinned.place, host.len());
+            std::slice::from_raw_parts(pinned.place, host.len())
+        };
+        self.copies.wait(taken).map_err(failed)?;
+        // SAFETY: `to` is a live view of as many bytes; `bytes` stays until `read` has passed.
+        unsafe { result::memcpy_htod_async(to.0, bytes, self.copies.cu_stream()) }.map_err(failed)?;
+        pinned.read.record(&self.copies).map_err(failed)?;
+        staged.record(&self.copies).map_err(failed)?;
+        *pending = Pending::Staged;
+        Ok(())
+    }
+
+    fn download(&self, from: Address, host: &mut [u8]) -> Result<()> {
+        self.bind()?;
+        // SAFETY: `from` is a live view of as many bytes; `host` is borrowed until the wait below.
+        unsafe { result::memcpy_dtoh_async(host, from.0, self.stream.cu_stream()) }
+            .map_err(|e| self.failed("a download", e))?;
+        self.sync()
+    }
+
+    fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<()> {
+        self.bind()?;
+        let recording = self.is_recording()?;
+        if !recording {
+            self.take_staged()?;
+        }
+        // SAFETY: both are live views of as many bytes.
+        unsafe { result::memcpy_dtod_async(to.0, from.0, bytes, self.stream.cu_stream()) }
+            .map_err(|e| self.failed("a copy", e))?;
+        if recording { Ok(()) } else { self.mark_taken() }
+    }
+
+    fn fill(&self, to: Address, byte: u8, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: `to` is a live view of as many bytes.
+        unsafe { result::memset_d8_async(to.0, byte, bytes, self.stream.cu_stream()) }
+            .map_err(|e| self.failed("a fill", e))
+    }
+
+    fn launch(&self, call: &Call<'_>) -> Result<()> {
+        self.bind()?;
+        let function = self.function(call.module, call.kernel)?;
+        let failed = |e| Error::Launch { kernel: call.kernel.into(), reason: reason("the driver says", e) };
+        let mut params = [call.args.as_ptr().cast_mut().cast::<c_void>()];
+        let [x, y, z] = call.grid;
+        // SAFETY: the kernel takes one structure by value, of the length of `args` (a test compares each with its PTX); the
+        // addresses in it are those of live views, whose lengths the operation's `check` has seen.
+        unsafe {
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (call.threads, 1, 1),
+                call.shared_bytes,
+                self.stream.cu_stream(),
+                &mut params,
+            )
+        }
+        .map_err(failed)?;
+        match self.wait {
+            Wait::EachLaunch if !self.is_recording()? => self.stream.synchronize().map_err(failed),
+            _ => Ok(()),
+        }
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.stream.synchronize().map_err(|e| self.failed("waiting for the device", e))
+    }
+
+    fn begin_recording(&self) -> Result<()> {
+        self.stream
+            .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+            .map_err(|e| self.failed("cannot record", e))
+    }
+
+    fn end_recording(&self) -> Result<Box<dyn Replay>> {
+        self.bind()?;
+        let failed = |e| self.failed("cannot record", e);
+        // SAFETY: the stream is live, and captures since `begin_recording`.
+        let graph = unsafe { result::stream::end_capture(self.stream.cu_stream()) }.map_err(failed)?;
+        require("repeat", !graph.is_null(), || "the recording was broken off".into())?;
+        // SAFETY: the graph was made just now.
+        let instance =
+            unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) }.map_err(failed)?;
+        Ok(Box::new(Graph { graph, instance, stream: self.stream.clone() }))
+    }
+
+    fn before_replay(&self) -> Result<()> {
+        self.take_staged().map(|_| ())
+    }
+
+    fn after_replay(&self) -> Result<()> {
+        self.mark_taken()
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if self.bind().is_err() {
+            return;
+        }
+        let _ = self.copies.synchronize();
+        for pinned in self.staging.get_mut().unwrap_or_else(PoisonError::into_inner).pinned.values() {
+            // SAFETY: given back once; no copy is under way any more.
+            let _ = unsafe { result::free_host(pinned.place.cast()) };
+        }
+    }
+}
+
+/// A captured graph.
+#[derive(Debug)]
+struct Graph {
+    graph: sys::CUgraph,
+    instance: sys::CUgraphExec,
+    stream: Arc<CudaStream>,
+}
+
+// SAFETY: graphs may be used from any thread, one at a time; `Recording` holds a lock around each use.
+unsafe impl Send for Graph {}
+
+impl Replay for Graph {
+    fn replay(&self) -> Result<()> {
+        let failed = |e| Error::Launch { kernel: "of the recorded step".into(), reason: reason("the driver says", e) };
+        self.stream.context().bind_to_thread().map_err(failed)?;
+        // SAFETY: the instance is live, and so are the buffers that its work uses: `Memory::repeat` asks for that.
+        unsafe { result::graph::launch(self.instance, self.stream.cu_stream()) }.map_err(failed)
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if self.stream.context().bind_to_thread().is_ok() {
+            let _ = self.stream.synchronize();
+            // SAFETY: both were made by `end_recording`, and nothing uses them any more.
+            unsafe {
+                let _ = result::graph::exec_destroy(self.instance);
+                let _ = result::graph::destroy(self.graph);
+            }
+        }
+    }
+}

@@ -1,0 +1,68 @@
+use super::product::{Product, Way};
+use crate::cuda::{Address, CudaElement, Grid, blocks};
+use crate::norm_relu_conv::{BackwardData, ProjectionBackwardData};
+use crate::{ConvDims, Cuda, Result};
+
+/// `TransposeArgs` of `norm_relu_conv_backward_data.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct TransposeArgs {
+    w: Address,
+    transposed: Address,
+    k: i32,
+    taps: i32,
+    c: i32,
+    unused: i32,
+}
+
+pub(crate) fn norm_relu_conv_backward_data<T: CudaElement>(cuda: &Cuda, args: BackwardData<'_, Cuda, T>) -> Result<()> {
+    let BackwardData { dims, dy, w, x, norm, addend, dz, sums } = args;
+    let mut product = Product::backward_data(dims)?;
+    product.load_grad(dy);
+    let cut = product.cut();
+    let to = &mut product.args;
+    to.b = w.into();
+    to.x = x.into();
+    to.norm = norm.into();
+    if let Some(addend) = addend {
+        to.add = addend.values.into();
+        // Beyond the map's sides only the first pixel has one, whatever the stride.
+        to.add_step = addend.stride.min(dims.h.max(dims.w)) as i32;
+    }
+    to.out = dz.into();
+    to.sums = sums.make(cut, dims.c).into();
+    multiply::<T>(cuda, product, &dims)
+}
+
+pub(crate) fn projection_backward_data<T: CudaElement>(
+    cuda: &Cuda,
+    args: ProjectionBackwardData<'_, Cuda, T>,
+) -> Result<()> {
+    let ProjectionBackwardData { dims, dy, w, dx } = args;
+    let mut product = Product::projection(dims)?;
+    product.load_grad(dy);
+    product.args.b = w.into();
+    product.args.out = dx.into();
+    multiply::<T>(cuda, product, &dims)
+}
+
+fn multiply<T: CudaElement>(cuda: &Cuda, mut product: Product, dims: &ConvDims) -> Result<()> {
+    let mut way = product.way::<T>(cuda);
+    if dims.len_filter() * size_of::<T>() > cuda.workspace_bytes() {
+        way = Way::Plain;
+    }
+    if way != Way::Plain {
+        transpose_filter::<T>(cuda, product.args.b, dims)?;
+        product.take_transposed(cuda.workspace());
+    }
+    product.launch::<T>(cuda, way)
+}
+
+/// The filters as `[c][r][s][k]` in the workspace.
+fn transpose_filter<T: CudaElement>(cuda: &Cuda, w: Address, dims: &ConvDims) -> Result<()> {
+    let ConvDims { c, k, r, s, .. } = *dims;
+    let (k_i32, taps, c_i32) = (k as i32, (r * s) as i32, c as i32);
+    let args = TransposeArgs { w, transposed: cuda.workspace(), k: k_i32, taps, c: c_i32, unused: 0 };
+    let grid = Grid { blocks: [blocks(c, 32), blocks(k, 32), r * s], threads: 256, shared_bytes: 0 };
+    cuda.launch::<T>("norm_relu_conv_backward_data", "conv_transpose_filter", grid, &args)
+}

@@ -41,7 +41,7 @@ struct Shape {
   static_assert(TAPS == 1 || (WN == 8 && BM == WM), "a warp has all taps of eight channels");
 };
 
-// What the halo's columns are for stride 2: first the even ones, then the odd ones, so that the pixels of a tap are neighbours.
+// A tile's inputs. For stride 2 first the even columns, then the odd ones: so the pixels of a tap are neighbours.
 struct Halo {
   int height, width, evens;
   template <class S>

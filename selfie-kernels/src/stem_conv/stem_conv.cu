@@ -1,16 +1,16 @@
 // The first convolution and its filter's gradient. Pixels have three channels, so a tap is too short for the copies and
 // products of the other convolutions. On the tensor cores (3x3 with stride 1, 7x7 with stride 2) the pixels that a tile
-// reads are widened to four channels, the fourth zero, in a patch of shared memory, of which the products read their operands as
-// they lie. A plain kernel covers all else.
+// reads are widened to four channels, the fourth zero, in a patch of shared memory, from which the products take their
+// operands as they lie. A plain kernel covers all else.
 #include "filter_gradient.h"
 
 // ---- Statistics of what was stored.
 
 static constexpr int TILE_ROWS = 128, TILE_CHANNELS = 64;
 
-// Mean, and sum of squared deviations from that mean, of up to 64 channels of a tile, as src/cpu/sums.rs: two passes, the
-// second of which corrects the mean by the sum of deviations that is left. `at(row, channel)` is a stored value; out: [2, k].
-// All threads call it, behind a barrier.
+// Mean, and sum of squared deviations from that mean, of up to 64 channels of a tile: two passes, of which the second
+// corrects the mean by the sum of deviations that is left, as src/cpu/sums.rs does. `at(row, channel)` is a stored value,
+// out: [2, k]. All threads call it, behind a barrier.
 template <int THREADS, class At>
 DEV void tile_stats(At at, int rows, int channels, float* out, int k) {
   constexpr int GROUPS = THREADS / TILE_CHANNELS;
@@ -186,22 +186,23 @@ KERNEL(stem_conv_forward_bf16, ForwardArgs<bf16>, 256, 2) { plain_forward(args);
 
 // ---- Patches for the tensor cores.
 
-// What a tile of output pixels, one after the other, reads: for each row of a window ("tap row") a strip of pixels, and in it
-// a segment for each row of the output that the tile touches. A segment is as wide as its windows together, rounded up to an
-// even number of pixels. Where windows may begin at odd pixels there are two copies, the second one shifted by a pixel, so
-// that two pixels from any place on lie aligned to 16 bytes in one of them.
+// What a tile of output pixels, one after the other, reads: for each row of a window a strip of pixels, and in it a segment
+// for each row of the output that the tile touches. A segment is as wide as its windows together, rounded up to an even
+// number of pixels. Where windows may begin at odd pixels there are two copies, the second one shifted by a pixel, so that
+// two pixels from any place on lie aligned to 16 bytes in one of them.
 template <int R_, int S_, int STRIDE_>
 struct Patch {
   static constexpr int R = R_, S = S_, STRIDE = STRIDE_, PIXEL = 8;
   DEV_MEMBER static int width(int windows) { return ((windows - 1) * STRIDE + S + 1) / 2 * 2; }
 
   const Conv& conv;
-  int first, rows;         // pixels of the output
-  int first_row, segments; // rows of the output, counted over all images
-  int head, head_width;    // windows of the first segment, and its pixels
-  int pitch;               // bytes of a strip
+  int first, rows;          // pixels of the output
+  int first_row, segments;  // rows of the output, counted over all images
+  int head, head_width;     // windows of the first segment, and its pixels
+  int pitch;                // bytes of a strip
 
-  DEV_MEMBER Patch(const Conv& conv, int first, int rows, int pitch) : conv(conv), first(first), rows(rows), pitch(pitch) {
+  DEV_MEMBER Patch(const Conv& conv, int first, int rows, int pitch)
+      : conv(conv), first(first), rows(rows), pitch(pitch) {
     first_row = first / conv.q;
     head = min(conv.q - first % conv.q, rows);
     head_width = width(head);
@@ -292,7 +293,8 @@ struct TensorForward {
   DEV_MEMBER void multiply(const P& place) {
 #pragma unroll
     for (int i = 0; i < 64; i++) sums[i / 32][i / 4 % 8][i % 4] = 0.0f;
-    // Rows lane / 4 + 8 i of the warp's pixels; lanes 4 g and 4 g + 1 read a tap's four channels, the next two the next tap's.
+    // Rows lane / 4 + 8 i of the warp's pixels. Lanes 4 g and 4 g + 1 read a tap's four channels, the two behind them the next
+    // tap's.
     const char* windows[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -314,7 +316,8 @@ struct TensorForward {
 #pragma unroll
       for (int pair = 0; pair < 4; pair++) {
         u32 b[4];
-        ldmatrix_x4(b, weights + (pair * 16 + lane() / 16 * 8 + lane() % 8) * WEIGHT_BYTES + step * 32 + lane() / 8 % 2 * 16);
+        int filter = pair * 16 + lane() / 16 * 8 + lane() % 8;
+        ldmatrix_x4(b, weights + filter * WEIGHT_BYTES + step * 32 + lane() / 8 % 2 * 16);
         u32 left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
 #pragma unroll
         for (int m = 0; m < 2; m++) {
@@ -331,7 +334,8 @@ struct TensorForward {
     for (int i = 0; i < 32; i++) {
       const int m = i / 16, n = i / 2 % 8, half = i % 2;
       int pixel = warp() * PIXELS + m * 16 + half * 8 + lane() / 4;
-      *(u32*)(stage + pixel * STAGE_BYTES + n * 16 + lane() % 4 * 4) = pack_bf16x2(sums[m][n][2 * half], sums[m][n][2 * half + 1]);
+      u32 pair = pack_bf16x2(sums[m][n][2 * half], sums[m][n][2 * half + 1]);
+      *(u32*)(stage + pixel * STAGE_BYTES + n * 16 + lane() % 4 * 4) = pair;
     }
   }
 
@@ -340,7 +344,8 @@ struct TensorForward {
     int k = forward.conv.k, filters = min(k - first_filter, TILE_CHANNELS), chunks = filters / 8;
     bf16* y = forward.y + (size_t)tile * TILE_ROWS * k + first_filter;
     for (int i = (int)threadIdx.x; i < TILE_ROWS * 8; i += THREADS) {
-      if (i / 8 < rows && i % 8 < chunks) store16(y + (size_t)(i / 8) * k + i % 8 * 8, load16(stage + i / 8 * STAGE_BYTES + i % 8 * 16));
+      int row = i / 8, chunk = i % 8;
+      if (row < rows && chunk < chunks) store16(y + (size_t)row * k + chunk * 8, load16(stage + row * STAGE_BYTES + chunk * 16));
     }
     if (!forward.stats) return;
     auto stored = [&](int row, int c) { return to_float(*(const bf16*)(stage + row * STAGE_BYTES + c * 2)); };
@@ -397,9 +402,10 @@ struct TensorFilterArgs {
 template <class P, GradKind GRAD, int UNIT_WARPS>
 struct TensorFilter {
   static constexpr int THREADS = 256, WARPS = THREADS / 32, PIXEL_WARPS = WARPS / UNIT_WARPS;
-  static constexpr int ROW_UNITS = (P::S + 1) / 2, UNITS = P::R * ROW_UNITS, EACH = UNITS / UNIT_WARPS, LOADS = (EACH + 1) / 2;
+  static constexpr int ROW_UNITS = (P::S + 1) / 2, UNITS = P::R * ROW_UNITS, COLUMNS = UNITS * 8;
+  static constexpr int EACH = UNITS / UNIT_WARPS, LOADS = (EACH + 1) / 2;
   static constexpr int COPIES = P::STRIDE % 2 ? 2 : 1, STEPS = TILE_ROWS / 16 / PIXEL_WARPS;
-  static constexpr int GRAD_BYTES = TILE_CHANNELS * 2 + 16, GRADS = TILE_ROWS * GRAD_BYTES, COLUMNS = UNITS * 8;
+  static constexpr int GRAD_BYTES = TILE_CHANNELS * 2 + 16, GRADS = TILE_ROWS * GRAD_BYTES;
   static_assert(UNITS % UNIT_WARPS == 0, "warps have as many units each");
 
   const TensorFilterArgs& args;
@@ -520,11 +526,11 @@ DEV void tensor_filter(const TensorFilterArgs& args) {
   block.add_warps((float*)shared);
   block.store((const float*)shared, split);
 }
-template <GradKind GRAD>
-using Filter3x3 = TensorFilter<Patch<3, 3, 1>, GRAD, 2>;
-template <GradKind GRAD>
-using Filter7x7 = TensorFilter<Patch<7, 7, 2>, GRAD, 4>;
-KERNEL(stem_conv_backward_filter_3x3_plain_bf16, TensorFilterArgs, 256, 2) { tensor_filter<Filter3x3<GradKind::Plain>>(args); }
-KERNEL(stem_conv_backward_filter_3x3_affine_bf16, TensorFilterArgs, 256, 2) { tensor_filter<Filter3x3<GradKind::Affine>>(args); }
-KERNEL(stem_conv_backward_filter_7x7_plain_bf16, TensorFilterArgs, 256, 1) { tensor_filter<Filter7x7<GradKind::Plain>>(args); }
-KERNEL(stem_conv_backward_filter_7x7_affine_bf16, TensorFilterArgs, 256, 1) { tensor_filter<Filter7x7<GradKind::Affine>>(args); }
+typedef TensorFilter<Patch<3, 3, 1>, GradKind::Plain, 2> Plain3x3;
+typedef TensorFilter<Patch<3, 3, 1>, GradKind::Affine, 2> Affine3x3;
+typedef TensorFilter<Patch<7, 7, 2>, GradKind::Plain, 4> Plain7x7;
+typedef TensorFilter<Patch<7, 7, 2>, GradKind::Affine, 4> Affine7x7;
+KERNEL(stem_conv_backward_filter_3x3_plain_bf16, TensorFilterArgs, 256, 2) { tensor_filter<Plain3x3>(args); }
+KERNEL(stem_conv_backward_filter_3x3_affine_bf16, TensorFilterArgs, 256, 2) { tensor_filter<Affine3x3>(args); }
+KERNEL(stem_conv_backward_filter_7x7_plain_bf16, TensorFilterArgs, 256, 1) { tensor_filter<Plain7x7>(args); }
+KERNEL(stem_conv_backward_filter_7x7_affine_bf16, TensorFilterArgs, 256, 1) { tensor_filter<Affine7x7>(args); }

@@ -96,8 +96,8 @@ impl Splits {
         if self.count == 1 {
             return Ok(());
         }
-        // Long sums of few elements need more threads than there are elements.
-        let lanes = if self.count < 16 { 1 } else { 8 };
+        // Long sums of few elements need more threads than there are elements: 1, 2, 4 or 8 for each, as a block is divided.
+        let lanes = 1 << (self.count / 2).clamp(1, 8).ilog2();
         let (parts, sum, len, splits) = (self.out, self.dw, self.len as u64, narrow(self.count)?);
         let grid = Grid::line(blocks(self.len, FILTER_THREADS / lanes), FILTER_THREADS);
         let args = SumArgs { parts, sum, len, splits, lanes: narrow(lanes)? };

@@ -4,9 +4,9 @@
 //! the order of the calls. No launch waits: errors of a kernel surface at a later call (`SELFIE_SYNC=1` waits after each
 //! launch and names the kernel).
 
+mod arguments;
 #[cfg(test)]
 mod conformance;
-mod arguments;
 mod driver;
 mod element;
 mod emulator;

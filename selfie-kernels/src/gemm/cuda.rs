@@ -95,12 +95,14 @@ struct Kernel {
 /// Takes any shape.
 const PLAIN: Kernel = Kernel { name: "", tile: 64, slice: 16, threads: 256, shared_bytes: 0 };
 /// Takes operands whose rows are whole, aligned chunks. Its shared memory: four stages of two slices.
-const TENSOR_CORES: Kernel = Kernel { name: "_mma", tile: 128, slice: 32, threads: 128, shared_bytes: 4 * 2 * 128 * 80 };
+const TENSOR_CORES: Kernel =
+    Kernel { name: "_mma", tile: 128, slice: 32, threads: 128, shared_bytes: 4 * 2 * 128 * 80 };
 
 impl Kernel {
     fn choose<T: CudaElement>(cuda: &Cuda, product: &Product, row_elements: [u32; 2]) -> Self {
         let chunks = |len: u64| len.is_multiple_of(8);
-        let whole = |operand: Operand, row: u32| operand.at.is_aligned() && chunks(operand.stride) && chunks(row.into());
+        let whole =
+            |operand: Operand, row: u32| operand.at.is_aligned() && chunks(operand.stride) && chunks(row.into());
         let [left, right] = row_elements;
         let fits = whole(product.left, left) && whole(product.right, right);
         let has_room = TENSOR_CORES.shared_bytes <= cuda.facts().shared_bytes;

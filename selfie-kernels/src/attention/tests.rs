@@ -1,6 +1,6 @@
 use super::*;
-use crate::{Cpu, Wide};
 use crate::testing::*;
+use crate::{Cpu, Wide};
 use ndarray::{ArrayView4, ArrayView5};
 use proptest::prelude::any;
 

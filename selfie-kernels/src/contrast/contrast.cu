@@ -197,8 +197,10 @@ DEV void contrast(const Args<T>& args) {
     loss += tally.loss;
     right += (double)tally.right;
   }
-  losses[warp()] = loss;
-  rights[warp()] = right;
+  if (lane() == 0) {
+    losses[warp()] = loss;
+    rights[warp()] = right;
+  }
   __syncthreads();
   if (threadIdx.x == 0) {
     for (u32 w = 1; w < WARPS; w++) {

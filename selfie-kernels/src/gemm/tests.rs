@@ -1,7 +1,7 @@
 use super::*;
-use num_traits::Float;
 use crate::testing::*;
 use ndarray::{Array1, Array2, ArrayView2, Axis};
+use num_traits::Float;
 use proptest::prelude::any;
 use std::f64::consts::{FRAC_1_SQRT_2, TAU};
 
@@ -236,7 +236,7 @@ fn any_shape<D: Tested<T>, T: Element>() {
     });
 }
 
-/// A batch's views begin where they begin: the bits are those of a view that is aligned, or rounding apart.
+/// Views may begin at any element, so in the middle of what a device reads at once.
 fn any_place_in_memory<D: Tested<T>, T: Element>() {
     let (device, dims, mut draws) = (D::get(), dims([20, 16, 24], 0), Draws::new(5));
     let layer = Layer::<T>::draw(dims, &mut draws);

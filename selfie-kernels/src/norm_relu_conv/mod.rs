@@ -6,8 +6,8 @@
 //! by whoever loads the gradient next ([`Grad::Affine`]).
 //!
 //! Operands of the products (the transformed input, a [`Grad::Affine`] as it is formed) may be rounded to `T` first:
-//! matrix units take them so. How the products are summed is the device's: the CPU does large 3x3 convolutions by minimal filtering, where a value that
-//! is not finite spreads to at most one pixel more than it must.
+//! matrix units take them so. How the products are summed is the device's: the CPU does large 3x3 convolutions by minimal
+//! filtering, where a value that is not finite spreads to at most one pixel more than it must.
 //!
 //! Source: pre-activation order of He et al. 2016 (arXiv 1603.05027); batch normalisation of Ioffe and Szegedy 2015.
 

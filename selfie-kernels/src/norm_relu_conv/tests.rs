@@ -478,14 +478,18 @@ fn a_view_may_start_anywhere<D: Tested<T>, T: Element>() {
     }
 }
 
-/// Outputs about 1000, where they are a few units in the last place apart.
+/// Outputs about 1000: a few units in the last place apart, and all the same, where a sum of all of them is off by more than
+/// the mean may be.
 fn statistics_keep_their_digits_far_from_zero<D: Tested<T>, T: Element>() {
-    let (dims, mut draws) = (conv([1, 10, 17], [8, 16], [1, 1], 1, 0), Draws::new(9));
-    let one = |value: f64| vec![stored::<T::Wide>(value); dims.c];
-    let norm = [one(0.0), one(1.0), one(f64::powi(2.0, -10)), one(125.0)].concat();
-    let layer = Layer { dims, x: draws.values(dims.len_in()), norm, w: vec![stored(1.0); dims.len_filter()] };
-    let (y, stats) = forward(D::get(), &layer, None);
-    assert_stats(D::get(), &y, dims.k, &stats);
+    let (dims, mut draws) = (conv([1, 10, 17], [8, 136], [1, 1], 1, 0), Draws::new(9));
+    let row = |value: f64| vec![stored::<T::Wide>(value); dims.c];
+    let norm = [row(0.0), row(1.0), row(f64::powi(2.0, -10)), row(125.0)].concat();
+    let w = draws.uniform(dims.len_filter(), 0.5, 1.5);
+    for x in [draws.values(dims.len_in()), vec![stored(1.0); dims.len_in()]] {
+        let layer = Layer::<T> { dims, x, norm: norm.clone(), w: w.clone() };
+        let (y, stats) = forward(D::get(), &layer, None);
+        assert_stats(D::get(), &y, dims.k, &stats);
+    }
 }
 
 #[test]

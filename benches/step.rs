@@ -1,14 +1,20 @@
 //! Times whole training steps (or inference) on random data and prints one JSON object, with the keys of
-//! `pytorch/torch_selfie.py bench`, so that `compare` can run either.
+//! `pytorch/torch_selfie.py bench`, so that `compare` and `gpu/run` can run either.
+//!
+//! The clock runs over `--steps` steps and stops when the device has done them all: what is measured is what a device keeps up,
+//! recorded steps on a GPU. With `--input resident` the batch lies on the device, normalised, as PyTorch's does in its bench;
+//! `staged` brings another batch of bytes for each step, and augments it, as training does.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 use cpu_time::ProcessTime;
 use half::bf16;
 use selfie_benches::{median, random};
-use selfie_kernels::{Cpu, Element, Memory};
-use selfie_model::{Begin, Build, Classifier, Mode, ModelConfig, Network, Preset, Purpose, Selfie, Update};
+use selfie_kernels::{Backend, Cpu, Cuda, Element, Memory};
+use selfie_model::{Begin, Build, Classifier, Inputs, Mode, ModelConfig, Network, Preset, Purpose, Selfie, Update};
 use serde_json::json;
+use std::marker::PhantomData;
+use std::path::PathBuf;
 use std::time::Instant;
 
 #[derive(Parser)]
@@ -26,16 +32,31 @@ struct Args {
     /// Classes (finetune, infer).
     #[arg(long, default_value_t = 10)]
     classes: usize,
+    /// Blocks of the four stages.
+    #[arg(long, value_delimiter = ',', default_values_t = [3, 4, 6, 3], num_args = 1)]
+    depths: Vec<usize>,
+    /// Channels of the stem, from which all widths follow as in the peer's bench.
+    #[arg(long, default_value_t = 64)]
+    width: usize,
+    /// cpu, cuda, cuda:NUMBER, or the file of the emulator's library.
+    #[arg(long, default_value = "cpu", value_parser = Place::parse)]
+    device: Place,
     /// Element type of activations.
     #[arg(long, value_enum, default_value = "f32")]
     dtype: Dtype,
-    /// 0: one per core.
+    /// Where a step finds its batch.
+    #[arg(long, value_enum, default_value = "resident")]
+    input: Source,
+    /// Of the CPU; 0: one per core.
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// Steps before the clock starts.
+    /// Steps before the clock starts: a GPU works plainly in the first and records the second.
     #[arg(long, default_value_t = 2)]
     warmup: usize,
-    /// Timed steps.
+    /// Steps of a stretch, after which the clock is read.
+    #[arg(long, default_value_t = 1)]
+    steps: usize,
+    /// Timed stretches.
     #[arg(long, default_value_t = 5)]
     repeats: usize,
 }
@@ -53,85 +74,243 @@ enum Dtype {
     Bf16,
 }
 
-fn main() -> Result<()> {
-    let args = Args::parse();
-    match args.dtype {
-        Dtype::F32 => run::<f32>(&args),
-        Dtype::Bf16 => run::<bf16>(&args),
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Source {
+    Resident,
+    Staged,
+}
+
+#[derive(Clone)]
+enum Place {
+    Cpu,
+    Cuda(usize),
+    /// CUDA kernels without a GPU: says nothing about speed.
+    Emulator(PathBuf),
+}
+
+impl Place {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("cuda") {
+            Some("") => Ok(Self::Cuda(0)),
+            Some(number) if number.starts_with(':') => {
+                number[1..].parse().map(Self::Cuda).map_err(|_| "expected cuda:NUMBER".into())
+            }
+            _ if text == "cpu" => Ok(Self::Cpu),
+            _ if text.ends_with(".so") => Ok(Self::Emulator(text.into())),
+            _ => Err("expected cpu, cuda, cuda:NUMBER, or a file that ends in .so".into()),
+        }
     }
 }
 
-fn run<T: Element>(args: &Args) -> Result<()> {
-    let cpu = Cpu::new(args.threads)?;
-    let config = ModelConfig::preset(Preset::Resnet50, args.image_size);
+/// What of a result the device's kind decides.
+#[derive(Clone, Copy)]
+struct Kind {
+    peak: Peak,
+    /// Of a CPU.
+    threads: Option<usize>,
+}
+
+/// Where the peak of memory is read.
+#[derive(Clone, Copy)]
+enum Peak {
+    /// What this process held: the activations are in its own memory.
+    Process,
+    /// What the device has less than when it was opened, and its workspace.
+    Device { free: usize },
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    match &args.device {
+        Place::Cpu => {
+            let cpu = Cpu::new(args.threads)?;
+            let threads = Some(cpu.threads());
+            in_precision(&args, cpu, Kind { peak: Peak::Process, threads })
+        }
+        Place::Emulator(library) => {
+            in_precision(&args, Cuda::emulated(library)?, Kind { peak: Peak::Process, threads: None })
+        }
+        Place::Cuda(ordinal) => {
+            let cuda = Cuda::new(*ordinal)?;
+            let free = cuda.capacity().context("the device does not say how much memory is free")?;
+            in_precision(&args, cuda, Kind { peak: Peak::Device { free }, threads: None })
+        }
+    }
+}
+
+fn in_precision<B: Backend<f32> + Backend<bf16>>(args: &Args, device: B, kind: Kind) -> Result<()> {
+    match args.dtype {
+        Dtype::F32 => run::<B, f32>(args, device, kind),
+        Dtype::Bf16 => run::<B, bf16>(args, device, kind),
+    }
+}
+
+fn run<B: Backend<T>, T: Element>(args: &Args, device: B, kind: Kind) -> Result<()> {
+    let config = model(args)?;
     let purpose = if args.task == Task::Infer { Purpose::Evaluate } else { Purpose::Train };
     let build = Build { config: &config, batch: args.batch, purpose, seed: 0 };
-    let pixels = random::<T>(1, args.batch * args.image_size * args.image_size * 3);
-    let (wall, cpu_time) = match args.task {
+    match args.task {
         Task::Pretrain => {
-            let mut network = Selfie::<Cpu, T>::new(cpu.clone(), build)?;
             let orders = orders(args.batch, config.patches());
-            time(args, |step| {
-                network.put_pixels(&pixels, &orders, (step * args.batch) as u64)?;
-                train(&mut network)
-            })?
+            let mut network = Selfie::<B, T>::new(device, build)?;
+            if args.input == Source::Resident {
+                network.put_pixels(&pixels(args), &orders, 0)?;
+            }
+            report(args, kind, Steps::new(args, network, orders))
         }
         Task::Finetune | Task::Infer => {
-            let mut network = Classifier::<Cpu, T>::new(cpu.clone(), build, args.classes)?;
             let labels: Vec<u32> = (0..args.batch).map(|i| (i % args.classes) as u32).collect();
-            time(args, |step| {
-                network.put_pixels(&pixels, &labels, (step * args.batch) as u64)?;
-                match args.task {
-                    Task::Infer => {
-                        network.begin(Begin::Evaluation)?;
-                        Ok(network.forward(Mode::Evaluate)?)
-                    }
-                    _ => train(&mut network),
-                }
-            })?
+            let mut network = Classifier::<B, T>::new(device, build, args.classes)?;
+            if args.input == Source::Resident {
+                network.put_pixels(&pixels(args), &labels, 0)?;
+            }
+            report(args, kind, Steps::new(args, network, labels))
         }
-    };
+    }
+}
+
+/// The network, made smaller by the rules of the peer's bench.
+fn model(args: &Args) -> Result<ModelConfig> {
+    let depths = args.depths.as_slice().try_into().context("--depths takes four numbers, as 3,4,6,3")?;
+    let full = ModelConfig::preset(Preset::Resnet50, args.image_size);
+    let part = |whole: usize| (whole * args.width / full.stem_width).max(1);
+    Ok(ModelConfig { stem_width: args.width, depths, heads: part(full.heads), ffn: part(full.ffn), ..full })
+}
+
+fn pixels<T: Element>(args: &Args) -> Vec<T> {
+    random(1, args.batch * args.image_size * args.image_size * 3)
+}
+
+/// A network that takes one step after the other.
+struct Steps<'a, B: Memory, T, N> {
+    args: &'a Args,
+    network: N,
+    /// Of inference; training keeps its own.
+    recording: Option<B::Recording>,
+    images: Vec<u8>,
+    draws: Vec<i32>,
+    targets: Vec<u32>,
+    taken: u64,
+    element: PhantomData<T>,
+}
+
+impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Steps<'a, B, T, N> {
+    fn new(args: &'a Args, network: N, targets: Vec<u32>) -> Self {
+        let (images, draws) = match args.input {
+            Source::Resident => (Vec::new(), Vec::new()),
+            Source::Staged => {
+                let random = random::<f32>(3, args.batch * args.image_size * args.image_size * 3);
+                let images = random.iter().map(|x| (127.5 * (x + 1.0)) as u8).collect();
+                (images, (0..3 * args.batch as i32).map(|i| i % 2).collect())
+            }
+        };
+        Self { args, network, recording: None, images, draws, targets, taken: 0, element: PhantomData }
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        let begin = if self.args.task == Task::Infer { Begin::Evaluation } else { Begin::Step { rate: 0.01 } };
+        Ok(self.network.begin(begin)?)
+    }
+
+    fn stage(&mut self) -> Result<()> {
+        let Self { images, draws, targets, .. } = self;
+        let (valid, first_sample) = (self.args.batch, self.taken * self.args.batch as u64);
+        Ok(self.network.stage(&Inputs { images, draws, targets, first_sample, valid })?)
+    }
+
+    /// Before the first step.
+    fn prepare(&mut self) -> Result<()> {
+        match self.args.input {
+            // Begun once: the steps find the batch, and the numbers of the step, where they lie.
+            Source::Resident => self.begin(),
+            Source::Staged => self.stage(),
+        }
+    }
+
+    fn step(&mut self) -> Result<()> {
+        if self.args.input == Source::Staged {
+            self.begin()?;
+        }
+        self.taken += 1;
+        let Self { network, recording, .. } = self;
+        match self.args.task {
+            Task::Infer => {
+                let device = network.device().clone();
+                device.repeat(recording, || network.forward(Mode::Evaluate))?;
+            }
+            _ => network.train_step(Update { momentum: 0.9, weight_decay: 1e-4 })?,
+        }
+        // The next batch, beside what the device is at work on.
+        if self.args.input == Source::Staged { self.stage() } else { Ok(()) }
+    }
+
+    /// Waits for the steps so far, as the trainer does: by what they say of themselves.
+    fn finish(&self) -> Result<()> {
+        let (loss, finite) = match self.args.task {
+            Task::Infer => (self.network.loss()?.loss, true),
+            _ => {
+                let metrics = self.network.metrics()?;
+                (metrics.loss, metrics.finite)
+            }
+        };
+        ensure!(finite && loss.is_finite(), "step {} was not finite: its loss is {loss}", self.taken);
+        Ok(())
+    }
+}
+
+/// Times the steps and prints what is found.
+fn report<B: Backend<T>, T: Element, N: Network<B, T>>(
+    args: &Args,
+    kind: Kind,
+    mut steps: Steps<'_, B, T, N>,
+) -> Result<()> {
+    let (wall, cpu_time) = time(args, &mut steps)?;
     let median = median(&wall);
+    let device = &**steps.network.device();
     let result = json!({
         "peer": concat!("selfie ", env!("CARGO_PKG_VERSION")),
-        "task": args.task.to_possible_value().map(|v| v.get_name().to_owned()),
+        "task": word(&args.task),
         "image_size": args.image_size,
         "batch": args.batch,
-        "device": cpu.describe(),
-        "dtype": args.dtype.to_possible_value().map(|v| v.get_name().to_owned()),
-        "threads": cpu.threads(),
+        "device": device.describe(),
+        "dtype": word(&args.dtype),
+        "input": word(&args.input),
+        "threads": kind.threads,
         "step_ms": wall,
         "cpu_ms": cpu_time,
         "step_ms_median": median,
         "step_ms_min": wall.iter().copied().fold(f64::INFINITY, f64::min),
         "images_per_second": 1e3 * args.batch as f64 / median,
-        "peak_memory_bytes": peak_memory_bytes()?,
+        "peak_memory_bytes": kind.peak.bytes(device)?,
     });
     println!("{result}");
     Ok(())
 }
 
-fn train<T: Element>(network: &mut impl Network<Cpu, T>) -> Result<()> {
-    network.begin(Begin::Step { rate: 0.01 })?;
-    network.train_step(Update { momentum: 0.9, weight_decay: 1e-4 })?;
-    // Waits for the step, as the trainer does.
-    network.metrics()?;
-    Ok(())
-}
-
-/// Milliseconds of each timed step: on the wall, and of all threads together.
-fn time(args: &Args, mut step: impl FnMut(usize) -> Result<()>) -> Result<(Vec<f64>, Vec<f64>)> {
-    for i in 0..args.warmup {
-        step(i)?;
+/// Milliseconds of a step in each timed stretch: on the wall, and of all threads together.
+fn time<B: Backend<T>, T: Element, N: Network<B, T>>(
+    args: &Args,
+    steps: &mut Steps<'_, B, T, N>,
+) -> Result<(Vec<f64>, Vec<f64>)> {
+    steps.prepare()?;
+    (0..args.warmup).try_for_each(|_| steps.step())?;
+    if args.warmup > 0 {
+        steps.finish()?;
     }
     let mut times = (Vec::new(), Vec::new());
-    for i in 0..args.repeats {
+    for _ in 0..args.repeats {
         let (wall, cpu) = (Instant::now(), ProcessTime::now());
-        step(args.warmup + i)?;
-        times.0.push(1e3 * wall.elapsed().as_secs_f64());
-        times.1.push(1e3 * cpu.elapsed().as_secs_f64());
+        (0..args.steps).try_for_each(|_| steps.step())?;
+        steps.finish()?;
+        times.0.push(1e3 * wall.elapsed().as_secs_f64() / args.steps as f64);
+        times.1.push(1e3 * cpu.elapsed().as_secs_f64() / args.steps as f64);
     }
     Ok(times)
+}
+
+/// A value as the command line takes it.
+fn word(value: &impl ValueEnum) -> Option<String> {
+    value.to_possible_value().map(|value| value.get_name().to_owned())
 }
 
 /// A random permutation of the patches for each image.
@@ -146,8 +325,21 @@ fn orders(images: usize, patches: usize) -> Vec<u32> {
     orders
 }
 
+impl Peak {
+    fn bytes(self, device: &impl Memory) -> Result<usize> {
+        match self {
+            Self::Process => process_peak_bytes(),
+            // Nothing is given back between the steps, so what is held now is the most that was; modules and graphs count.
+            Self::Device { free } => {
+                let left = device.capacity().context("the device does not say how much memory is free")?;
+                Ok(free.saturating_sub(left) + device.workspace_bytes(0))
+            }
+        }
+    }
+}
+
 /// The most memory that this process ever held.
-fn peak_memory_bytes() -> Result<usize> {
+fn process_peak_bytes() -> Result<usize> {
     let status = std::fs::read_to_string("/proc/self/status").context("the peak memory is read from Linux's /proc")?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("VmHWM in /proc/self/status")?;
     let kib: usize = line.split_whitespace().nth(1).context("a number behind VmHWM")?.parse()?;

@@ -201,7 +201,7 @@ impl Resnet {
 
 /// For block `i`: the map that is free, and the gradient at its output.
 fn sides<A>([even, odd]: &mut [A; 2], i: usize) -> (&mut A, &mut A) {
-    if i % 2 == 0 { (even, odd) } else { (odd, even) }
+    if i.is_multiple_of(2) { (even, odd) } else { (odd, even) }
 }
 
 /// The last of `count` blocks' output.

@@ -210,7 +210,7 @@ impl Block {
     ) -> Result<()> {
         let BlockActs { q, kv, a, norm1, x1, z, g, norm2, .. } = acts;
         let Scratch { branch, gradients: [even, odd], dresidual, dq, dkv, dz } = scratch;
-        let (dx, dy) = if self.i % 2 == 0 { (even, odd) } else { (odd, even) };
+        let (dx, dy) = if self.i.is_multiple_of(2) { (even, odd) } else { (odd, even) };
         let rows = self.proj.dense(self.query_rows());
         let dims = self.residual(rows.stride);
 

@@ -35,8 +35,10 @@ fn classifier(config: &ModelConfig, classes: usize, seed: u64) -> Classifier<Cpu
 
 /// Running statistics that can be told apart.
 fn mark_statistics(network: &mut impl Network<Cpu, f32>, seed: u64) {
-    let running = &mut network.statistics_mut().running;
-    running.iter_mut().zip(1u32..).for_each(|(value, i)| *value = seed as f32 + i as f32 / 7.0);
+    let (statistics, mut values) = (network.statistics_mut(), (1u32..).map(|i| seed as f32 + i as f32 / 7.0));
+    for entry in statistics.table.entries() {
+        statistics.running[entry.range.clone()].iter_mut().zip(&mut values).for_each(|(to, value)| *to = value);
+    }
 }
 
 fn tensor(network: &impl Network<Cpu, f32>, name: &str) -> Vec<f32> {

@@ -633,7 +633,8 @@ fn a_nan_goes_no_further_in_whole_chunks<D: Tested<T>, T: Element>() {
         assert_nan_where("y", &exact(&y), |i| touched(i / k));
         assert_stats_nan(D::get(), &stats);
         let dy = HostGrad::Plain(vec![stored(1.0); dims.len_out()]);
-        let (_, sums) = backward_data(D::get(), &layer, &dy, None);
+        let (dz, sums) = backward_data(D::get(), &layer, &dy, None);
+        assert!(exact(&dz)[MIDDLE * c + 4] != 0.0, "the mask lets the gradient pass");
         let (sums, _) = merge_sums(D::get(), &sums);
         assert!((0..2 * c).all(|i| sums[i].is_nan() == (i == c + 4)));
     }

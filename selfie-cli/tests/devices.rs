@@ -24,9 +24,21 @@ fn library() -> &'static [u8] {
         let compiler = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/libcuda.rs");
         let mut compile = Command::new(&compiler);
-        compile.args(["--crate-type", "cdylib", "--edition", "2021", "-C", "debuginfo=0", "-C", "panic=abort", "-C", "strip=symbols"]);
+        compile.args([
+            "--crate-type",
+            "cdylib",
+            "--edition",
+            "2021",
+            "-C",
+            "debuginfo=0",
+            "-C",
+            "panic=abort",
+            "-C",
+            "strip=symbols",
+        ]);
         let compiled = compile.arg("-o").arg(&file).arg(&source).output();
-        let compiled = compiled.unwrap_or_else(|error| panic!("{} (or RUSTC) cannot be run: {error}", compiler.display()));
+        let compiled =
+            compiled.unwrap_or_else(|error| panic!("{} (or RUSTC) cannot be run: {error}", compiler.display()));
         assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
         fs::read(&file).expect("it was compiled")
     })

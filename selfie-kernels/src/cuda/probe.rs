@@ -150,7 +150,8 @@ fn look() -> Result<Probe> {
     // SAFETY: the functions have these types in every driver since CUDA 2.0.
     let (init, version, count) = unsafe {
         type Answer = unsafe extern "C" fn(*mut i32) -> i32;
-        let lacks = |function: &str| missing(format!("{name} has no {function}: not a driver's library, or a broken one"));
+        let lacks =
+            |function: &str| missing(format!("{name} has no {function}: not a driver's library, or a broken one"));
         let init = library.get::<unsafe extern "C" fn(u32) -> i32>("cuInit").map_err(|_| lacks("cuInit"))?;
         let version = library.get::<Answer>("cuDriverGetVersion").map_err(|_| lacks("cuDriverGetVersion"))?;
         let count = library.get::<Answer>("cuDeviceGetCount").map_err(|_| lacks("cuDeviceGetCount"))?;

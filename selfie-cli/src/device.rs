@@ -34,6 +34,8 @@ pub struct Chosen {
     pub precision: Precision,
     /// Lines for people.
     pub notes: Vec<String>,
+    /// Why it is not the GPU that `auto` would have taken.
+    pub no_gpu: Option<String>,
 }
 
 /// Something to be done on the device and in the precision that were chosen.
@@ -114,7 +116,7 @@ pub fn choose(run: &Run) -> anyhow::Result<Chosen> {
     })?;
     let (device, why) = match wish {
         Wish::Cpu => (None, None),
-        Wish::Cuda(ordinal) => (Some(Cuda::new(ordinal)?), None),
+        Wish::Cuda(ordinal) => (Some(Cuda::new(ordinal).map_err(with_the_way_out)?), None),
         Wish::Auto => match Cuda::new(0) {
             Ok(cuda) => (Some(cuda), None),
             Err(error) => (None, Some(error.to_string())),
@@ -140,10 +142,21 @@ pub fn choose(run: &Run) -> anyhow::Result<Chosen> {
     {
         notes.push(format!("          ({} of {} processors, by {limit})", system.threads.most, system.processors));
     }
-    if let Some(why) = why {
+    if let Some(why) = &why {
         notes.push(format!("          (the CPU, as no GPU can be used: {why})"));
     }
-    Ok(Chosen { device, precision, notes })
+    Ok(Chosen { device, precision, notes, no_gpu: why })
+}
+
+/// A GPU that cannot be used, with what can.
+fn with_the_way_out(error: selfie_kernels::Error) -> selfie_kernels::Error {
+    use selfie_kernels::Error;
+    match error {
+        Error::Device { device, reason } => {
+            Error::Device { device, reason: format!("{reason} (--device cpu goes without)") }
+        }
+        other => other,
+    }
 }
 
 /// The CPU with so many threads; 0 takes what this process may use.

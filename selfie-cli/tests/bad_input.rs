@@ -70,7 +70,6 @@ fn requests_that_cannot_be_met() {
         fails(&line, code, words);
     };
     check("pretrain", "--batch 64", 2, &["train.batch = 64", "20 images"]);
-    check("pretrain", "--batch 4 --device cuda", 2, &["CUDA", "--device cpu"]);
     check("pretrain", "--batch 5 --accumulate 2", 2, &["train.accumulate"]);
     check("pretrain", "--batch 4 --set model.patch_size=5", 2, &["patch_size", "5"]);
     check("pretrain", "--batch 4 --set model.logit_scale=big", 2, &["model.logit_scale", "big"]);

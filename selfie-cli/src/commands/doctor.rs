@@ -80,10 +80,16 @@ fn in_words(
         let [major, minor] = [probe.driver / 1000, probe.driver % 1000 / 10];
         writeln!(text, "driver    CUDA {major}.{minor}, {}", probe.library).expect(INFALLIBLE);
     }
-    if let Ok(chosen) = chosen {
-        for note in &chosen.notes {
-            writeln!(text, "{}", note.replacen("device   ", "uses     ", 1)).expect(INFALLIBLE);
+    match chosen {
+        Ok(chosen) => {
+            // Said once, where the GPUs are.
+            let said = gpus.as_ref().err().map(ToString::to_string);
+            let is_news = |note: &&String| said.as_ref().is_none_or(|said| !note.contains(said));
+            for note in chosen.notes.iter().filter(is_news) {
+                writeln!(text, "{}", note.replacen("device   ", "uses     ", 1)).expect(INFALLIBLE);
+            }
         }
+        Err(_) => writeln!(text, "uses      nothing: what was asked for cannot be used").expect(INFALLIBLE),
     }
     if let Some(parity) = parity {
         write!(text, "{parity}").expect(INFALLIBLE);
@@ -98,6 +104,7 @@ fn as_json(
     parity: Option<&parity::Parity>,
 ) -> Value {
     let probe = cuda::probe();
+    let no_gpu = chosen.ok().and_then(|chosen| chosen.no_gpu.clone());
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "cpu": system.cpu,
@@ -110,7 +117,7 @@ fn as_json(
         "cuda": {
             "library": probe.as_ref().ok().map(|probe| probe.library.clone()),
             "driver": probe.as_ref().ok().map(|probe| probe.driver),
-            "problem": gpus.as_ref().err().map(ToString::to_string),
+            "problem": gpus.as_ref().err().map(ToString::to_string).or(no_gpu),
             "gpus": gpus.as_ref().map_or_else(|_| Vec::new(), |gpus| gpus.iter().map(gpu_as_json).collect()),
         },
         "uses": chosen.as_ref().ok().map(|chosen| {

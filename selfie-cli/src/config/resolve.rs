@@ -83,8 +83,15 @@ impl Request {
 }
 
 /// Variables that begin with `SELFIE_` and are no configuration keys. `cargo run` sets the first one, from `build.rs`.
-const OTHER_VARIABLES: &[&str] =
-    &["SELFIE_COMMIT", "SELFIE_DATA", "SELFIE_FAULT", "SELFIE_REQUIRE_GPU", "SELFIE_SIMD", "SELFIE_SYNC"];
+const OTHER_VARIABLES: &[&str] = &[
+    "SELFIE_COMMIT",
+    "SELFIE_CUDA_PROBE_SECONDS",
+    "SELFIE_DATA",
+    "SELFIE_FAULT",
+    "SELFIE_REQUIRE_GPU",
+    "SELFIE_SIMD",
+    "SELFIE_SYNC",
+];
 
 /// One key, resolved.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@
 
 use super::driver::{Address, Call, Driver, Facts, Replay};
 use super::modules::image;
-use super::probe::{Probe, probe};
+use super::probe::{Probe, probe, within_limit};
 use crate::error::require;
 use crate::{Error, Result};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction_attribute as FunctionAttribute, CUresult};
@@ -89,14 +89,17 @@ impl Device {
             return Err(Error::Device {
                 device: format!("GPU {ordinal}, {}", facts.name),
                 reason: format!(
-                    "compute capability {}.{}, the kernels need 8.0 (Ampere) or later; use the CPU with --device cpu",
+                    "compute capability {}.{}, the kernels need 8.0 (Ampere) or later",
                     facts.capability / 10,
                     facts.capability % 10
                 ),
             });
         }
         let failed = |what: &str, e: DriverError| Error::Device { device: facts.name.clone(), reason: reason(what, e) };
-        let context = CudaContext::new(ordinal).map_err(|e| failed("no context", e))?;
+        let named = facts.name.clone();
+        let context = within_limit("making a context", move || {
+            CudaContext::new(ordinal).map_err(|e| Error::Device { device: named, reason: reason("no context", e) })
+        })?;
         // SAFETY: nothing is allocated yet, and this backend orders its work itself: one queue, and events for staging.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(|e| failed("no stream", e))?;

@@ -1,0 +1,172 @@
+//! A library that looks like a CUDA driver: memory is the host's, kernels do nothing. `tests/devices.rs` compiles it and
+//! tells it by `FAKE_CUDA` how to be broken, as `init=999,hang=context`.
+#![allow(non_snake_case, clippy::missing_safety_doc)]
+
+use std::alloc::{Layout, alloc_zeroed};
+use std::ffi::c_void;
+use std::ptr::{copy_nonoverlapping, null_mut, write_bytes};
+
+/// An answer of the driver; 0 is success.
+type Answer = i32;
+type Handle = *mut c_void;
+const DONE: Answer = 0;
+
+fn told(key: &str) -> Option<String> {
+    let all = std::env::var("FAKE_CUDA").unwrap_or_default();
+    all.split(',').filter_map(|one| one.split_once('=')).find(|(name, _)| *name == key).map(|(_, value)| value.to_owned())
+}
+
+fn number(key: &str, otherwise: i32) -> i32 {
+    told(key).and_then(|value| value.parse().ok()).unwrap_or(otherwise)
+}
+
+/// Waits for ever if `hang` is this place.
+fn reach(place: &str) {
+    while told("hang").as_deref() == Some(place) {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
+}
+
+/// Something that only the driver understands.
+unsafe fn give(place: *mut Handle) -> Answer {
+    unsafe { *place = 1 as Handle };
+    DONE
+}
+
+fn allocate(bytes: usize) -> *mut u8 {
+    unsafe { alloc_zeroed(Layout::from_size_align(bytes, 256).expect("a size")) }
+}
+
+macro_rules! driver {
+    ($($name:ident($($argument:ident: $kind:ty),*) $body:block)*) => {
+        $(#[no_mangle]
+        pub unsafe extern "C" fn $name($($argument: $kind),*) -> Answer {
+            $body
+        })*
+    };
+}
+
+driver! {
+    cuInit(_flags: u32) {
+        reach("init");
+        number("init", DONE)
+    }
+    cuDriverGetVersion(version: *mut i32) {
+        unsafe { *version = number("version", 12_080) };
+        DONE
+    }
+    cuDeviceGetCount(count: *mut i32) {
+        unsafe { *count = number("devices", 1) };
+        DONE
+    }
+    cuDeviceGet(device: *mut i32, ordinal: i32) {
+        unsafe { *device = ordinal };
+        DONE
+    }
+    cuDeviceGetName(name: *mut u8, _room: i32, _device: i32) {
+        let text = b"Fake GPU\0";
+        unsafe { copy_nonoverlapping(text.as_ptr(), name, text.len()) };
+        DONE
+    }
+    cuDeviceTotalMem_v2(bytes: *mut usize, _device: i32) {
+        unsafe { *bytes = 8 << 30 };
+        DONE
+    }
+    cuDeviceGetAttribute(value: *mut i32, which: i32, _device: i32) {
+        let capability = number("capability", 90);
+        unsafe {
+            *value = match which {
+                16 => 4, // multiprocessors
+                75 => capability / 10,
+                76 => capability % 10,
+                97 => 99 << 10, // shared memory of a block
+                _ => 0,
+            }
+        };
+        DONE
+    }
+    cuDevicePrimaryCtxRetain(context: *mut Handle, _device: i32) {
+        reach("context");
+        unsafe { give(context) }
+    }
+    cuDevicePrimaryCtxRelease_v2(_device: i32) { DONE }
+    cuCtxGetCurrent(context: *mut Handle) {
+        unsafe { *context = null_mut() };
+        DONE
+    }
+    cuCtxSetCurrent(_context: Handle) { DONE }
+    cuCtxSynchronize() { DONE }
+
+    cuStreamCreate(stream: *mut Handle, _flags: u32) { unsafe { give(stream) } }
+    cuStreamDestroy_v2(_stream: Handle) { DONE }
+    cuStreamWaitEvent(_stream: Handle, _event: Handle, _flags: u32) { DONE }
+    cuStreamSynchronize(_stream: Handle) { DONE }
+    cuStreamIsCapturing(_stream: Handle, status: *mut i32) {
+        unsafe { *status = 0 };
+        DONE
+    }
+    cuStreamBeginCapture_v2(_stream: Handle, _mode: u32) { DONE }
+    cuStreamEndCapture(_stream: Handle, graph: *mut Handle) { unsafe { give(graph) } }
+    cuEventCreate(event: *mut Handle, _flags: u32) { unsafe { give(event) } }
+    cuEventDestroy_v2(_event: Handle) { DONE }
+    cuEventRecord(_event: Handle, _stream: Handle) { DONE }
+    cuEventSynchronize(_event: Handle) { DONE }
+
+    cuModuleLoadData(module: *mut Handle, _image: *const c_void) {
+        match number("module", DONE) {
+            DONE => unsafe { give(module) },
+            refused => refused,
+        }
+    }
+    cuModuleGetFunction(function: *mut Handle, _module: Handle, _name: *const u8) { unsafe { give(function) } }
+    cuModuleUnload(_module: Handle) { DONE }
+    cuFuncGetAttribute(value: *mut i32, _which: i32, _function: Handle) {
+        unsafe { *value = 0 };
+        DONE
+    }
+    cuFuncSetAttribute(_function: Handle, _which: i32, _value: i32) { DONE }
+    cuLaunchKernel(
+        _function: Handle, _grid_x: u32, _grid_y: u32, _grid_z: u32, _block_x: u32, _block_y: u32, _block_z: u32,
+        _shared: u32, _stream: Handle, _arguments: *mut Handle, _extra: *mut Handle
+    ) {
+        number("launch", DONE)
+    }
+    cuGraphInstantiateWithFlags(instance: *mut Handle, _graph: Handle, _flags: u64) { unsafe { give(instance) } }
+    cuGraphLaunch(_instance: Handle, _stream: Handle) { number("replay", DONE) }
+    cuGraphExecDestroy(_instance: Handle) { DONE }
+    cuGraphDestroy(_graph: Handle) { DONE }
+
+    cuMemGetInfo_v2(free: *mut usize, all: *mut usize) {
+        unsafe {
+            *free = 7 << 30;
+            *all = 8 << 30;
+        }
+        DONE
+    }
+    cuMemAlloc_v2(address: *mut u64, bytes: usize) {
+        unsafe { *address = allocate(bytes) as u64 };
+        number("alloc", DONE)
+    }
+    cuMemFree_v2(_address: u64) { DONE }
+    cuMemHostAlloc(place: *mut *mut u8, bytes: usize, _flags: u32) {
+        unsafe { *place = allocate(bytes) };
+        DONE
+    }
+    cuMemFreeHost(_place: *mut u8) { DONE }
+    cuMemcpyHtoDAsync_v2(to: u64, from: *const u8, bytes: usize, _stream: Handle) {
+        unsafe { copy_nonoverlapping(from, to as *mut u8, bytes) };
+        DONE
+    }
+    cuMemcpyDtoHAsync_v2(to: *mut u8, from: u64, bytes: usize, _stream: Handle) {
+        unsafe { copy_nonoverlapping(from as *const u8, to, bytes) };
+        DONE
+    }
+    cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, _stream: Handle) {
+        unsafe { copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
+        DONE
+    }
+    cuMemsetD8Async(to: u64, byte: u8, bytes: usize, _stream: Handle) {
+        unsafe { write_bytes(to as *mut u8, byte, bytes) };
+        DONE
+    }
+}

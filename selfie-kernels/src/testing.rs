@@ -20,16 +20,6 @@ use proptest::test_runner::{Config as ProptestConfig, TestRunner};
 use std::fmt::Debug;
 use std::sync::OnceLock;
 
-/// Runs a check that is generic over the element type for each of them: `for_each_element!(forward_cases)`.
-macro_rules! for_each_element {
-    ($check:ident $(, $argument:expr)*) => {{
-        $check::<f32>($($argument),*);
-        $check::<half::bf16>($($argument),*);
-        $check::<f64>($($argument),*);
-    }};
-}
-pub(crate) use for_each_element;
-
 /// Turns checks that are generic over the device into tests of every device: of each element type that it has (`elements`,
 /// checks `fn check<D: Tested<T>, T: Element>()`), or once (`once`, checks `fn check<D: Tested<f32>>()`).
 ///

@@ -99,7 +99,7 @@ impl<B: Backend<T>, T: Element> Selfie<B, T> {
     }
 
     /// `[b, hidden, hidden]`: the last forward's logits, computed on the host, to show a puzzle. Row l is the l-th hidden
-    /// place, column j the j-th hidden patch, in the order of [`Inputs::targets`].
+    /// place, column j the j-th hidden patch, in the order of [`crate::Inputs::targets`].
     ///
     /// # Errors
     /// Those of the device.

@@ -225,7 +225,8 @@ fn violations(trace: &Trace, cpu: &Trace, exact: &Trace, bound: Bound) -> Vec<St
     let allowed = distances(cpu, exact, bound.grain);
     let kept = f64::from(f32::EPSILON) / 2.0;
     let found = distances(trace, exact, bound.grain);
-    let violates = |key: &String, distance: f64| !(distance <= bound.factor * allowed[key].max(kept));
+    // A NaN is within no bound.
+    let violates = |key: &String, distance: f64| distance.is_nan() || distance > bound.factor * allowed[key].max(kept);
     let found = found.into_iter().filter(|(key, distance)| violates(key, *distance));
     found.map(|(key, distance)| format!("{key}: {distance:e}, the CPU {:e}", allowed[&key])).collect()
 }

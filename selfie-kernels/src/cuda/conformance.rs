@@ -163,10 +163,10 @@ fn edges() -> Vec<f32> {
         f32::MIN_POSITIVE,
         -f32::MIN_POSITIVE / 4.0,
         // Ties, to the even neighbour below and above.
-        1.003_906_25,
-        1.011_718_75,
-        -1.003_906_25,
-        -1.011_718_75,
+        257.0 / 256.0,
+        259.0 / 256.0,
+        -257.0 / 256.0,
+        -259.0 / 256.0,
         // One beside a tie.
         f32::from_bits(0x3f80_8001),
         f32::from_bits(0x3f80_7fff),

@@ -13,7 +13,10 @@ const DONE: Answer = 0;
 
 fn told(key: &str) -> Option<String> {
     let all = std::env::var("FAKE_CUDA").unwrap_or_default();
-    all.split(',').filter_map(|one| one.split_once('=')).find(|(name, _)| *name == key).map(|(_, value)| value.to_owned())
+    all.split(',')
+        .filter_map(|one| one.split_once('='))
+        .find(|(name, _)| *name == key)
+        .map(|(_, value)| value.to_owned())
 }
 
 fn number(key: &str, otherwise: i32) -> i32 {

@@ -225,7 +225,7 @@ fn make_loadable() -> Result<()> {
         }
     }
     Err(missing(broken.map_or_else(
-        || format!("no NVIDIA driver ({LIBRARY} is neither in the loader's path nor in the usual folders)"),
+        || format!("no NVIDIA driver: {LIBRARY} is neither in the loader's path nor in the usual folders"),
         |reason| format!("the driver's library cannot be loaded: {reason}"),
     )))
 }

@@ -140,6 +140,8 @@ struct Loop<'a, B: Backend<T>, T: Element, N: Network<B, T>> {
     /// Bad images that the trainer has met and that are among them.
     bad_files: usize,
     since_line: SinceLine,
+    /// The step of the last save of this process.
+    saved_at: Option<u64>,
     status_written: Instant,
 }
 
@@ -161,6 +163,7 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
             skipped: job.folder.skipped(),
             bad_files: 0,
             since_line: SinceLine::default(),
+            saved_at: None,
             status_written: Instant::now(),
             trainer,
             job,
@@ -185,7 +188,9 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
             // Before the step and not after: a run that was stopped or killed in between catches up.
             if self.evaluation_is_due() {
                 // A signal need not wait for it, and a kill costs no step.
-                self.save()?;
+                if self.saved_at != Some(self.trainer.progress().step) {
+                    self.save()?;
+                }
                 self.evaluate(self.settings.eval_images)?;
             }
             self.keep_best()?;
@@ -316,6 +321,7 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
         self.trainer.save(&self.store, &self.config)?;
         let about = About { model: self.job.model, classes: self.job.classes };
         write_weights(self.trainer.network(), about, &self.job.folder.weights())?;
+        self.saved_at = Some(self.trainer.progress().step);
         self.write_status(State::Running)
     }
 

@@ -105,8 +105,9 @@ fn a_signal_saves_and_the_same_command_goes_on() {
 fn a_second_signal_ends_at_once() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let out = folder.path().join("run");
-    // A step takes seconds.
-    let line = format!("pretrain --data synthetic:train=4000,test=8 --out {} --preset small --batch 2000", text(&out));
+    // A step takes seconds, though not gigabytes, which a system takes its time to clear away.
+    let data = "synthetic:train=8000,test=8";
+    let line = format!("pretrain --data {data} --out {} --preset small --batch 8000 --accumulate 80", text(&out));
     let mut child = start(&line);
     let signal = || {
         let killed = std::process::Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status();

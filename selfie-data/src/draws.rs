@@ -24,6 +24,10 @@ pub enum Purpose {
 pub trait Draws: Send + Sync {
     /// Four random words for (`purpose`, `sample`, `block`) under the seed of this source.
     fn words(&self, purpose: Purpose, sample: u64, block: u32) -> [u32; 4];
+
+    /// Appends the order of the patches of `sample`: the global sample number in training, the image's index in evaluation.
+    /// Nothing, unless the source is one of pretraining.
+    fn append_order(&self, _sample: u64, _orders: &mut Vec<u32>) {}
 }
 
 /// Gives the source of a seed. Label subsets and the synthetic world carry seeds of their own, so

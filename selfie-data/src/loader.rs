@@ -65,6 +65,8 @@ pub struct Batch {
     pub indices: Vec<u64>,
     /// `[n]`, what the kernels still have to do.
     pub draws: Vec<Draw>,
+    /// `[n, patches]`, what [`Draws::append_order`] gave.
+    pub orders: Vec<u32>,
     /// Images that count: n in training. In evaluation those after it are padding: black, label
     /// [`UNLABELLED`], index `u64::MAX`.
     pub valid: usize,
@@ -129,8 +131,13 @@ impl EvalLoader {
     ///
     /// # Errors
     /// [`Error::Usage`] for a batch or size of 0.
-    pub fn new(dataset: Arc<dyn Dataset>, items: Vec<usize>, config: LoaderConfig) -> Result<Self> {
-        let job = Job::new(dataset, Order::Once(items), Arc::new(NoDraws), Augment::Eval, config)?;
+    pub fn new(
+        dataset: Arc<dyn Dataset>,
+        items: Vec<usize>,
+        draws: Arc<dyn Draws>,
+        config: LoaderConfig,
+    ) -> Result<Self> {
+        let job = Job::new(dataset, Order::Once(items), draws, Augment::Eval, config)?;
         Ok(Self(Pipeline::new(job, 0)))
     }
 
@@ -150,15 +157,6 @@ impl EvalLoader {
     /// The bad images met so far, each once.
     pub fn bad_files(&self) -> &[BadFile] {
         &self.0.bad
-    }
-}
-
-/// Evaluation draws nothing.
-struct NoDraws;
-
-impl Draws for NoDraws {
-    fn words(&self, _: crate::Purpose, _: u64, _: u32) -> [u32; 4] {
-        [0; 4]
     }
 }
 
@@ -224,6 +222,7 @@ impl Job {
         batch.labels.clear();
         batch.indices.clear();
         batch.draws.clear();
+        batch.orders.clear();
         let (mut bad, mut gone) = (Vec::new(), None);
         for place in 0..n as u64 {
             if self.stopped.load(Ordering::Relaxed) {
@@ -243,13 +242,24 @@ impl Job {
             batch.labels.push(self.dataset.label(index).unwrap_or(UNLABELLED));
             batch.indices.push(index as u64);
             batch.draws.push(draw);
+            self.append_order(sample, index as u64, &mut batch.orders);
         }
         batch.valid = batch.labels.len();
         batch.images[batch.valid * image_bytes..].fill(0);
         batch.labels.resize(n, UNLABELLED);
         batch.indices.resize(n, u64::MAX);
         batch.draws.resize(n, Draw::default());
+        for _ in batch.valid..n {
+            self.append_order(u64::MAX, u64::MAX, &mut batch.orders);
+        }
         Made { batch, bad, gone }
+    }
+
+    fn append_order(&self, sample: u64, index: u64, orders: &mut Vec<u32>) {
+        match self.order {
+            Order::Endless(_) => self.draws.append_order(sample, orders),
+            Order::Once(_) => self.draws.append_order(index, orders),
+        }
     }
 
     /// Writes the image of sample number `sample`, or of the one that stands in for it. An error when the data are gone.
@@ -574,7 +584,8 @@ mod tests {
     }
 
     fn evaluate(dataset: Plain, items: Vec<usize>, workers: usize) -> (Vec<Batch>, usize) {
-        let mut loader = EvalLoader::new(Arc::new(dataset), items, config(workers)).expect("a good configuration");
+        let mut loader =
+            EvalLoader::new(Arc::new(dataset), items, seeded(0), config(workers)).expect("a good configuration");
         let mut batches = Vec::new();
         while let Some(batch) = loader.next_batch().expect("few bad images") {
             batches.push(batch.clone());
@@ -609,6 +620,21 @@ mod tests {
         }
     }
 
+    /// In training by the sample's number, whatever image stands in for a bad one; in evaluation by the image, padding included.
+    #[test]
+    fn every_image_has_its_order() {
+        let of = |numbers: &[u64]| numbers.iter().flat_map(|&n| [n as u32, (n >> 32) as u32]).collect::<Vec<_>>();
+        for workers in [0, 2] {
+            let batches = take(&mut train(with_bad(), workers, 2), 10);
+            for (batch, step) in batches.iter().zip(2..) {
+                assert_eq!(batch.orders, of(&(4 * step..4 * step + 4).collect::<Vec<_>>()));
+            }
+            for batch in evaluate(with_bad(), (3..10).collect(), workers).0 {
+                assert_eq!(batch.orders, of(&batch.indices));
+            }
+        }
+    }
+
     #[test]
     fn impossible_configurations_are_refused() {
         for config in [
@@ -617,7 +643,7 @@ mod tests {
             LoaderConfig { max_bad: 1.5, ..config(1) },
             LoaderConfig { max_bad: f64::NAN, ..config(1) },
         ] {
-            let made = EvalLoader::new(Arc::new(Plain::new(3)), vec![0], config);
+            let made = EvalLoader::new(Arc::new(Plain::new(3)), vec![0], seeded(0), config);
             assert!(matches!(made.err(), Some(Error::Usage { .. })), "{config:?}");
         }
     }
@@ -644,7 +670,8 @@ mod tests {
             assert!(matches!(error, Error::Read { .. }), "{workers}: {error}");
             assert!(loader.bad_files().is_empty() && loader.next_batch().is_err());
             let data = Arc::new(Plain { bad: vec![1], gone: true, ..Plain::new(4) });
-            let mut loader = EvalLoader::new(data, (0..4).collect(), config(workers)).expect("a good configuration");
+            let mut loader =
+                EvalLoader::new(data, (0..4).collect(), seeded(0), config(workers)).expect("a good configuration");
             assert!(loader.next_batch().is_err());
         }
     }

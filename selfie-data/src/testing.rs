@@ -16,6 +16,11 @@ impl Draws for HashDraws {
         let (a, b) = (mix(state ^ 1), mix(state ^ 2));
         [a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32]
     }
+
+    /// Of two patches: the halves of the sample's number.
+    fn append_order(&self, sample: u64, orders: &mut Vec<u32>) {
+        orders.extend([sample as u32, (sample >> 32) as u32]);
+    }
 }
 
 fn mix(x: u64) -> u64 {

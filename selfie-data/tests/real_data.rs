@@ -93,7 +93,8 @@ fn photographs_from_a_tar() {
     assert_eq!(batches(1), batches(3));
 
     let config = LoaderConfig { workers: 2, max_bad: 0.0, ..LoaderConfig::new(64, 224) };
-    let mut loader = EvalLoader::new(test.clone(), (0..test.len()).collect(), config).expect("a good configuration");
+    let mut loader =
+        EvalLoader::new(test.clone(), (0..test.len()).collect(), seeded(0), config).expect("a good configuration");
     let mut seen = 0;
     while let Some(batch) = loader.next_batch().expect("no bad images") {
         seen += batch.valid;

@@ -12,12 +12,14 @@ const EVALUATION: u64 = 1 << 63;
 pub struct PhiloxDraws {
     /// The seed.
     pub seed: u64,
+    /// Patches of an image whose order comes with it; 0 if that is not asked.
+    pub patches: usize,
 }
 
 impl PhiloxDraws {
     /// The source of a seed, as [`selfie_data::open`] and [`selfie_data::LabelBudget`] ask for it.
     pub fn seeded(seed: u64) -> Arc<dyn Draws> {
-        Arc::new(Self { seed })
+        Arc::new(Self { seed, patches: 0 })
     }
 }
 
@@ -32,6 +34,26 @@ impl Draws for PhiloxDraws {
             selfie_data::Purpose::Synthetic => Purpose::Synthetic,
         };
         Philox { seed: self.seed }.words(purpose as u32, sample, block)
+    }
+
+    fn append_order(&self, sample: u64, orders: &mut Vec<u32>) {
+        training_order(self.seed, sample, self.patches, orders);
+    }
+}
+
+/// What evaluation draws: an order of as many patches for each image, nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct EvaluationDraws {
+    pub(crate) patches: usize,
+}
+
+impl Draws for EvaluationDraws {
+    fn words(&self, _: selfie_data::Purpose, _: u64, _: u32) -> [u32; 4] {
+        [0; 4]
+    }
+
+    fn append_order(&self, index: u64, orders: &mut Vec<u32>) {
+        evaluation_order(index, self.patches, orders);
     }
 }
 
@@ -108,7 +130,7 @@ mod tests {
     #[test]
     fn purposes_do_not_share_words() {
         use selfie_data::Purpose as P;
-        let draws = PhiloxDraws { seed: 1 };
+        let draws = PhiloxDraws { seed: 1, patches: 0 };
         let all = [P::EpochOrder, P::Crop, P::Flip, P::ResizedCrop, P::Labels, P::Synthetic];
         let mut words: Vec<_> = all.iter().map(|&purpose| draws.words(purpose, 5, 0)).collect();
         words.push(Philox { seed: 1 }.words(Purpose::Mask as u32, 5, 0));

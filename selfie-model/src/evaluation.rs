@@ -1,6 +1,6 @@
 //! Loss and accuracy over held-out images: running statistics, no dropout, no augmentation, fixed masks.
 
-use crate::draws::evaluation_order;
+use crate::draws::EvaluationDraws;
 use crate::error::{Error, Result};
 use crate::network::{Begin, Inputs, Mode, Network, Sizes};
 use crate::transfer::download_view;
@@ -146,7 +146,8 @@ where
     }
     let sizes = network.sizes();
     let config = LoaderConfig { workers: images.workers, max_bad: images.max_bad, ..loader_config(&sizes) };
-    let mut loader = EvalLoader::new(images.dataset.clone(), images.items.clone(), config)?;
+    let draws = EvaluationDraws { patches: sizes.ordered_patches() };
+    let mut loader = EvalLoader::new(images.dataset.clone(), images.items.clone(), Arc::new(draws), config)?;
     let mut next = stage_next(network, &mut loader, &*images.dataset)?;
     while let Some((batch, targets)) = next {
         network.begin(Begin::Evaluation)?;
@@ -178,10 +179,7 @@ where
             continue;
         }
         let (mut targets, mut draws) = (Vec::new(), Vec::new());
-        match sizes.targets {
-            1 => labels(dataset, &batch, &mut targets)?,
-            patches => batch.indices.iter().for_each(|&index| evaluation_order(index, patches, &mut targets)),
-        }
+        targets_of(&sizes, dataset, &batch, &mut targets)?;
         crops(&batch.draws, &mut draws);
         network.stage(&Inputs {
             images: &batch.images,
@@ -206,11 +204,24 @@ pub(crate) fn crops(batch: &[Draw], draws: &mut Vec<i32>) {
     draws.extend(batch.iter().flat_map(|draw| [i32::from(draw.dy), i32::from(draw.dx), i32::from(draw.flip)]));
 }
 
+/// Overwrites `targets` with what a network learns of a batch: orders of the patches, or labels.
+///
+/// # Errors
+/// [`Error::Malformed`] for an image without a label, where labels are learned.
+pub(crate) fn targets_of(sizes: &Sizes, dataset: &dyn Dataset, batch: &Batch, targets: &mut Vec<u32>) -> Result<()> {
+    targets.clear();
+    match sizes.ordered_patches() {
+        0 => labels(dataset, batch, targets)?,
+        _ => targets.extend(&batch.orders),
+    }
+    Ok(())
+}
+
 /// Appends the labels of a batch; padding gets class 0.
 ///
 /// # Errors
 /// [`Error::Malformed`] for an image without a label.
-pub(crate) fn labels(dataset: &dyn Dataset, batch: &Batch, labels: &mut Vec<u32>) -> Result<()> {
+fn labels(dataset: &dyn Dataset, batch: &Batch, labels: &mut Vec<u32>) -> Result<()> {
     let valid = &batch.labels[..batch.valid];
     if let Some(slot) = valid.iter().position(|&label| label == selfie_data::UNLABELLED) {
         return Err(Error::malformed(

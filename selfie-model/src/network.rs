@@ -144,6 +144,13 @@ pub struct Sizes {
     pub targets: usize,
 }
 
+impl Sizes {
+    /// Patches whose order is an image's target; 0 for a classifier.
+    pub(crate) fn ordered_patches(&self) -> usize {
+        if self.targets == 1 { 0 } else { self.targets }
+    }
+}
+
 /// A network built for a batch size, with its parameters, its buffers and its objective.
 ///
 /// A step is `stage`, `begin(Step)`, `train_step`; with micro-batches `stage`, `begin`, `train_part` for each and one `update` at

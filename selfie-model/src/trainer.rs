@@ -2,9 +2,9 @@
 
 use crate::ModelConfig;
 use crate::checkpoint::{Checkpoint, CheckpointStore, Progress};
-use crate::draws::{PhiloxDraws, training_order};
+use crate::draws::PhiloxDraws;
 use crate::error::{Error, Result};
-use crate::evaluation::{Evaluation, Images, crops, evaluate, labels, loader_config};
+use crate::evaluation::{Evaluation, Images, crops, evaluate, loader_config, targets_of};
 use crate::network::{Begin, Inputs, Metrics, Network, Update};
 use crate::replay::{self, About, StepBatch};
 use crate::schedule::Schedule;
@@ -117,7 +117,7 @@ impl<B: Backend<T>, T: Element, N: Network<B, T>> Trainer<B, T, N> {
         }
 
         let epoch_len = images.items.len();
-        let draws = PhiloxDraws::seeded(config.seed);
+        let draws = Arc::new(PhiloxDraws { seed: config.seed, patches: sizes.ordered_patches() });
         let stream = Arc::new(EpochStream::new(images.items, draws.clone())?);
         let augment = match (config.augment, sizes.targets) {
             (false, _) => Augment::Eval,
@@ -246,7 +246,7 @@ impl<B: Backend<T>, T: Element, N: Network<B, T>> Trainer<B, T, N> {
     /// Brings a batch to the network, with its targets.
     fn stage(&mut self, batch: Batch) -> Result<Batch> {
         let mut targets = std::mem::take(&mut self.targets);
-        self.targets_of(&batch, &mut targets)?;
+        targets_of(&self.network.sizes(), &*self.dataset, &batch, &mut targets)?;
         self.targets = targets;
         crops(&batch.draws, &mut self.draws);
         self.network.stage(&Inputs {
@@ -352,7 +352,7 @@ impl<B: Backend<T>, T: Element, N: Network<B, T>> Trainer<B, T, N> {
             step.images.extend_from_slice(&batch.images);
             crops(&batch.draws, &mut part.0);
             step.draws.append(&mut part.0);
-            self.targets_of(batch, &mut part.1)?;
+            targets_of(&self.network.sizes(), &*self.dataset, batch, &mut part.1)?;
             step.targets.append(&mut part.1);
             step.indices.extend_from_slice(&batch.indices);
         }
@@ -367,20 +367,6 @@ impl<B: Backend<T>, T: Element, N: Network<B, T>> Trainer<B, T, N> {
             classes,
         };
         replay::write(&self.network, &about, &step, path)
-    }
-
-    /// Overwrites `targets` with a batch's: orders of the patches, or labels.
-    fn targets_of(&self, batch: &Batch, targets: &mut Vec<u32>) -> Result<()> {
-        let sizes = self.network.sizes();
-        targets.clear();
-        if sizes.targets == 1 {
-            return labels(&*self.dataset, batch, targets);
-        }
-        for slot in 0..sizes.batch as u64 {
-            let sample = batch.step * sizes.batch as u64 + slot;
-            training_order(self.config.seed, sample, sizes.targets, targets);
-        }
-        Ok(())
     }
 
     fn elapsed(&self) -> Duration {

@@ -3,6 +3,9 @@
 //! In f32 a backend may be four times as far from f64 as the CPU's f32, tensor by tensor. In bf16 a ReLU that changes sides
 //! decides over a small tensor, so what is compared is all gradients, all momenta and so on, at most 1.5 times as far as the
 //! CPU's bf16. `follows_f64!` at the end has a line for each backend.
+//!
+//! The networks are such that rounding stays small: channels are moved away from the ReLU's edge ([`moved`]), and the rate is
+//! so low that a step does not magnify the difference of the one before.
 
 use half::bf16;
 use selfie_kernels::{Backend, Cpu, Cuda, Element, Memory, Scalar, Wide};
@@ -13,6 +16,12 @@ use std::collections::BTreeMap;
 
 /// Enough for a device to work plainly, to record, and to repeat what it recorded.
 const STEPS: usize = 4;
+const RATE: f64 = 0.001;
+/// How much further from f64 than the CPU single numbers may be. There are four or five of each kind, so the CPU's may be near by
+/// luck: if both were drawn from one normal distribution, four times would happen once in two hundred.
+const NUMBERS: f64 = 4.0;
+/// Relative error of a gradient's norm: sums in f32 of parts in a fixed order, and what is kept of it.
+const NORM_ERROR: f64 = 1e-5;
 
 /// A network and how it is trained.
 struct Case {
@@ -73,7 +82,7 @@ impl Case {
         disturb(&mut network);
         for step in 0..STEPS {
             for part in 0..self.parts {
-                let begin = if part == 0 { Begin::Step { rate: 0.01 } } else { Begin::Part };
+                let begin = if part == 0 { Begin::Step { rate: RATE } } else { Begin::Part };
                 self.load(&mut network, (step * self.parts + part) as u64, begin);
                 match self.parts {
                     1 => network.train_step(update),
@@ -88,6 +97,12 @@ impl Case {
             assert!(metrics.finite, "step {step}: {metrics:?}");
             note(&mut trace, "loss", format!("of step {step}"), vec![metrics.loss]);
             note(&mut trace, "norm", format!("of step {step}"), vec![metrics.gradient_norm]);
+            // With micro-batches the gradient that can be read is the last one's, not the sum.
+            if self.parts == 1 {
+                let gradient = self.gradient(&network).iter().map(|value| value.powi(2)).sum::<f64>().sqrt();
+                let off = (metrics.gradient_norm / gradient - 1.0).abs();
+                assert!(off <= NORM_ERROR, "step {step}: {metrics:?}, but the gradient's norm is {gradient}");
+            }
             if step == 0 {
                 self.read(&network, step, &mut trace);
                 // In between, so that a recording is shown to be none the worse for it.
@@ -124,6 +139,11 @@ impl Case {
         network.load(&inputs, begin).expect("inputs fit");
     }
 
+    fn gradient<B: Backend<T>, T: Element, N: Network<B, T>>(&self, network: &N) -> Vec<f64> {
+        let gradient = download::<B, T::Wide>(network.device(), &network.parameters().gradient);
+        gradient.into_iter().map(Wide::to_f64).collect()
+    }
+
     fn read<B: Backend<T>, T: Element, N: Network<B, T>>(&self, network: &N, step: usize, trace: &mut Trace) {
         let device = &**network.device();
         let (parameters, statistics) = (network.parameters(), network.statistics());
@@ -150,17 +170,35 @@ fn download<M: Memory, S: Scalar>(device: &M, buffer: &M::Buffer<S>) -> Vec<S> {
     host
 }
 
+/// By how many standard deviations a normalisation's channels are moved away from the ReLU behind it, in turns up and down. Both
+/// of its sides still occur, but far fewer values are so near zero that rounding decides over their side, which changes a
+/// gradient by more than a thousand roundings do. Later stages have fewer values, of which some shall be on the other side.
+fn moved(name: &str) -> f64 {
+    match name.split_once("norm") {
+        Some((place, rest)) if rest.ends_with("bias") => match place.split('.').nth(1) {
+            _ if place.is_empty() => 1.5,
+            Some(stage) if place.starts_with("stages") => {
+                [3.0, 2.5, 2.0, 1.5][stage.parse::<usize>().expect("a number")]
+            }
+            _ => 0.0,
+        },
+        _ => 0.0,
+    }
+}
+
 /// Away from the initial zeros and ones, which hide mistakes: up to an eighth is added to vectors, in steps that every type
 /// represents.
 fn disturb<B: Backend<T>, T: Element, N: Network<B, T>>(network: &mut N) {
     let device = network.device().clone();
     let mut master = download::<B, _>(&*device, &network.parameters().master);
     for (i, entry) in network.parameters().table.entries().iter().enumerate() {
+        let moved = moved(&entry.name);
         // As drawn in f64, rounded to f32 in every type.
         let values = master[entry.range.clone()].iter_mut().zip(noise(7 + i as u64, entry.len()));
-        for (value, byte) in values {
+        for (channel, (value, byte)) in values.enumerate() {
             let added = if entry.shape.len() == 1 { (f64::from(byte) - 128.0) / 1024.0 } else { 0.0 };
-            *value = T::Wide::from_f64(f64::from(Wide::to_f64(*value) as f32) + added);
+            let moved = if channel % 2 == 0 { moved } else { -moved };
+            *value = T::Wide::from_f64(f64::from(Wide::to_f64(*value) as f32) + added + moved);
         }
     }
     device.upload(&master, B::all_mut(&mut network.parameters_mut().master)).expect("as many");
@@ -226,7 +264,10 @@ fn violations(trace: &Trace, cpu: &Trace, exact: &Trace, bound: Bound) -> Vec<St
     let kept = f64::from(f32::EPSILON) / 2.0;
     let found = distances(trace, exact, bound.grain);
     // A NaN is within no bound.
-    let violates = |key: &String, distance: f64| distance.is_nan() || distance > bound.factor * allowed[key].max(kept);
+    let violates = |key: &String, distance: f64| {
+        let factor = if ["loss", "norm"].contains(&key.as_str()) { NUMBERS } else { bound.factor };
+        distance.is_nan() || distance > factor * allowed[key].max(kept)
+    };
     let found = found.into_iter().filter(|(key, distance)| violates(key, *distance));
     found.map(|(key, distance)| format!("{key}: {distance:e}, the CPU {:e}", allowed[&key])).collect()
 }

@@ -1,7 +1,9 @@
 //! One training step, and three, against PyTorch: see `fixtures/README.md`.
 
+mod support;
+
 use half::bf16;
-use selfie_kernels::{Cpu, Element, Wide};
+use selfie_kernels::{Backend, Cpu, Element, Len, Wide};
 use selfie_model::{
     Begin, Build, Classifier, Classify, Entry, LogitScale, Loss, ModelConfig, Network, Preset, Purpose, Query, Selfie,
     Table, Update,
@@ -10,6 +12,7 @@ use serde_json::Value;
 use std::cmp::Ordering::{Equal, Less};
 use std::collections::BTreeMap;
 use std::path::Path;
+use support::{cuda, download};
 
 type Tensors = BTreeMap<String, Vec<f64>>;
 
@@ -18,7 +21,13 @@ const F64_TOLERANCE: f64 = 1e-9;
 /// How much further from f64 than PyTorch's f32 ours may be.
 const F32_FACTOR: f64 = 4.0;
 
+/// The distances of PyTorch's f32 lie in the program, as it runs on machines without the sources, too.
+const F32: &str = include_str!("fixtures/f32.json");
+
 fn fixture(name: &str) -> Value {
+    if name == "f32" {
+        return serde_json::from_str(F32).expect("a table of cases");
+    }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format!("{name}.json"));
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -151,12 +160,12 @@ struct Run {
 }
 
 /// Both networks behind one face.
-trait Subject<T: Element>: Network<Cpu, T> {
+trait Subject<B: Backend<T>, T: Element>: Network<B, T> {
     fn put(&mut self, pixels: &[T], targets: &[u32]);
     fn logits(&self) -> Option<Vec<f64>>;
 }
 
-impl<T: Element> Subject<T> for Selfie<Cpu, T> {
+impl<B: Backend<T>, T: Element> Subject<B, T> for Selfie<B, T> {
     fn put(&mut self, pixels: &[T], targets: &[u32]) {
         Selfie::put_pixels(self, pixels, targets, 0).expect("inputs fit");
     }
@@ -165,35 +174,44 @@ impl<T: Element> Subject<T> for Selfie<Cpu, T> {
     }
 }
 
-impl<T: Element> Subject<T> for Classifier<Cpu, T> {
+impl<B: Backend<T>, T: Element> Subject<B, T> for Classifier<B, T> {
     fn put(&mut self, pixels: &[T], targets: &[u32]) {
         Classifier::put_pixels(self, pixels, targets, 0).expect("inputs fit");
     }
     fn logits(&self) -> Option<Vec<f64>> {
-        Some(Classify::logits(self).iter().map(|v| v.widen().to_f64()).collect())
+        let logits = Classify::logits(self);
+        let mut host = vec![T::default(); logits.len()];
+        self.device().download(logits, &mut host).expect("as many");
+        Some(host.into_iter().map(|v| v.widen().to_f64()).collect())
     }
 }
 
-/// The steps of a case in `T`, threads as the machine has.
-fn run<T: Element>(case: &Case, steps: usize) -> Run {
-    let device = Cpu::new(0).expect("threads");
+/// Threads as the machine has.
+fn cpu() -> Cpu {
+    Cpu::new(0).expect("threads")
+}
+
+/// The steps of a case in `T`.
+fn run<B: Backend<T>, T: Element>(device: B, case: &Case, steps: usize) -> Run {
     if case.pretrain {
-        steps_of(case, steps, Selfie::<Cpu, T>::new(device, case.build()).expect("a sound configuration"))
+        steps_of(case, steps, Selfie::<B, T>::new(device, case.build()).expect("a sound configuration"))
     } else {
         steps_of(
             case,
             steps,
-            Classifier::<Cpu, T>::new(device, case.build(), case.classes).expect("a sound configuration"),
+            Classifier::<B, T>::new(device, case.build(), case.classes).expect("a sound configuration"),
         )
     }
 }
 
-fn steps_of<T: Element, N: Subject<T>>(case: &Case, steps: usize, mut network: N) -> Run {
-    let table = network.parameters().table.clone();
+fn steps_of<B: Backend<T>, T: Element, N: Subject<B, T>>(case: &Case, steps: usize, mut network: N) -> Run {
+    let (device, table) = (network.device().clone(), network.parameters().table.clone());
+    let mut master = download::<B, T::Wide>(&device, &network.parameters().master);
     for entry in table.entries() {
         let values: Vec<T::Wide> = case.initial(entry).into_iter().map(T::Wide::from_f64).collect();
-        network.parameters_mut().master[entry.range.clone()].copy_from_slice(&entry.from_file(&values));
+        master[entry.range.clone()].copy_from_slice(&entry.from_file(&values));
     }
+    device.upload(&master, B::all_mut(&mut network.parameters_mut().master)).expect("as many");
     network.refresh_copy().expect("a working device");
     let mut run = Run {
         loss: Vec::new(),
@@ -207,14 +225,15 @@ fn steps_of<T: Element, N: Subject<T>>(case: &Case, steps: usize, mut network: N
         network.begin(Begin::Step { rate: case.rate }).expect("inputs were put");
         network.train_step(Update { momentum: 0.9, weight_decay: 1e-4 }).expect("a working device");
         if step == 0 {
-            run.gradients = tensors(case, &table, &network.parameters().gradient);
+            run.gradients = tensors(case, &table, &download::<B, T::Wide>(&device, &network.parameters().gradient));
         }
         run.loss.push(network.loss().expect("a working device"));
         run.logits.extend(network.logits());
         assert!(network.metrics().expect("a working device").finite, "step {step} is not finite");
     }
-    run.parameters = tensors(case, &table, &network.parameters().master);
-    run.running = tensors(case, &network.statistics().table, &network.statistics().running);
+    run.parameters = tensors(case, &table, &download::<B, T::Wide>(&device, &network.parameters().master));
+    let statistics = network.statistics();
+    run.running = tensors(case, &statistics.table, &download::<B, T::Wide>(&device, &statistics.running));
     run
 }
 
@@ -263,7 +282,7 @@ fn expect_tensors(fixture: &Value, what: &str, tensors: &Tensors) -> f64 {
 fn check_f64(name: &str) {
     let fixture = fixture(name);
     let case = Case::new(&fixture);
-    let run = run::<f64>(&case, case.steps);
+    let run = run::<Cpu, f64>(cpu(), &case, case.steps);
     for (step, loss) in run.loss.iter().enumerate() {
         let expected = fixture["loss"][step].as_f64().expect("a loss for each step");
         assert!(
@@ -323,12 +342,11 @@ fn relative_distance(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// Our f32 is as close to our f64 as PyTorch's f32 to its f64, up to [`F32_FACTOR`], tensor by tensor.
-#[test]
-fn f32_is_as_accurate_as_the_yardsticks() {
+fn f32_is_as_accurate_as_the_yardsticks<B: Backend<f32>>(device: impl Fn() -> B) {
     let mut failed = Vec::new();
     for (name, fixture) in fixture("f32").as_object().expect("a table of cases") {
         let case = Case::new(fixture);
-        let (narrow, wide) = (run::<f32>(&case, 1), run::<f64>(&case, 1));
+        let (narrow, wide) = (run::<B, f32>(device(), &case, 1), run::<Cpu, f64>(cpu(), &case, 1));
         let loss = (narrow.loss[0].loss / wide.loss[0].loss - 1.0).abs();
         let mut worst = (0.0, String::new());
         let mut compare = |what: &str, distance: f64, yardstick: &Value| {
@@ -356,12 +374,11 @@ fn f32_is_as_accurate_as_the_yardsticks() {
 
 /// bf16 has 2^16 times the rounding of f32, so loss and statistics may be that much further from f64 than PyTorch's f32.
 /// Some ReLUs change sides, so the gradient has no such bound; within 0.5 of its norm it points less than 30 degrees off.
-#[test]
-fn bf16_is_as_accurate_as_its_digits() {
+fn bf16_is_as_accurate_as_its_digits<B: Backend<bf16>>(device: impl Fn() -> B) {
     let ratio = bf16::EPSILON.to_f64() / f64::from(f32::EPSILON);
     for (name, fixture) in fixture("f32").as_object().expect("a table of cases") {
         let case = Case::new(fixture);
-        let (narrow, wide) = (run::<bf16>(&case, 1), run::<f64>(&case, 1));
+        let (narrow, wide) = (run::<B, bf16>(device(), &case, 1), run::<Cpu, f64>(cpu(), &case, 1));
         let mut worst = 0.0;
         let mut compare = |what: &str, distance: f64, yardstick: &Value| {
             let bound = ratio * yardstick.as_f64().unwrap_or_else(|| panic!("{name}: no distance of {what}"));
@@ -377,6 +394,29 @@ fn bf16_is_as_accurate_as_its_digits() {
         assert!(of_gradient <= 0.5, "{name}: the gradient is off by {of_gradient} of its norm");
         println!("{name}: loss and statistics within {worst:.2} of the bound, gradient within {of_gradient:.2}");
     }
+}
+
+macro_rules! accuracy {
+    ($($(#[$attribute:meta])* $backend:ident: $device:expr;)*) => {
+        $(mod $backend {
+            use super::*;
+            #[test]
+            $(#[$attribute])*
+            fn f32_is_as_accurate_as_the_yardsticks() {
+                super::f32_is_as_accurate_as_the_yardsticks($device);
+            }
+            #[test]
+            $(#[$attribute])*
+            fn bf16_is_as_accurate_as_its_digits() {
+                super::bf16_is_as_accurate_as_its_digits($device);
+            }
+        })*
+    };
+}
+accuracy! {
+    on_cpu: cpu;
+    #[ignore = "takes a CUDA device, or the emulator"]
+    on_cuda: cuda;
 }
 
 #[test]

@@ -7,12 +7,15 @@
 //! The networks are such that rounding stays small: channels are moved away from the ReLU's edge ([`moved`]), and the rate is
 //! so low that a step does not magnify the difference of the one before.
 
+mod support;
+
 use half::bf16;
-use selfie_kernels::{Backend, Cpu, Cuda, Element, Memory, Scalar, Wide};
+use selfie_kernels::{Backend, Cpu, Cuda, Element, Wide};
 use selfie_model::{
     Begin, Build, Classifier, Inputs, Mode, ModelConfig, Network, Preset, Purpose, Query, Selfie, Stem, Table, Update,
 };
 use std::collections::BTreeMap;
+use support::{cuda, download};
 
 /// Enough for a device to work plainly, to record, and to repeat what it recorded.
 const STEPS: usize = 4;
@@ -164,12 +167,6 @@ fn note(trace: &mut Trace, kind: &'static str, name: String, values: Vec<f64>) {
     trace.entry(kind).or_default().insert(name, values);
 }
 
-fn download<M: Memory, S: Scalar>(device: &M, buffer: &M::Buffer<S>) -> Vec<S> {
-    let mut host = vec![S::default(); M::len(buffer)];
-    device.download(M::all(buffer), &mut host).expect("as many");
-    host
-}
-
 /// By how many standard deviations a normalisation's channels are moved away from the ReLU behind it, in turns up and down. Both
 /// of its sides still occur, but far fewer values are so near zero that rounding decides over their side, which changes a
 /// gradient by more than a thousand roundings do. Later stages have fewer values, of which some shall be on the other side.
@@ -274,14 +271,6 @@ fn violations(trace: &Trace, cpu: &Trace, exact: &Trace, bound: Bound) -> Vec<St
 
 fn cpu() -> Cpu {
     Cpu::new(2).expect("threads")
-}
-
-/// The GPU, or the emulator whose library is in `SELFIE_EMULATOR`.
-fn cuda() -> Cuda {
-    match std::env::var_os("SELFIE_EMULATOR") {
-        Some(library) => Cuda::emulated(library.as_ref()).expect("the emulator loads"),
-        None => Cuda::new(0).expect("a GPU, or the emulator's library in SELFIE_EMULATOR"),
-    }
 }
 
 /// One case on a backend of its own.

@@ -941,6 +941,22 @@ mod tests {
         assert!(Table::new(&[3], &[0, 1, 2]).is_err());
     }
 
+    /// Two blocks of grey, each in a restart interval of its own, the coefficients of the second as given.
+    #[test]
+    fn a_run_of_empty_blocks_ends_with_its_restart_interval() {
+        let file = |second: &[u8]| {
+            let frame = b"\xff\xd8\xff\xc2\0\x0b\x08\0\x08\0\x10\x01\x01\x11\0\xff\xdd\0\x04\0\x01";
+            let first = b"\xff\xda\0\x08\x01\x01\0\0\0\0\x3f\xff\xd0\x3f";
+            // The code 0 is a run of two or three blocks (`EOB1`): it and a bit of the run are all that a block has.
+            let table = b"\xff\xc4\0\x14\x10\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x10";
+            let rest = b"\xff\xda\0\x08\x01\x01\0\x01\x3f\0\x3f\xff\xd0";
+            [frame, &first[..], table, rest, second, b"\xff\xd9"].concat()
+        };
+        assert_eq!(walk(&file(b"\x3f"), any_size), Ok(()));
+        let message = walk(&file(b""), any_size).expect_err("the second is not there");
+        assert!(message.contains("after 1 of 2 MCUs"), "{message}");
+    }
+
     #[test]
     fn the_place_of_the_next_bit_counts_stuffed_bytes() {
         let bytes = [0x12, 0xff, 0, 0, 0xff, 0, 0x34, 0xff, 0xd9];

@@ -587,21 +587,23 @@ impl Codes<'_> {
         self.difference(which)?;
         let tables = self.tables;
         let table = tables[which][1].ok_or(NO_TABLE)?;
+        // A copy lives in registers.
+        let mut bits = self.bits;
         let mut at = 1;
         while at < BLOCK {
-            let code = self.bits.decode(table)?;
+            let code = bits.decode(table)?;
             match (code >> 4, code & 15) {
                 (15, 0) => at += 16,
                 (_, 0) => break,
-                (zeros, bits) => {
+                (zeros, _) => {
                     at += usize::from(zeros) + 1;
                     if at > BLOCK {
                         return Err(BEYOND);
                     }
-                    self.bits.skip(bits)?;
                 }
             }
         }
+        self.bits = bits;
         Ok(())
     }
 
@@ -610,7 +612,7 @@ impl Codes<'_> {
     fn difference(&mut self, which: usize) -> Result<(), Fault> {
         let tables = self.tables;
         match self.bits.decode(tables[which][0].ok_or(NO_TABLE)?)? {
-            bits @ 0..=11 => self.bits.skip(bits),
+            0..=11 => Ok(()),
             _ => Err(Fault::Damaged("a DC difference of more than 11 bits")),
         }
     }
@@ -642,12 +644,11 @@ impl Codes<'_> {
                     self.skip = (1 << run) + self.bits.take(run)? - 1;
                     break;
                 }
-                (zeros, bits) => {
+                (zeros, _) => {
                     at += usize::from(zeros);
                     if at > last {
                         return Err(BEYOND);
                     }
-                    self.bits.skip(bits)?;
                     *nonzero |= 1 << at;
                     at += 1;
                 }
@@ -669,8 +670,7 @@ impl Codes<'_> {
                     self.skip = (1 << zeros) + self.bits.take(zeros)?;
                     break;
                 }
-                0 => {}
-                1 => self.bits.skip(1)?,
+                0 | 1 => {}
                 _ => return Err(Fault::Damaged("a refinement by more than a bit")),
             }
             while at <= last {
@@ -705,11 +705,12 @@ const NO_RESTART: &str = "another marker than the next restart's";
 const BEYOND: Fault = Fault::Damaged("a coefficient beyond the last of its block");
 
 /// The bits between two markers (F.2.2.5).
+#[derive(Clone, Copy)]
 struct Bits<'a> {
     bytes: &'a [u8],
     /// The first byte that is not in `buffer`.
     at: usize,
-    /// The next bits, from the highest on; zeros after them.
+    /// The next bits, from the highest on; after them zeros, or the beginning of the byte at `at`.
     buffer: u64,
     /// Bits in `buffer`.
     count: u32,
@@ -720,28 +721,43 @@ impl<'a> Bits<'a> {
         Self { bytes, at, buffer: 0, count: 0 }
     }
 
-    #[inline]
+    /// At least 56 bits, if there are so many.
+    #[inline(always)]
     fn fill(&mut self) {
-        while self.count <= 56 {
+        // Most of the time no byte is stuffed or a marker's: as many as there is room for, at once.
+        if let Some(&next) = self.bytes.get(self.at..).and_then(|rest| rest.first_chunk()) {
+            let next = u64::from_be_bytes(next);
+            let [ones, highest] = [0x01, 0x80].map(|byte| u64::from_ne_bytes([byte; 8]));
+            // A byte of zero in the complement would borrow.
+            if (!next).wrapping_sub(ones) & next & highest == 0 {
+                self.buffer |= next >> self.count;
+                let taken = (63 - self.count) / 8;
+                self.at += taken as usize;
+                self.count += 8 * taken;
+                return;
+            }
+        }
+        *self = self.filled_by_bytes();
+    }
+
+    #[cold]
+    fn filled_by_bytes(mut self) -> Self {
+        while self.count < 56 {
             let (byte, length) = match self.bytes.get(self.at..) {
                 Some([0xff, 0, ..]) => (0xff, 2),
-                Some([0xff, ..] | []) | None => return,
+                Some([0xff, ..] | []) | None => break,
                 Some([byte, ..]) => (*byte, 1),
             };
             self.buffer |= u64::from(byte) << (56 - self.count);
             self.count += 8;
             self.at += length;
         }
+        self
     }
 
+    /// Goes past at most 32 bits.
     #[inline]
     fn skip(&mut self, bits: u8) -> Result<(), Fault> {
-        self.take(bits).map(|_| ())
-    }
-
-    /// The next bits, 16 at most.
-    #[inline]
-    fn take(&mut self, bits: u8) -> Result<u32, Fault> {
         let bits = u32::from(bits);
         if self.count < bits {
             self.fill();
@@ -749,26 +765,40 @@ impl<'a> Bits<'a> {
                 return Err(Fault::Ends);
             }
         }
-        let value = (self.buffer >> 32 >> (32 - bits)) as u32;
         self.buffer <<= bits;
         self.count -= bits;
-        Ok(value)
+        Ok(())
     }
 
-    /// The value of the next code.
+    /// The next bits, 16 at most.
     #[inline]
-    fn decode(&mut self, table: &Table) -> Result<u8, Fault> {
+    fn take(&mut self, bits: u8) -> Result<u32, Fault> {
         if self.count < 16 {
             self.fill();
         }
-        let (mut value, mut length) = table.short[(self.buffer >> 56) as usize];
-        if length == 0 {
-            (value, length) = table.long((self.buffer >> 48) as u16).ok_or(match self.count {
-                0..16 => Fault::Ends,
-                _ => Fault::Damaged("a code that its Huffman table does not have"),
-            })?;
+        let value = (self.buffer >> 32 >> (32 - bits)) as u32;
+        self.skip(bits)?;
+        Ok(value)
+    }
+
+    /// The value of the next code. Goes past it and as many bits as its lower half says: they are of the coefficient.
+    #[inline(always)]
+    fn decode(&mut self, table: &Table) -> Result<u8, Fault> {
+        if self.count < 32 {
+            self.fill();
         }
-        self.skip(length)?;
+        let (mut value, mut length) = table.short[(self.buffer >> (64 - SHORT)) as usize];
+        if length == 0 {
+            (value, length) = table.long((self.buffer >> 48) as u16);
+        }
+        if u32::from(length) > self.count {
+            return Err(match self.count {
+                16.. if length == NO_CODE => Fault::Damaged("a code that its Huffman table does not have"),
+                _ => Fault::Ends,
+            });
+        }
+        self.buffer <<= length;
+        self.count -= u32::from(length);
         Ok(value)
     }
 
@@ -781,10 +811,17 @@ impl<'a> Bits<'a> {
     }
 }
 
+/// Bits of the codes that are looked up at once: nearly all.
+const SHORT: usize = 9;
+
+/// A length of more bits than are ever there.
+const NO_CODE: u8 = u8::MAX;
+
 /// Codes and their values (C.2, F.2.2.3).
 struct Table {
-    /// Value and length of the code that begins with these 8 bits; length 0 if it is longer.
-    short: [(u8, u8); 256],
+    /// The code that begins with these bits: its value, and its length with that of the bits that follow it; length 0
+    /// if it is longer.
+    short: [(u8, u8); 1 << SHORT],
     /// Of each length: what is beyond its last code, with 16 bits, and where its values would begin were its codes to
     /// begin with 0.
     ends: [(u32, i32); 17],
@@ -793,33 +830,42 @@ struct Table {
 
 impl Table {
     fn new(counts: &[u8], values: &[u8]) -> Result<Self, String> {
-        let mut table = Self { short: [(0, 0); 256], ends: [(0, 0); 17], values: values.to_vec() };
+        let mut table = Self { short: [(0, 0); 1 << SHORT], ends: [(0, 0); 17], values: values.to_vec() };
         let (mut code, mut at) = (0u32, 0usize);
-        for (length, &count) in (1..).zip(counts) {
+        for (length, &count) in (1..17usize).zip(counts) {
             code <<= 1;
             let first = code;
             for _ in 0..count {
                 if code >> length != 0 {
                     return Err("a damaged JPEG: a Huffman table of more codes than there are".into());
                 }
-                if length <= 8 {
-                    let start = (code << (8 - length)) as usize;
-                    table.short[start..start + (1 << (8 - length))].fill((values[at], length as u8));
+                if length <= SHORT {
+                    let start = (code << (SHORT - length)) as usize;
+                    table.short[start..start + (1 << (SHORT - length))].fill(with_bits(values[at], length));
                 }
                 code += 1;
                 at += 1;
             }
-            table.ends[length as usize] = (code << (16 - length), at as i32 - count as i32 - first as i32);
+            table.ends[length] = (code << (16 - length), at as i32 - count as i32 - first as i32);
         }
         Ok(table)
     }
 
-    /// Value and length of the code of more than 8 bits that these begin with.
-    fn long(&self, bits: u16) -> Option<(u8, u8)> {
-        let length = (9..17usize).find(|&length| u32::from(bits) < self.ends[length].0)?;
-        let place = self.ends[length].1 + i32::from(bits >> (16 - length));
-        self.values.get(usize::try_from(place).ok()?).map(|&value| (value, length as u8))
+    /// The same of a longer code, which these bits begin with: [`NO_CODE`] if there is none.
+    #[cold]
+    fn long(&self, bits: u16) -> (u8, u8) {
+        let length = (SHORT + 1..17).find(|&length| u32::from(bits) < self.ends[length].0);
+        let value = length.and_then(|length| {
+            let place = self.ends[length].1 + i32::from(bits >> (16 - length));
+            Some(with_bits(*self.values.get(usize::try_from(place).ok()?)?, length))
+        });
+        value.unwrap_or((0, NO_CODE))
     }
+}
+
+/// A code's value, and its length with that of the bits that follow it (F.1.2.1, F.1.2.2).
+fn with_bits(value: u8, length: usize) -> (u8, u8) {
+    (value, length as u8 + (value & 15))
 }
 
 /// The tables of K.3.3, as the content of a segment.
@@ -876,7 +922,8 @@ mod tests {
     fn codes_of_every_length_are_found() {
         // Lengths 1, 2, .. 16, one code each: 0, 10, 110, ..
         let counts = [1; 16];
-        let values: Vec<u8> = (1..17).collect();
+        // No bits follow.
+        let values: Vec<u8> = (0..16).map(|value| value << 4).collect();
         let table = Table::new(&counts, &values).expect("well formed");
         for length in 1..17u32 {
             let code = ((1u32 << length) - 2) << (16 - length);
@@ -886,12 +933,28 @@ mod tests {
                 (high, low) => vec![high, low],
             };
             let mut bits = Bits::new(&stuffed, 0);
-            assert!(bits.decode(&table).is_ok_and(|value| u32::from(value) == length), "{length}");
+            assert!(bits.decode(&table).is_ok_and(|value| u32::from(value) == (length - 1) << 4), "{length}");
             assert_eq!(bits.count, 16 - length, "{length}");
         }
         assert!(matches!(Bits::new(&[0xff, 0, 0xff, 0], 0).decode(&table), Err(Fault::Damaged(_))));
         assert!(matches!(Bits::new(&[0xff, 0], 0).decode(&table), Err(Fault::Ends)));
         assert!(Table::new(&[3], &[0, 1, 2]).is_err());
+    }
+
+    /// Two blocks of grey, each in a restart interval of its own, the coefficients of the second as given.
+    #[test]
+    fn a_run_of_empty_blocks_ends_with_its_restart_interval() {
+        let file = |second: &[u8]| {
+            let frame = b"\xff\xd8\xff\xc2\0\x0b\x08\0\x08\0\x10\x01\x01\x11\0\xff\xdd\0\x04\0\x01";
+            let first = b"\xff\xda\0\x08\x01\x01\0\0\0\0\x3f\xff\xd0\x3f";
+            // The code 0 is a run of two or three blocks (`EOB1`): it and a bit of the run are all that a block has.
+            let table = b"\xff\xc4\0\x14\x10\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x10";
+            let rest = b"\xff\xda\0\x08\x01\x01\0\x01\x3f\0\x3f\xff\xd0";
+            [frame, &first[..], table, rest, second, b"\xff\xd9"].concat()
+        };
+        assert_eq!(walk(&file(b"\x3f"), any_size), Ok(()));
+        let message = walk(&file(b""), any_size).expect_err("the second is not there");
+        assert!(message.contains("after 1 of 2 MCUs"), "{message}");
     }
 
     #[test]

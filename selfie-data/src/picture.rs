@@ -146,13 +146,16 @@ mod tests {
         assert_eq!(one(bmp), [10, 20, 30]);
     }
 
-    /// Puts a segment with an EXIF orientation behind the start marker of a JPEG.
+    /// Puts an application segment 1 behind the start marker of a JPEG.
+    fn with_segment(jpeg: &[u8], content: &[u8]) -> Vec<u8> {
+        let length = (content.len() as u16 + 2).to_be_bytes();
+        [&[0xff, 0xd8, 0xff, 0xe1], &length[..], content, &jpeg[2..]].concat()
+    }
+
     fn oriented(jpeg: &[u8], orientation: u8) -> Vec<u8> {
         let mut exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".to_vec();
         exif.extend([orientation, 0, 0, 0, 0, 0, 0, 0]);
-        let mut bytes = vec![0xff, 0xd8, 0xff, 0xe1];
-        bytes.extend((exif.len() as u16 + 2).to_be_bytes());
-        [bytes.as_slice(), &exif, &jpeg[2..]].concat()
+        with_segment(jpeg, &exif)
     }
 
     #[test]
@@ -166,6 +169,15 @@ mod tests {
         let image = Image::decode(&oriented(&jpeg, 3)).expect("well formed");
         assert!(image.pixels[0] > 247 && image.pixels[31 * 3] < 8);
         assert_eq!(Image::decode(&oriented(&jpeg, 200)), Image::decode(&jpeg));
+    }
+
+    /// As in browsers.
+    #[test]
+    fn an_orientation_that_xmp_alone_has_is_not_looked_for() {
+        let jpeg = encode(sample(), ImageFormat::Jpeg);
+        let xmp = b"http://ns.adobe.com/xap/1.0/\0<rdf:Description tiff:Orientation=\"6\"/>";
+        assert_eq!(Image::decode(&with_segment(&jpeg, xmp)), Image::decode(&jpeg));
+        assert_ne!(Image::decode(&oriented(&jpeg, 6)), Image::decode(&jpeg));
     }
 
     #[test]

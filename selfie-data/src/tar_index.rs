@@ -380,3 +380,24 @@ pub(crate) fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_begin_after_the_last_step_up() {
+        assert_eq!(inside(Path::new("/a/../b/./c")), ["b", "c"]);
+    }
+
+    #[test]
+    fn links_out_of_the_archive_lead_nowhere() {
+        let mut index = Index::new();
+        index.unpack(&[OsStr::new("a")], What::File(Extent { offset: 512, bytes: 1 }));
+        index.unpack(&[OsStr::new("inside")], What::Link("./a".into()));
+        index.unpack(&[OsStr::new("outside")], What::Link("../a".into()));
+        let files: Vec<_> = index.files().map(|member| member.path).collect();
+        assert_eq!(files, [Path::new("a"), Path::new("inside")]);
+        assert_eq!(index.other_links(), 1);
+    }
+}

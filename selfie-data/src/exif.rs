@@ -77,3 +77,32 @@ impl Order {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A little-endian directory of one entry: the orientation as `count` SHORTs, of which the first is `value`.
+    fn directory(count: u32, value: u16) -> Vec<u8> {
+        let mut bytes = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0".to_vec();
+        bytes.extend(count.to_le_bytes());
+        bytes.extend(value.to_le_bytes());
+        bytes.extend([0; 6]);
+        bytes
+    }
+
+    #[test]
+    fn values_that_lie_elsewhere_are_none() {
+        assert_eq!(read(&directory(1, 6)), Some(6));
+        assert_eq!(read(&directory(2, 6)), Some(6), "two of two bytes fit");
+        assert_eq!([read(&directory(0, 6)), read(&directory(3, 6))], [None, None]);
+    }
+
+    #[test]
+    fn a_chunk_may_begin_as_a_segment_does() {
+        let chunk = directory(1, 8);
+        assert_eq!(of_chunk(&chunk), Orientation::Rotate270);
+        assert_eq!(of_chunk(&[b"Exif\0\0", &chunk[..]].concat()), Orientation::Rotate270);
+        assert_eq!(of_chunk(b"Exif\0"), Orientation::NoTransforms);
+    }
+}

@@ -288,6 +288,11 @@ mod tests {
             assert_eq!(parts(&[train, held_out]), Some((Some(train), Some(held_out))), "{train} {held_out}");
             assert_eq!(parts(&["annotations", held_out, train]), Some((Some(train), Some(held_out))));
         }
+        for filler in FILLERS {
+            let [train, held_out] = ["train", "test"].map(|part| format!("{filler}_{part}"));
+            assert_eq!(parts(&[&train]), Some((Some(&*train), None)), "alone, and so for certain");
+            assert_eq!(parts(&[&held_out]), Some((None, Some(&*held_out))));
+        }
         assert_eq!(parts(&["train", "test", "val"]), Some((Some("train"), Some("val"))));
         assert_eq!(parts(&["Test", "train", "Valid"]), Some((Some("train"), Some("Valid"))));
         assert_eq!(parts(&["Train", "train", "test"]), Some((Some("train"), Some("test"))), "the plain name is meant");
@@ -326,6 +331,31 @@ mod tests {
             let names = chosen(&folders).expect_err("unclear");
             assert!(names.len() > 1 && names.iter().all(|name| folders.contains(&name.as_str())), "{names:?}");
         }
+    }
+
+    #[test]
+    fn a_name_of_two_parts_is_one_or_neither() {
+        let role = |name| named(name).map(|named| named.role);
+        assert_eq!(role("train_val"), Some(Role::Train));
+        assert_eq!(role("val_test"), Some(Role::Test));
+        assert_eq!([role("train_test"), role("test_train")], [None, None]);
+        assert!(is_contradiction("train_test") && !is_contradiction("train_val"));
+    }
+
+    /// `valid` may be a class beside `invalid`, so data of that name are not held out for it.
+    #[test]
+    fn weak_words_do_not_hold_data_out() {
+        for (name, expected) in [
+            ("val", true),
+            ("Test.tar", true),
+            ("valid", false),
+            ("dev", false),
+            ("train", false),
+            ("test tube", false),
+        ] {
+            assert_eq!(is_held_out(Path::new(name).file_stem()), expected, "{name}");
+        }
+        assert!(!is_held_out(None));
     }
 
     #[test]

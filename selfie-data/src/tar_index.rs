@@ -393,11 +393,86 @@ mod tests {
     #[test]
     fn links_out_of_the_archive_lead_nowhere() {
         let mut index = Index::new();
-        index.unpack(&[OsStr::new("a")], What::File(Extent { offset: 512, bytes: 1 }));
+        index.unpack(&[OsStr::new("a")], file());
         index.unpack(&[OsStr::new("inside")], What::Link("./a".into()));
         index.unpack(&[OsStr::new("outside")], What::Link("../a".into()));
         let files: Vec<_> = index.files().map(|member| member.path).collect();
         assert_eq!(files, [Path::new("a"), Path::new("inside")]);
         assert_eq!(index.other_links(), 1);
+    }
+
+    fn file() -> What {
+        What::File(Extent { offset: 512, bytes: 1 })
+    }
+
+    #[test]
+    fn a_folder_that_is_full_stays_one() {
+        let mut index = Index::new();
+        index.unpack(&[OsStr::new("a"), OsStr::new("b")], file());
+        index.unpack(&[OsStr::new("a")], file());
+        assert_eq!(index.files().map(|member| member.path).collect::<Vec<_>>(), [Path::new("a/b")]);
+    }
+
+    #[test]
+    fn hidden_folders_do_not_hide_the_wrapper() {
+        let mut index = Index::new();
+        for names in [["data", "cat", "1"], ["data", "dog", "1"], [".git", "refs", "1"]] {
+            index.unpack(&names.map(OsStr::new), file());
+        }
+        assert_eq!(index.wrapper(), Path::new("data"));
+    }
+
+    /// An archive of empty members with these names.
+    fn archive(names: &[&str]) -> Result<Index> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for name in names {
+            let mut header = tar::Header::new_old();
+            header.set_size(0);
+            builder.append_data(&mut header, name, io::empty()).expect("in memory");
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a.tar");
+        std::fs::write(&path, builder.into_inner().expect("in memory")).expect("a file");
+        index(&path, &File::open(&path).expect("it is there"))
+    }
+
+    #[test]
+    fn old_tars_mark_folders_by_a_slash() {
+        let index = archive(&["folder/", "empty"]).expect("a sound archive");
+        assert_eq!(index.files().map(|member| member.path).collect::<Vec<_>>(), [Path::new("empty")]);
+    }
+
+    #[test]
+    fn names_are_only_so_deep() {
+        let name = |depth: usize| format!("{}file", "a/".repeat(depth));
+        assert_eq!(archive(&[&name(MAX_DEPTH - 1)]).expect("deep enough").files().count(), 1);
+        let refused = archive(&[&name(MAX_DEPTH)]).map(drop).expect_err("too deep");
+        assert!(refused.to_string().contains("256 folders"), "{refused}");
+    }
+
+    #[test]
+    fn hidden_files_are_no_members() {
+        let mut index = Index::new();
+        for names in [&["a", "b"][..], &["a", "._b"], &[".hidden", "c"], &[".d"]] {
+            let names: Vec<&OsStr> = names.iter().map(OsStr::new).collect();
+            index.unpack(&names, file());
+        }
+        assert_eq!(index.files().map(|member| member.path).collect::<Vec<_>>(), [Path::new("a/b")]);
+    }
+
+    /// A link to a link to a file is that file, wherever they lie in the archive.
+    #[test]
+    fn links_to_links_are_followed() {
+        let mut index = Index::new();
+        index.unpack(&[OsStr::new("first")], What::Link("second".into()));
+        index.unpack(&[OsStr::new("second")], What::Link("folder/file".into()));
+        index.unpack(&[OsStr::new("folder"), OsStr::new("file")], What::File(Extent { offset: 512, bytes: 7 }));
+        let files: Vec<_> = index.files().map(|member| (member.path, member.extent.bytes)).collect();
+        let expected = ["first", "second", "folder/file"].map(|path| (PathBuf::from(path), 7));
+        assert_eq!(files.len(), 3);
+        assert!(expected.iter().all(|file| files.contains(file)), "{files:?}");
+        // A hard link is another name of the link itself.
+        assert!(matches!(index.hard_link(&[OsStr::new("first")]), Some(What::Link(to)) if to == Path::new("second")));
+        assert!(index.hard_link(&[OsStr::new("folder")]).is_none());
     }
 }

@@ -176,9 +176,9 @@ fn note(trace: &mut Trace, kind: &'static str, name: String, values: Vec<f64>) {
 fn moved(name: &str) -> f64 {
     match name.split_once("norm") {
         Some((place, rest)) if rest.ends_with("bias") => match place.split('.').nth(1) {
-            _ if place.is_empty() => 1.5,
+            _ if place.is_empty() => 2.5,
             Some(stage) if place.starts_with("stages") => {
-                [3.0, 2.5, 2.0, 1.5][stage.parse::<usize>().expect("a number")]
+                [3.5, 3.3, 3.0, 2.5][stage.parse::<usize>().expect("a number")]
             }
             _ => 0.0,
         },

@@ -119,7 +119,8 @@ struct TmaLoadArgs {
   int at[4];
   u32 to, box_bytes, total, rank;
   u32* y;
-  u64 unused[3];
+  int dx, dy;
+  u64 unused[2];
 };
 KERNEL(conformance_tma_load, TmaLoadArgs, 128, 1) {
   DYN_SHARED(bytes);
@@ -135,6 +136,8 @@ KERNEL(conformance_tma_load, TmaLoadArgs, 128, 1) {
     const int(&at)[4] = args.at;
     tma_prefetch(&args.map);
     mbarrier_expect(barrier, args.box_bytes);
+    if (args.rank == 0)
+      tma_load_windows(base + args.to, &args.map, barrier, at[0], at[1], at[2], at[3], args.dx, args.dy);
     if (args.rank == 2) tma_load_2d(base + args.to, &args.map, barrier, at[0], at[1]);
     if (args.rank == 3) tma_load_3d(base + args.to, &args.map, barrier, at[0], at[1], at[2]);
     if (args.rank == 4) tma_load_4d(base + args.to, &args.map, barrier, at[0], at[1], at[2], at[3]);

@@ -5,7 +5,7 @@
 // Shared memory is named by 32-bit addresses (shared_address), and all of it lies in DYN_SHARED.
 #include "device.h"
 
-// A map of bf16 data for TMA, in the kernel's arguments (`const __grid_constant__`), made by the host.
+// A map of bf16 data for TMA, of boxes or of windows, in the kernel's arguments (`const __grid_constant__`), made by the host.
 #ifdef EMULATOR
 #include "emulator/hopper.h"
 #else
@@ -70,6 +70,15 @@ DEV void tma_load_4d(u32 to, const TensorMap* map, u32 barrier, int x, int y, in
       "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
       "[%2];" ::"r"(to),
       "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w)
+      : "memory");
+}
+// Rows of 64 channels from `channel` on: pixel (x + dx, y + dy) for the window whose corner is (x, y) of an image, and for
+// those that follow it, line by line and image by image, as many as a map of windows says.
+DEV void tma_load_windows(u32 to, const TensorMap* map, u32 barrier, int channel, int x, int y, int image, int dx, int dy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
+      "[%2], {%7, %8};" ::"r"(to),
+      "l"(map), "r"(barrier), "r"(channel), "r"(x), "r"(y), "r"(image), "h"((u16)dx), "h"((u16)dy)
       : "memory");
 }
 DEV void tma_store_2d(const TensorMap* map, u32 from, int x, int y) {

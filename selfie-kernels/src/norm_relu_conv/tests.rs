@@ -54,6 +54,24 @@ const CASES_OF_WHOLE_CHUNKS: &[(&str, ConvDims)] = &[
     ("5x7, more taps than a word has bits", conv([1, 6, 8], [8, 8], [5, 7], 1, 2)),
 ];
 
+/// As Hopper's kernels take them: channels of the sum in steps of 64, tiles of 256 pixels and of 64 or 128 channels.
+const CASES_OF_WHOLE_STEPS: &[(&str, ConvDims)] = &[
+    ("1x1, narrow, less than a tile of sums", conv([1, 7, 9], [64, 56], [1, 1], 1, 0)),
+    ("1x1, narrow, more steps than stages, two tiles", conv([2, 13, 14], [320, 64], [1, 1], 1, 0)),
+    ("1x1, wide, a tile that is not full", conv([1, 11, 13], [128, 200], [1, 1], 1, 0)),
+    ("1x1, wide, more tiles than multiprocessors", conv([5, 16, 13], [192, 256], [1, 1], 1, 0)),
+    ("3x3, narrow, less than a tile of sums", conv([1, 7, 9], [64, 40], [3, 3], 1, 1)),
+    ("3x3, wide, a map that is several tiles", conv([1, 28, 19], [128, 72], [3, 3], 1, 1)),
+    ("3x3, narrow, small maps, more tiles than multiprocessors", conv([27, 7, 6], [64, 64], [3, 3], 1, 1)),
+    ("3x3, wide, a line is a tile", conv([1, 3, 128], [64, 136], [3, 3], 1, 1)),
+    ("3x3, narrow, maps of a pixel", conv([270, 1, 1], [64, 64], [3, 3], 1, 1)),
+    ("3x3, wide, maps of 4x3", conv([22, 4, 3], [128, 72], [3, 3], 1, 1)),
+    ("3x3, stride 2, narrow, odd sides", conv([5, 15, 13], [64, 64], [3, 3], 2, 1)),
+    ("3x3, stride 2, wide, even sides", conv([3, 18, 20], [128, 136], [3, 3], 2, 1)),
+    ("1x1, stride 2, narrow, odd sides", conv([5, 15, 13], [128, 64], [1, 1], 2, 0)),
+    ("1x1, stride 2, wide, even sides", conv([3, 20, 18], [64, 136], [1, 1], 2, 0)),
+];
+
 /// More for the filter's gradient alone: channels and pixels at the edges of tiles.
 const FILTER_CASES: &[(&str, ConvDims)] = &[
     ("1x1, less than a tile of 64 x 64", conv([3, 5, 7], [56, 40], [1, 1], 1, 0)),
@@ -76,7 +94,7 @@ const FILTER_CASES: &[(&str, ConvDims)] = &[
 
 on_every_device! {
     elements:
-        cases, cases_of_whole_chunks, any_shape, any_larger_shape, any_chunks, a_view_may_start_anywhere,
+        cases, cases_of_whole_chunks, cases_of_whole_steps, any_shape, any_larger_shape, any_chunks, a_view_may_start_anywhere,
         statistics_keep_their_digits_far_from_zero, a_nan_goes_no_further_in_whole_chunks, filter_gradients_at_the_edges_of_tiles, any_filter_gradient,
         a_nan_of_the_last_pixel_reaches_the_taps_that_read_it, filter_gradients_of_views_that_start_anywhere;
     once:
@@ -421,6 +439,13 @@ fn cases<D: Tested<T>, T: Element>() {
 
 fn cases_of_whole_chunks<D: Tested<T>, T: Element>() {
     for &(name, dims) in CASES_OF_WHOLE_CHUNKS {
+        eprintln!("{}: {name}", T::NAME);
+        check::<D, T>(dims, 1);
+    }
+}
+
+fn cases_of_whole_steps<D: Tested<T>, T: Element>() {
+    for &(name, dims) in CASES_OF_WHOLE_STEPS {
         eprintln!("{}: {name}", T::NAME);
         check::<D, T>(dims, 1);
     }

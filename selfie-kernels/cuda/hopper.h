@@ -121,7 +121,7 @@ DEV void store_shared(u32 at, u32 v) { asm volatile("st.shared.u32 [%0], %1;" ::
 DEV void store_shared16(u32 at, u32x4 v) {
   asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
-// ldmatrix_x4, its transposing form, and the store that is its inverse.
+// ldmatrix_x4, its transposing form, and the stores that are their inverses.
 DEV void ldmatrix_x4_at(u32 (&r)[4], u32 row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -137,6 +137,11 @@ DEV void ldmatrix_x4_trans_at(u32 (&r)[4], u32 row) {
 DEV void stmatrix_x4_at(u32 row, const u32 (&r)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(row), "r"(r[0]), "r"(r[1]), "r"(r[2]),
                "r"(r[3])
+               : "memory");
+}
+DEV void stmatrix_x4_trans_at(u32 row, const u32 (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(row), "r"(r[0]), "r"(r[1]),
+               "r"(r[2]), "r"(r[3])
                : "memory");
 }
 

@@ -249,6 +249,16 @@ DEV void stmatrix_x4_at(u32 row, const u32 (&r)[4], emu::Site site = EMU_HERE) {
   for (int j = 0; j < 4; j++)
     emu::store_shared(__shfl_sync(0xffffffffu, row, j * 8 + lane / 4, site) + lane % 4 * 4, r[j]);
 }
+// Lane l holds of matrix j rows 2 * (l % 4), + 1 of column l / 4.
+DEV void stmatrix_x4_trans_at(u32 row, const u32 (&r)[4], emu::Site site = EMU_HERE) {
+  int lane = threadIdx.x % 32;
+  emu::require_aligned(emu::shared_at(row), 16, "a row of stmatrix");
+  for (int j = 0; j < 4; j++)
+    for (int e = 0; e < 2; e++) {
+      u32 to = __shfl_sync(0xffffffffu, row, j * 8 + lane % 4 * 2 + e, site) + lane / 4 * 2;
+      emu::store_shared<u16>(to, (u16)(r[j] >> e * 16));
+    }
+}
 
 template <int N>
 DEV void registers_give() {}

@@ -42,11 +42,12 @@ fn bulk_copies_and_phases() {
 #[test]
 #[ignore = "takes a CUDA device, or the emulator"]
 fn matrices_to_shared_memory() {
-    let mut raw = output::<u16>(256);
+    let [mut raw, mut turned] = [(); 2].map(|()| output::<u16>(256));
     let [mut plain, mut transposed] = [(); 2].map(|()| output::<u32>(128));
-    let args = Arguments([to(&mut raw), to(&mut plain), to(&mut transposed)]);
+    let args = Arguments([to(&mut raw), to(&mut turned), to(&mut plain), to(&mut transposed)]);
     run(MODULE, "conformance_stmatrix", block(32, 512), &args);
     assert_eq!(read(&raw), (0..256).collect::<Vec<u16>>());
+    assert_eq!(read(&turned), (0..256).map(|i| i / 64 * 64 + i % 8 * 8 + i / 8 % 8).collect::<Vec<u16>>());
     let pairs = |next: u32, first: fn(u32, u32) -> u32| -> Vec<u32> {
         (0..128)
             .map(|i| {

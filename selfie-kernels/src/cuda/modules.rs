@@ -19,6 +19,7 @@ const MODULES: &[(&str, &str)] = modules![
     "grad_join",
     "max_pool",
     "norm_relu_conv_backward_data",
+    "norm_relu_conv_backward_data_sm90",
     "norm_relu_conv_forward",
     "norm_relu_conv_forward_sm90",
     "norm_relu_pool",

@@ -1,7 +1,7 @@
 //! Products on GPUs of compute capability 9.0, whose kernels (`*_sm90.cu`) copy by TMA and multiply by wgmma. They take what
 //! a ResNet is made of; the kernels of [`super::product`] take the rest.
 
-use crate::cuda::{Address, Boxes, CudaElement, Grid, TensorMap, Windows};
+use crate::cuda::{Address, Boxes, CudaElement, GradArgs, Grid, TensorMap, Windows};
 use crate::partials::SUM_ROWS;
 use crate::{ConvDims, Cuda, Result};
 
@@ -149,14 +149,11 @@ impl Forward {
     /// Queues the best kernel for this shape at these addresses; [`None`] where none takes it.
     pub(super) fn launch<T: CudaElement>(&self, cuda: &Cuda) -> Option<Result<()>> {
         let Self { dims: d, x, coef, w, residual, y, .. } = *self;
-        let aligned = [x, coef, w, residual, y].iter().all(|place| place.is_aligned());
         let steps = d.c.is_multiple_of(STEP) && d.k.is_multiple_of(8);
-        let reached = [d.rows_in(), d.rows_out(), d.c, d.k].iter().all(|&extent| extent <= MOST);
-        let facts = cuda.facts();
-        if !facts.hopper || size_of::<T>() != 2 || !aligned || !steps || !reached {
+        if !steps || !takes::<T>(cuda, &d, &[x, coef, w, residual, y]) {
             return None;
         }
-        Kernel::of(&d, facts.shared_bytes).map(|kernel| self.launch_kernel::<T>(cuda, kernel))
+        Kernel::of(&d, cuda.facts().shared_bytes).map(|kernel| self.launch_kernel::<T>(cuda, kernel))
     }
 
     fn launch_kernel<T: CudaElement>(&self, cuda: &Cuda, kernel: Kernel) -> Result<()> {
@@ -190,6 +187,172 @@ impl Forward {
         let grid = Grid { blocks: [blocks, 1, 1], threads: kernel.threads(), shared_bytes: kernel.shared_bytes() };
         cuda.launch::<T>("norm_relu_conv_forward_sm90", &kernel.name(), grid, &args)
     }
+}
+
+/// The gradient of the input of 1x1 filters with stride 1; see [`crate::norm_relu_conv::BackwardData`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BackwardData {
+    pub(super) dims: ConvDims,
+    pub(super) dy: GradArgs,
+    pub(super) w: Address,
+    /// What masks it; [`None`]: a projection's gradient, which nothing does.
+    pub(super) mask: Option<Mask>,
+    pub(super) out: Address,
+}
+
+/// What happens behind the product.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mask {
+    pub(super) x: Address,
+    pub(super) norm: Address,
+    pub(super) add: Address,
+    /// Of the pixels that have an addend.
+    pub(super) add_step: usize,
+    pub(super) sums: Address,
+}
+
+/// `BackwardDataArgs` of `norm_relu_conv_backward_data_sm90.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct BackwardDataArgs {
+    dy: TensorMap,
+    grad_x: TensorMap,
+    w: TensorMap,
+    x: TensorMap,
+    out: TensorMap,
+    coef: Address,
+    norm: Address,
+    add: Address,
+    sums: Address,
+    rows: i32,
+    kc: i32,
+    nc: i32,
+    share: i32,
+    shares: i32,
+    height: i32,
+    width: i32,
+    add_step: i32,
+}
+
+/// A kernel of `norm_relu_conv_backward_data_sm90.cu`.
+#[derive(Debug, Clone, Copy)]
+struct TransposedKernel {
+    name: &'static str,
+    /// Of a tile.
+    channels: usize,
+    pixels: usize,
+    /// Lengths of the rings: of the gradient, the filters, the tensor that the gradient is formed with, the results.
+    slots: usize,
+    filters: usize,
+    inputs: usize,
+    outlets: usize,
+}
+
+impl TransposedKernel {
+    const fn wide(name: &'static str, [slots, filters, inputs, outlets]: [usize; 4]) -> Self {
+        Self { name, channels: 128, pixels: 128, slots, filters, inputs, outlets }
+    }
+
+    const fn narrow(name: &'static str, [slots, filters, inputs, outlets]: [usize; 4]) -> Self {
+        Self { name, channels: 64, pixels: 256, slots, filters, inputs, outlets }
+    }
+
+    /// The one for a shape, the fastest of those measured on an H200; [`None`] where there is none.
+    fn of(d: &ConvDims, dy: GradArgs, mask: Option<Mask>) -> Option<Self> {
+        let affine = dy.coef != Address::NONE;
+        let deep = d.c > 128 && (5 * STEP..=8 * STEP).contains(&d.k);
+        Some(match (mask, affine, d.c) {
+            (Some(_), true, 64) => Self::narrow("conv_backward_data_affine_hopper_narrow", [2, 4, 2, 2]),
+            (Some(_), true, _) if deep => Self::wide("conv_backward_data_affine_hopper_deep", [8, 3, 1, 1]),
+            (Some(_), true, _) => Self::wide("conv_backward_data_affine_hopper_wide", [4, 3, 3, 2]),
+            (Some(_), false, 64) => Self::narrow("conv_backward_data_hopper_narrow", [3, 4, 0, 2]),
+            (Some(_), false, _) => Self::wide("conv_backward_data_hopper_wide", [6, 4, 0, 2]),
+            (None, false, 64) => Self::narrow("conv_projection_hopper_narrow", [3, 4, 0, 2]),
+            (None, false, _) => Self::wide("conv_projection_hopper_wide", [6, 4, 0, 2]),
+            (None, true, _) => return None,
+        })
+    }
+
+    fn shared_bytes(self) -> usize {
+        let Self { channels, pixels, slots, filters, inputs, outlets, .. } = self;
+        let rows = (slots + inputs) * pixels + filters * channels + 2 * outlets * SUM_ROWS;
+        let coef = inputs * 3 * STEP * size_of::<f32>();
+        rows * 2 * STEP + coef + (2 * (slots + inputs + filters) + 4 * outlets) * size_of::<u64>()
+    }
+
+    /// How many tiles of channels a block makes of a tile of pixels whose gradient it keeps: as many as make the longest block
+    /// shortest.
+    fn share(self, d: &ConvDims, multiprocessors: usize) -> usize {
+        // Cycles, about: of a step's products, of forming its gradient, of the rest of a tile.
+        const PRODUCTS: usize = 512;
+        const FORMING: usize = 700;
+        const REST: usize = 2000;
+        let (steps, tiles) = (d.k / STEP, d.c.div_ceil(self.channels));
+        let most = if steps <= self.slots { tiles } else { 1 };
+        let forming = if self.inputs > 0 { steps * FORMING } else { 0 };
+        let cycles = |share: usize| {
+            let units = d.rows_in().div_ceil(self.pixels) * tiles.div_ceil(share);
+            units.div_ceil(multiprocessors) * (share * (steps * PRODUCTS + REST) + forming)
+        };
+        (1..=most).min_by_key(|&share| cycles(share)).unwrap_or(1)
+    }
+}
+
+impl BackwardData {
+    /// As [`Forward::launch`].
+    pub(super) fn launch<T: CudaElement>(&self, cuda: &Cuda) -> Option<Result<()>> {
+        let Self { dims: d, dy, w, mask, out } = *self;
+        let pointwise = (d.r, d.s, d.stride, d.pad) == (1, 1, 1, 0);
+        let steps = d.c.is_multiple_of(STEP) && d.k.is_multiple_of(STEP);
+        let places = [dy.dy, dy.x, dy.coef, w, out];
+        let masked = mask.is_none_or(|mask| mask.x.is_aligned() && mask.add_step <= 2);
+        if !pointwise || !steps || !masked || !takes::<T>(cuda, &d, &places) {
+            return None;
+        }
+        TransposedKernel::of(&d, dy, mask).map(|kernel| self.launch_kernel::<T>(cuda, kernel))
+    }
+
+    fn launch_kernel<T: CudaElement>(&self, cuda: &Cuda, kernel: TransposedKernel) -> Result<()> {
+        let Self { dims: d, dy: grad, w, mask, out } = *self;
+        let rows = d.rows_in();
+        let dy = matrix(cuda, grad.dy, [rows, d.k], kernel.pixels)?;
+        let out = matrix(cuda, out, [rows, d.c], SUM_ROWS)?;
+        let multiprocessors = cuda.facts().multiprocessors;
+        let share = kernel.share(&d, multiprocessors);
+        let shares = d.c.div_ceil(kernel.channels).div_ceil(share);
+        let none = Mask { x: Address::NONE, norm: Address::NONE, add: Address::NONE, add_step: 1, sums: Address::NONE };
+        let Mask { x, norm, add, add_step, sums } = mask.unwrap_or(none);
+        let args = BackwardDataArgs {
+            dy,
+            grad_x: if grad.x == Address::NONE { dy } else { matrix(cuda, grad.x, [rows, d.k], kernel.pixels)? },
+            w: matrix(cuda, w, [d.k, d.c], STEP)?,
+            x: if x == Address::NONE { out } else { matrix(cuda, x, [rows, d.c], SUM_ROWS)? },
+            out,
+            coef: grad.coef,
+            norm,
+            add,
+            sums,
+            rows: rows as i32,
+            kc: d.k as i32,
+            nc: d.c as i32,
+            share: share as i32,
+            shares: shares as i32,
+            height: d.h as i32,
+            width: d.w as i32,
+            add_step: add_step as i32,
+        };
+        let units = rows.div_ceil(kernel.pixels) * shares;
+        let blocks = [units.min(multiprocessors), 1, 1];
+        let grid = Grid { blocks, threads: 512, shared_bytes: kernel.shared_bytes() };
+        cuda.launch::<T>("norm_relu_conv_backward_data_sm90", kernel.name, grid, &args)
+    }
+}
+
+/// Whether kernels for Hopper may be launched, and can count and copy these.
+fn takes<T: CudaElement>(cuda: &Cuda, d: &ConvDims, places: &[Address]) -> bool {
+    let aligned = places.iter().all(|place| place.is_aligned());
+    let reached = [d.rows_in(), d.rows_out(), d.c, d.k].iter().all(|&extent| extent <= MOST);
+    cuda.facts().hopper && size_of::<T>() == 2 && aligned && reached
 }
 
 /// `[rows, columns]`, in boxes of [`STEP`] columns.

@@ -197,6 +197,7 @@ fn facts(ordinal: usize) -> Result<Facts> {
         // SAFETY: as above.
         memory_bytes: unsafe { result::device::total_mem(device) }.map_err(|e| failed("no memory size", e))?,
         shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
+        l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
         hopper: capability == 90 && makes_tensor_maps(),
     })
 }

@@ -39,6 +39,8 @@ pub struct Facts {
     pub memory_bytes: usize,
     /// Shared memory that one block may ask for.
     pub shared_bytes: usize,
+    /// Its L2 cache.
+    pub l2_bytes: usize,
     /// Whether kernels for compute capability 9.0, and for no other, may be launched: those with TMA and wgmma.
     pub hopper: bool,
 }

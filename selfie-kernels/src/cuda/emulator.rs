@@ -127,6 +127,8 @@ impl Emulator {
             multiprocessors: 3,
             memory_bytes: usize::MAX,
             shared_bytes,
+            // Little, for the same reason.
+            l2_bytes: 256 << 10,
             hopper: capability == 90,
         };
         Ok(Self { library: Arc::new(library), facts, recording: Mutex::new(None) })

@@ -31,8 +31,8 @@ DEV void arrive_warp(u32 barrier) {
 
 // What results go through, and what they are made of.
 struct HopperArgs {
-  TensorMap a, b, add, out;
-  const float* coef;  // [2][kc]: scale, shift.
+  TensorMap a, b, add, out;  // `add`: what decides, where the result is masked.
+  const float* coef;  // [2][kc]: scale, shift; where the result is masked [4][nc]: mean, rstd, scale, shift.
   float* sums;        // [tiles][2][nc]; may be null.
   int rows, kc, nc;
   int adds;           // Whether there is anything in `add`.
@@ -74,9 +74,9 @@ DEV void clear(HopperSums<BN>& sum) {
 }
 
 // sum += A[128][STEP] * B[BN][STEP]^T, from fragments(f, k), which gives A's of sixteen channels from 16 * k on; `b` is the
-// operand in shared memory, by rows of its channels. Two halves with registers of their own: one is loaded while the tensor
+// operand in shared memory, and how it lies there. Two halves with registers of their own: one is loaded while the tensor
 // cores have the other. When the first is on its way all steps before are done, and what they read is `free`.
-template <int BN, class Fragments, class Free>
+template <int BN, Major B, class Fragments, class Free>
 DEV void multiply_step(HopperSums<BN>& sum, u64 b, Start start, Fragments fragments, Free free) {
 #pragma unroll
   for (int half = 0; half < 2; half++) {
@@ -88,7 +88,8 @@ DEV void multiply_step(HopperSums<BN>& sum, u64 b, Start start, Fragments fragme
     for (int k = 0; k < 2; k++)
 #pragma unroll
       for (int i = 0; i < 2; i++)
-        wgmma<Major::K>(sum[i], a[k][i], wgmma_advance(b, (half * 2 + k) * 32), half + k > 0 ? Start::Continue : start);
+        wgmma<B>(sum[i], a[k][i], wgmma_advance(b, (half * 2 + k) * (B == Major::K ? 32 : 2048)),
+                 half + k > 0 ? Start::Continue : start);
     wgmma_commit();
     wgmma_wait<1>();
     if (half == 0) free();
@@ -110,8 +111,9 @@ struct Outlet {
   static constexpr u32 BARRIER_BYTES = 3 * 8;
   // A thread takes the statistics of two columns of 128 / SHARES rows.
   static constexpr int PAIRS = BN / 2, SHARES = 128 / PAIRS;
-  static constexpr u32 SHARES_BYTES = SHARES * PAIRS * sizeof(float4);
-  static_assert(SHARES >= 2, "at most 128 columns");
+  // Four sums of each; or, where the result is masked, two of each column and warp.
+  static constexpr u32 SHARES_BYTES = 4 * 2 * BN * sizeof(float);
+  static_assert(SHARES >= 2 && SHARES_BYTES >= 128 * sizeof(float4), "64 or 128 columns");
 
   const HopperArgs& args;
   char *buffer, *shares;
@@ -191,6 +193,63 @@ struct Outlet {
           *at[q] = pack_bf16x2(low, high);
         }
       }
+  }
+
+  // Of the gradient: masks it by the input that has arrived, in place, and sums it up.
+  DEV_MEMBER void put_masked(const HopperSums<BN>& sum, HopperTile tile, u32 parity) const {
+    int row = tile.row + group * SUM_ROWS, t = (int)threadIdx.x % 128;
+    mbarrier_wait(ready(), parity);
+    mask(sum, row, tile.column);
+    fence_async();
+    named_barrier(1 + group, 128);
+    if (t == 0) mbarrier_arrive(staged());
+    for (int i = t; i < 2 * BN && row < args.rows; i += 128) {
+      int kind = i / BN, column = tile.column + i % BN;
+      if (column >= args.nc) continue;
+      float total = 0.0f;
+#pragma unroll
+      for (int w = 0; w < 4; w++) total += *share_of(w, kind, i % BN);
+      if (kind == 1) total *= args.coef[args.nc + column];
+      args.sums[((u64)(row / SUM_ROWS) * 2 + kind) * args.nc + column] = total;
+    }
+    arrive_warp(done());
+  }
+  // A warp's sum of a column: of dz, and of dz * (x - mean).
+  DEV_MEMBER float* share_of(int w, int kind, int column) const { return (float*)shares + (w * 2 + kind) * BN + column; }
+
+  DEV_MEMBER void mask(const HopperSums<BN>& sum, int row, int column) const {
+    char* lanes = buffer + (warp() % 4 * 16 + lane() / 4) * ROW_BYTES + lane() % 4 * 4;
+    int valid = args.rows - row - warp() % 4 * 16 - lane() / 4;
+    bool upper = (lane() & 16) != 0, odd = (lane() & 8) != 0;
+#pragma unroll
+    for (int j = 0; j < BN / 8; j++) {
+      if (column + j * 8 >= args.nc) break;
+      const float2* norm = (const float2*)(args.coef + column + j * 8 + lane() % 4 * 2);
+      float2 mean = norm[0], scale = norm[args.nc], shift = norm[args.nc / 2 * 3];
+      float v[4] = {};  // This lane's rows' sums of two columns: of dz, and of dz * (x - mean).
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        int r = i / 2 * 64 + i % 2 * 8;
+        u32* at = (u32*)(lanes + j / 8 * PART_BYTES + r * ROW_BYTES + (u32)((j % 8 ^ lane() / 4) << 4));
+        float x_low = bf16x2_low(*at), x_high = bf16x2_high(*at);
+        float low = sum[i / 2][j * 4 + i % 2 * 2], high = sum[i / 2][j * 4 + i % 2 * 2 + 1];
+        if (!passes(normalize(x_low, scale.x, shift.x))) low = 0.0f;
+        if (!passes(normalize(x_high, scale.y, shift.y))) high = 0.0f;
+        u32 stored = pack_bf16x2(low, high);
+        *at = stored;
+        if (r >= valid) stored = 0;
+        low = bf16x2_low(stored), high = bf16x2_high(stored);
+        v[0] += low, v[1] += high;
+        v[2] = fmaf(low, x_low - mean.x, v[2]), v[3] = fmaf(high, x_high - mean.y, v[3]);
+      }
+      // Over the eight lanes of a column; each of the first two steps halves what a lane has.
+      float keep[2] = {upper ? v[2] : v[0], upper ? v[3] : v[1]}, give[2] = {upper ? v[0] : v[2], upper ? v[1] : v[3]};
+#pragma unroll
+      for (int i = 0; i < 2; i++) keep[i] += __shfl_xor_sync(WARP, give[i], 16);
+      float total = (odd ? keep[1] : keep[0]) + __shfl_xor_sync(WARP, odd ? keep[0] : keep[1], 8);
+      total += __shfl_xor_sync(WARP, total, 4);
+      if ((lane() & 4) == 0) *share_of(warp() % 4, upper ? 1 : 0, j * 8 + lane() % 4 * 2 + (odd ? 1 : 0)) = total;
+    }
   }
 
   // Sums of deviations, and of their squares, from a value of the tile itself. However far out that one lies: among 128 rows

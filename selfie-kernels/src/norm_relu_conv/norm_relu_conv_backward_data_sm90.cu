@@ -1,4 +1,17 @@
-// dz = dy * w (+ addend) behind the mask, with its sums, and dx = dy * w of a projection, of 1x1 filters with stride 1 on Hopper.
+// dz = conv^T(dy, w) (+ addend) behind the mask, with its sums, and dx = dy * w of a projection, with stride 1 on Hopper.
+#include "conv_hopper_halo.h"
+
+// ---- 3x3 filters: conv_hopper_halo.h, of a gradient that is one tensor.
+
+#define HALO(name, BN, STAGES)                                                                             \
+  KERNEL(conv_backward_data_hopper_##name##_bf16, HopperArgs, (Halo<Store::Masked, BN, STAGES>::THREADS), 1) { \
+    DYN_SHARED(shared);                                                                                    \
+    HaloConv<Halo<Store::Masked, BN, STAGES>>{args, shared}.run();                                         \
+  }
+HALO(halo_wide, 128, 3)
+HALO(halo_narrow, 64, 4)
+
+// ---- 1x1 filters.
 //
 // The product is taken transposed: D[channel][pixel], A being the filters as they lie, [k][c], and B the gradient. So a lane
 // has two channels of 32 pixels, whose sums are plain additions, and whose coefficients are in registers. A gradient that is

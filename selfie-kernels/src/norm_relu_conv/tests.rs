@@ -81,6 +81,10 @@ const BACKWARD_DATA_CASES: &[(&str, ConvDims)] = &[
     ("1x1, wide, more steps than slots", conv([3, 11, 8], [128, 576], [1, 1], 1, 0)),
     ("1x1, deep", conv([4, 12, 9], [320, 384], [1, 1], 1, 0)),
     ("projection", conv([3, 15, 13], [128, 192], [1, 1], 2, 0)),
+    ("3x3, narrow, less than a tile of sums", conv([1, 7, 9], [64, 64], [3, 3], 1, 1)),
+    ("3x3, wide, half a tile of channels, two steps", conv([1, 23, 13], [192, 128], [3, 3], 1, 1)),
+    ("3x3, narrow, small maps, more tiles than multiprocessors", conv([27, 8, 7], [64, 64], [3, 3], 1, 1)),
+    ("3x3, narrow, more images than are done at once", conv([37, 8, 8], [64, 64], [3, 3], 1, 1)),
 ];
 
 /// More for the filter's gradient alone: channels and pixels at the edges of tiles.

@@ -38,7 +38,7 @@ const ALIGNED: usize = 1024;
 /// Extents that kernels count in 32 bits.
 const MOST: usize = 1 << 30;
 
-/// A kernel of `norm_relu_conv_forward_sm90.cu`.
+/// A kernel of `norm_relu_conv_forward_sm90.cu`, or one of those for 3x3 filters of `norm_relu_conv_backward_data_sm90.cu`.
 #[derive(Debug, Clone, Copy)]
 struct Kernel {
     way: Way,
@@ -84,14 +84,14 @@ impl Kernel {
         }
     }
 
-    fn name(self) -> String {
+    fn name(self, pass: &str) -> String {
         let way = match self.way {
             Way::Pixel => "pixel",
             Way::Window => "window",
             Way::Padded => "padded",
             Way::Halo { .. } => "halo",
         };
-        format!("conv_forward_hopper_{way}_{}", if self.columns == 64 { "narrow" } else { "wide" })
+        format!("conv_{pass}_hopper_{way}_{}", if self.columns == 64 { "narrow" } else { "wide" })
     }
 
     fn threads(self) -> usize {
@@ -105,7 +105,8 @@ impl Kernel {
     fn shared_bytes(self) -> usize {
         const BARRIER: usize = size_of::<u64>();
         const COEF: usize = 2 * STEP * size_of::<f32>();
-        let outlets = 2 * (SUM_ROWS * 2 * self.columns + 128 * size_of::<[f32; 4]>() + 3 * BARRIER);
+        const SHARES: usize = 4 * 2 * size_of::<f32>();
+        let outlets = 2 * (SUM_ROWS * 2 * self.columns + SHARES * self.columns + 3 * BARRIER);
         let ring = |rows: usize, coef: usize| self.stages * (rows * 2 * STEP + coef + 2 * BARRIER);
         match self.way {
             Way::Pixel | Way::Window | Way::Padded => ring(TILE_ROWS + self.columns, COEF) + outlets,
@@ -185,7 +186,7 @@ impl Forward {
         let tiles = rows.div_ceil(TILE_ROWS) * d.k.div_ceil(kernel.columns);
         let blocks = tiles.min(cuda.facts().multiprocessors);
         let grid = Grid { blocks: [blocks, 1, 1], threads: kernel.threads(), shared_bytes: kernel.shared_bytes() };
-        cuda.launch::<T>("norm_relu_conv_forward_sm90", &kernel.name(), grid, &args)
+        cuda.launch::<T>("norm_relu_conv_forward_sm90", &kernel.name("forward"), grid, &args)
     }
 }
 
@@ -302,14 +303,85 @@ impl BackwardData {
     /// As [`Forward::launch`].
     pub(super) fn launch<T: CudaElement>(&self, cuda: &Cuda) -> Option<Result<()>> {
         let Self { dims: d, dy, w, mask, out } = *self;
-        let pointwise = (d.r, d.s, d.stride, d.pad) == (1, 1, 1, 0);
         let steps = d.c.is_multiple_of(STEP) && d.k.is_multiple_of(STEP);
         let places = [dy.dy, dy.x, dy.coef, w, out];
-        let masked = mask.is_none_or(|mask| mask.x.is_aligned() && mask.add_step <= 2);
-        if !pointwise || !steps || !masked || !takes::<T>(cuda, &d, &places) {
+        let masked = mask.is_none_or(|mask| mask.x.is_aligned() && mask.norm.is_aligned() && mask.add_step <= 2);
+        if !steps || !masked || !takes::<T>(cuda, &d, &places) {
             return None;
         }
-        TransposedKernel::of(&d, dy, mask).map(|kernel| self.launch_kernel::<T>(cuda, kernel))
+        match (d.r, d.s, d.stride, d.pad) {
+            (1, 1, 1, 0) => TransposedKernel::of(&d, dy, mask).map(|kernel| self.launch_kernel::<T>(cuda, kernel)),
+            (3, 3, 1, 1) => self.launch_halo::<T>(cuda, mask.filter(|mask| mask.add == Address::NONE)?),
+            _ => None,
+        }
+    }
+
+    /// 3x3 filters. The gradient is formed first, as nine taps read it: of so many images at once that it stays
+    /// in the L2, or at least in the workspace.
+    fn launch_halo<T: CudaElement>(&self, cuda: &Cuda, mask: Mask) -> Option<Result<()>> {
+        let Self { dims: d, dy, .. } = *self;
+        let columns = if d.c > 64 { 128 } else { 64 };
+        let kernel = Kernel {
+            stages: if columns == 64 { 4 } else { 3 },
+            ..Kernel::new(Way::Halo { bytes: halo_bytes(&d) }, columns)
+        };
+        if kernel.shared_bytes() > cuda.facts().shared_bytes {
+            return None;
+        }
+        if dy.coef == Address::NONE {
+            return Some(self.launch_halo_part::<T>(cuda, kernel, mask));
+        }
+        // Tiles of pixels end where a part ends.
+        let [image, gradient] = [d.c, d.k].map(|channels| d.h * d.w * channels * 2);
+        let whole = TILE_ROWS / greatest_common_divisor(TILE_ROWS, d.h * d.w);
+        let within = |bytes: usize| if d.n * gradient <= bytes { d.n } else { bytes / gradient / whole * whole };
+        let workspace = cuda.workspace_bytes();
+        let room = [workspace.min(cuda.facts().l2_bytes / 2), workspace];
+        let images = room.into_iter().map(within).find(|&images| images > 0)?;
+        if !THREADS_FORMING.is_multiple_of(d.k / 8) {
+            return None;
+        }
+        let parts = (0..d.n).step_by(images).map(|first| {
+            let dims = ConvDims { n: images.min(d.n - first), ..d };
+            let [dz, grad_x] = [dy.dy, dy.x].map(|place| place.offset(first * gradient));
+            form_gradient::<T>(cuda, GradArgs { dy: dz, x: grad_x, ..dy }, &dims)?;
+            let sums = mask.sums.offset(first * d.h * d.w / SUM_ROWS * 2 * d.c * size_of::<f32>());
+            let mask = Mask { x: mask.x.offset(first * image), sums, ..mask };
+            let dy = GradArgs { dy: cuda.workspace(), x: Address::NONE, coef: Address::NONE };
+            let part = Self { dims, dy, out: self.out.offset(first * image), ..*self };
+            part.launch_halo_part::<T>(cuda, kernel, mask)
+        });
+        Some(parts.collect())
+    }
+
+    fn launch_halo_part<T: CudaElement>(&self, cuda: &Cuda, kernel: Kernel, mask: Mask) -> Result<()> {
+        let Self { dims: d, dy, w, out, .. } = *self;
+        let Way::Halo { bytes } = kernel.way else { unreachable!("the one kernel for 3x3 filters") };
+        let rows = d.rows_in();
+        let args = Args {
+            a: lines(cuda, dy.dy, &ConvDims { c: d.k, ..d })?,
+            b: matrix(cuda, w, [d.k, 9 * d.c], STEP)?,
+            add: matrix(cuda, mask.x, [rows, d.c], SUM_ROWS)?,
+            out: matrix(cuda, out, [rows, d.c], SUM_ROWS)?,
+            coef: mask.norm,
+            sums: mask.sums,
+            rows: rows as i32,
+            kc: d.k as i32,
+            nc: d.c as i32,
+            adds: 1,
+            height: d.h as i32,
+            width: d.w as i32,
+            out_height: d.h as i32,
+            out_width: d.w as i32,
+            step: 1,
+            pad: 1,
+            halo_bytes: bytes as u32,
+            unused: 0,
+        };
+        let tiles = rows.div_ceil(TILE_ROWS) * d.c.div_ceil(kernel.columns);
+        let blocks = [tiles.min(cuda.facts().multiprocessors), 1, 1];
+        let grid = Grid { blocks, threads: 384, shared_bytes: kernel.shared_bytes() };
+        cuda.launch::<T>("norm_relu_conv_backward_data_sm90", &kernel.name("backward_data"), grid, &args)
     }
 
     fn launch_kernel<T: CudaElement>(&self, cuda: &Cuda, kernel: TransposedKernel) -> Result<()> {
@@ -346,6 +418,37 @@ impl BackwardData {
         let grid = Grid { blocks, threads: 512, shared_bytes: kernel.shared_bytes() };
         cuda.launch::<T>("norm_relu_conv_backward_data_sm90", kernel.name, grid, &args)
     }
+}
+
+/// `FormGradientArgs` of `norm_relu_conv_backward_data.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct FormGradientArgs {
+    dz: Address,
+    x: Address,
+    coef: Address,
+    dy: Address,
+    chunks: u64,
+    k: i32,
+    unused: i32,
+}
+
+/// Threads of a block of the kernel below; each has one chunk of channels always.
+const THREADS_FORMING: usize = 256;
+
+/// The gradient of `y` from its two tensors, in the workspace.
+fn form_gradient<T: CudaElement>(cuda: &Cuda, grad: GradArgs, d: &ConvDims) -> Result<()> {
+    const AT_ONCE: usize = 4;
+    const RESIDENT: usize = 8;
+    let chunks = d.len_out() / 8;
+    let GradArgs { dy: dz, x, coef } = grad;
+    let args = FormGradientArgs { dz, x, coef, dy: cuda.workspace(), chunks: chunks as u64, k: d.k as i32, unused: 0 };
+    let blocks = chunks.div_ceil(THREADS_FORMING * AT_ONCE).min(RESIDENT * cuda.facts().multiprocessors);
+    cuda.launch::<T>("norm_relu_conv_backward_data", "conv_form_gradient", Grid::line(blocks, THREADS_FORMING), &args)
+}
+
+fn greatest_common_divisor(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
 }
 
 /// Whether kernels for Hopper may be launched, and can count and copy these.

@@ -28,9 +28,9 @@ KERNEL(conformance_bulk, BulkArgs, 128, 1) {
 }
 
 // Matrix j has j * 64 + row * 8 + column in it. `raw` [256] is what stmatrix stores, `plain` and `transposed` [32][4] what
-// ldmatrix reads of it. Dynamic shared memory: 512.
+// ldmatrix reads of it, `turned` [256] what stmatrix stores transposed. Dynamic shared memory: 512.
 struct MatricesArgs {
-  u16* raw;
+  u16 *raw, *turned;
   u32 *plain, *transposed;
 };
 KERNEL(conformance_stmatrix, MatricesArgs, 32, 1) {
@@ -49,6 +49,11 @@ KERNEL(conformance_stmatrix, MatricesArgs, 32, 1) {
   store16(args.plain + lane() * 4, {r[0], r[1], r[2], r[3]});
   ldmatrix_x4_trans_at(r, row);
   store16(args.transposed + lane() * 4, {r[0], r[1], r[2], r[3]});
+  ldmatrix_x4_at(r, row);
+  __syncwarp();
+  stmatrix_x4_trans_at(row, r);
+  __syncwarp();
+  for (int i = lane(); i < 128; i += 32) ((u32*)args.turned)[i] = load_shared(base + i * 4);
 }
 
 // Two groups of 128 threads with a named barrier each go 3 and 5 rounds of v[t] = v[(5 t + 1) % 128] + 1, from v[t] = t: y
@@ -119,7 +124,8 @@ struct TmaLoadArgs {
   int at[4];
   u32 to, box_bytes, total, rank;
   u32* y;
-  u64 unused[3];
+  int dx, dy;
+  u64 unused[2];
 };
 KERNEL(conformance_tma_load, TmaLoadArgs, 128, 1) {
   DYN_SHARED(bytes);
@@ -135,6 +141,8 @@ KERNEL(conformance_tma_load, TmaLoadArgs, 128, 1) {
     const int(&at)[4] = args.at;
     tma_prefetch(&args.map);
     mbarrier_expect(barrier, args.box_bytes);
+    if (args.rank == 0)
+      tma_load_windows(base + args.to, &args.map, barrier, at[0], at[1], at[2], at[3], args.dx, args.dy);
     if (args.rank == 2) tma_load_2d(base + args.to, &args.map, barrier, at[0], at[1]);
     if (args.rank == 3) tma_load_3d(base + args.to, &args.map, barrier, at[0], at[1], at[2]);
     if (args.rank == 4) tma_load_4d(base + args.to, &args.map, barrier, at[0], at[1], at[2], at[3]);

@@ -5,7 +5,7 @@
 // Shared memory is named by 32-bit addresses (shared_address), and all of it lies in DYN_SHARED.
 #include "device.h"
 
-// A map of bf16 data for TMA, in the kernel's arguments (`const __grid_constant__`), made by the host.
+// A map of bf16 data for TMA, of boxes or of windows, in the kernel's arguments (`const __grid_constant__`), made by the host.
 #ifdef EMULATOR
 #include "emulator/hopper.h"
 #else
@@ -72,6 +72,15 @@ DEV void tma_load_4d(u32 to, const TensorMap* map, u32 barrier, int x, int y, in
       "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w)
       : "memory");
 }
+// Rows of 64 channels from `channel` on: pixel (x + dx, y + dy) for the window whose corner is (x, y) of an image, and for
+// those that follow it, line by line and image by image, as many as a map of windows says.
+DEV void tma_load_windows(u32 to, const TensorMap* map, u32 barrier, int channel, int x, int y, int image, int dx, int dy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
+      "[%2], {%7, %8};" ::"r"(to),
+      "l"(map), "r"(barrier), "r"(channel), "r"(x), "r"(y), "r"(image), "h"((u16)dx), "h"((u16)dy)
+      : "memory");
+}
 DEV void tma_store_2d(const TensorMap* map, u32 from, int x, int y) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map), "r"(from),
                "r"(x), "r"(y)
@@ -112,7 +121,7 @@ DEV void store_shared(u32 at, u32 v) { asm volatile("st.shared.u32 [%0], %1;" ::
 DEV void store_shared16(u32 at, u32x4 v) {
   asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
-// ldmatrix_x4, its transposing form, and the store that is its inverse.
+// ldmatrix_x4, its transposing form, and the stores that are their inverses.
 DEV void ldmatrix_x4_at(u32 (&r)[4], u32 row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -128,6 +137,11 @@ DEV void ldmatrix_x4_trans_at(u32 (&r)[4], u32 row) {
 DEV void stmatrix_x4_at(u32 row, const u32 (&r)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(row), "r"(r[0]), "r"(r[1]), "r"(r[2]),
                "r"(r[3])
+               : "memory");
+}
+DEV void stmatrix_x4_trans_at(u32 row, const u32 (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(row), "r"(r[0]), "r"(r[1]),
+               "r"(r[2]), "r"(r[3])
                : "memory");
 }
 

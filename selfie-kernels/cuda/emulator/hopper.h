@@ -13,8 +13,9 @@ struct alignas(64) TensorMap {
   u32 swizzled;    // rows of 128 bytes; 0 or 1
   u64 size[5];     // elements
   u64 stride[5];   // bytes; [0] is 2
-  u32 box[5];      // elements
-  u32 unused[3];
+  u32 box[5];      // elements; of windows: of one pixel, and how many windows
+  // Of windows alone: from one to the next, 0 for a map of boxes; their first corner; how far the last is from the end.
+  int step, first, last;
 };
 static_assert(sizeof(TensorMap) == 128, "a tensor map");
 
@@ -99,6 +100,30 @@ static inline void for_each_in_box(const TensorMap& map, const int (&at)[4], u32
     visit(map.swizzled ? swizzle(shared) : shared, inside ? map.data + offset : nullptr);
   }
 }
+// The same for windows of rank 4.
+template <class Visit>
+static inline void for_each_in_windows(const TensorMap& map, const int (&at)[4], int dx, int dy, u32 address, Visit visit) {
+  int x = at[1], y = at[2], image = at[3];
+  int right = (int)map.size[1] - 1 + map.last, bottom = (int)map.size[2] - 1 + map.last;
+  for (u32 row = 0; row < map.box[1]; row++) {
+    long long place[4] = {0, x + dx, y + dy, image}, offset = 0;
+    bool inside = true;
+    for (u32 i = 1; i < 4; i++) {
+      inside = inside && place[i] >= 0 && place[i] < (long long)map.size[i];
+      offset += place[i] * (long long)map.stride[i];
+    }
+    for (u32 e = 0; e < map.box[0]; e++) {
+      u64 channel = (u64)(at[0] + (int)e);
+      char* from = inside && channel < map.size[0] ? map.data + offset + channel * 2 : nullptr;
+      visit(swizzle(address + (row * map.box[0] + e) * 2), from);
+    }
+    if ((x += map.step) <= right) continue;
+    x = map.first;
+    if ((y += map.step) <= bottom) continue;
+    y = map.first;
+    image++;
+  }
+}
 static inline u32 box_bytes(const TensorMap& map) {
   u32 bytes = 2;
   for (u32 i = 0; i < map.rank; i++) bytes *= map.box[i];
@@ -107,7 +132,7 @@ static inline u32 box_bytes(const TensorMap& map) {
 template <u32 RANK>
 static inline void tma_load(u32 to, const TensorMap* map, u32 barrier, const int (&at)[4]) {
   if (to % 128 != 0) fail("TMA loads to shared address %u, not aligned to 128", to);
-  if (map->rank != RANK) fail("a load of rank %u from a tensor map of rank %u", RANK, map->rank);
+  if (map->rank != RANK || map->step != 0) fail("a load of rank %u from a map of rank %u, or of windows", RANK, map->rank);
   TensorMap copy = *map;
   char* shared = shared_at(0);
   u64* done = (u64*)shared_at(barrier);
@@ -115,6 +140,23 @@ static inline void tma_load(u32 to, const TensorMap* map, u32 barrier, const int
   memset(shared + to, 0xff, box_bytes(copy));
   later([=] {
     for_each_in_box(copy, {x, y, z, w}, to, [&](u32 address, const char* from) {
+      if (from) memcpy(shared + address, from, 2);
+      else memset(shared + address, 0, 2);
+    });
+    mbarrier_complete(done, box_bytes(copy));
+  });
+}
+
+static inline void tma_load_windows(u32 to, const TensorMap* map, u32 barrier, const int (&at)[4], int dx, int dy) {
+  if (to % 128 != 0) fail("TMA loads to shared address %u, not aligned to 128", to);
+  if (map->rank != 4 || map->step == 0) fail("a load of windows from a map of boxes");
+  TensorMap copy = *map;
+  char* shared = shared_at(0);
+  u64* done = (u64*)shared_at(barrier);
+  int channel = at[0], x = at[1], y = at[2], image = at[3];
+  memset(shared + to, 0xff, box_bytes(copy));
+  later([=] {
+    for_each_in_windows(copy, {channel, x, y, image}, dx, dy, to, [&](u32 address, const char* from) {
       if (from) memcpy(shared + address, from, 2);
       else memset(shared + address, 0, 2);
     });
@@ -142,6 +184,9 @@ DEV void tma_load_3d(u32 to, const TensorMap* map, u32 barrier, int x, int y, in
 }
 DEV void tma_load_4d(u32 to, const TensorMap* map, u32 barrier, int x, int y, int z, int w) {
   emu::tma_load<4>(to, map, barrier, {x, y, z, w});
+}
+DEV void tma_load_windows(u32 to, const TensorMap* map, u32 barrier, int channel, int x, int y, int image, int dx, int dy) {
+  emu::tma_load_windows(to, map, barrier, {channel, x, y, image}, dx, dy);
 }
 DEV void tma_store_2d(const TensorMap* map, u32 from, int x, int y) {
   if (from % 128 != 0) emu::fail("TMA stores from shared address %u, not aligned to 128", from);
@@ -203,6 +248,16 @@ DEV void stmatrix_x4_at(u32 row, const u32 (&r)[4], emu::Site site = EMU_HERE) {
   emu::require_aligned(emu::shared_at(row), 16, "a row of stmatrix");
   for (int j = 0; j < 4; j++)
     emu::store_shared(__shfl_sync(0xffffffffu, row, j * 8 + lane / 4, site) + lane % 4 * 4, r[j]);
+}
+// Lane l holds of matrix j rows 2 * (l % 4), + 1 of column l / 4.
+DEV void stmatrix_x4_trans_at(u32 row, const u32 (&r)[4], emu::Site site = EMU_HERE) {
+  int lane = threadIdx.x % 32;
+  emu::require_aligned(emu::shared_at(row), 16, "a row of stmatrix");
+  for (int j = 0; j < 4; j++)
+    for (int e = 0; e < 2; e++) {
+      u32 to = __shfl_sync(0xffffffffu, row, j * 8 + lane % 4 * 2 + e, site) + lane / 4 * 2;
+      emu::store_shared<u16>(to, (u16)(r[j] >> e * 16));
+    }
 }
 
 template <int N>

@@ -2,7 +2,8 @@
 //! one of compute capability 9.0.
 
 use super::conformance::{Arguments, at, input, output, read, run, to};
-use super::{Address, Cuda, Grid};
+use super::{Address, Boxes, Cuda, Grid, TensorMap, Windows};
+use crate::ConvDims;
 use crate::testing::{Draws, TestDevice};
 use half::bf16;
 
@@ -41,11 +42,12 @@ fn bulk_copies_and_phases() {
 #[test]
 #[ignore = "takes a CUDA device, or the emulator"]
 fn matrices_to_shared_memory() {
-    let mut raw = output::<u16>(256);
+    let [mut raw, mut turned] = [(); 2].map(|()| output::<u16>(256));
     let [mut plain, mut transposed] = [(); 2].map(|()| output::<u32>(128));
-    let args = Arguments([to(&mut raw), to(&mut plain), to(&mut transposed)]);
+    let args = Arguments([to(&mut raw), to(&mut turned), to(&mut plain), to(&mut transposed)]);
     run(MODULE, "conformance_stmatrix", block(32, 512), &args);
     assert_eq!(read(&raw), (0..256).collect::<Vec<u16>>());
+    assert_eq!(read(&turned), (0..256).map(|i| i / 64 * 64 + i % 8 * 8 + i / 8 % 8).collect::<Vec<u16>>());
     let pairs = |next: u32, first: fn(u32, u32) -> u32| -> Vec<u32> {
         (0..128)
             .map(|i| {
@@ -139,132 +141,164 @@ fn products_of_a_warpgroup() {
     }
 }
 
-/// Tensor maps, which a GPU's driver would make: the emulator's own, by its layout in `cuda/emulator/hopper.h`.
-mod on_emulator {
-    use super::*;
+/// Of a tensor without gaps.
+fn map(address: Address, dims: &[usize], sides: &[usize]) -> TensorMap {
+    let strides: Vec<_> = (1..dims.len()).map(|i| 2 * dims[..i].iter().product::<usize>()).collect();
+    Cuda::get().map_boxes(&Boxes { address, dims, strides: &strides, sides }).expect("TMA copies such boxes")
+}
 
-    #[repr(C, align(64))]
-    #[derive(Debug, Clone, Copy, bytemuck::NoUninit)]
-    struct TensorMap {
-        data: Address,
-        rank: u32,
-        swizzled: u32,
-        size: [u64; 5],
-        stride: [u64; 5],
-        box_size: [u32; 5],
-        unused: [u32; 3],
-    }
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::NoUninit)]
+struct LoadArgs {
+    map: TensorMap,
+    at: [i32; 4],
+    to: u32,
+    box_bytes: u32,
+    total: u32,
+    rank: u32,
+    y: Address,
+    dx: i32,
+    dy: i32,
+    unused: [u64; 2],
+}
 
-    /// Of a tensor without gaps, dimension 0 contiguous.
-    fn map(data: Address, size: &[usize], box_size: &[usize]) -> TensorMap {
-        assert_eq!(Cuda::get().facts().name, "emulated GPU");
-        let mut map = TensorMap {
-            data,
-            rank: size.len() as u32,
-            swizzled: 1,
-            size: [0; 5],
-            stride: [2; 5],
-            box_size: [0; 5],
-            unused: [0; 3],
-        };
+fn check_load(size: &[usize], box_size: &[usize], at_place: &[i32], offset: usize) {
+    let elements = box_size.iter().product::<usize>();
+    let total = (offset + elements * 2).next_multiple_of(1024);
+    let x: Vec<u16> = (0..size.iter().product()).map(|i: usize| (i % 60_000) as u16 + 1).collect();
+    let (x_in, mut y) = (input(&x), output::<u32>(total / 4));
+    let mut place = [0; 4];
+    place[..at_place.len()].copy_from_slice(at_place);
+    let args = LoadArgs {
+        map: map(at(&x_in), size, box_size),
+        at: place,
+        to: offset as u32,
+        box_bytes: elements as u32 * 2,
+        total: total as u32,
+        rank: size.len() as u32,
+        y: to(&mut y),
+        dx: 0,
+        dy: 0,
+        unused: [0; 2],
+    };
+    run(MODULE, "conformance_tma_load", block(128, total + 8), &args);
+    let mut expected = vec![0xeeee_u16; total / 2];
+    for e in 0..elements {
+        let (mut rest, mut stride, mut from) = (e, 1, Some(0));
         for i in 0..size.len() {
-            map.size[i] = size[i] as u64;
-            map.box_size[i] = box_size[i] as u32;
-            map.stride[i] = 2 * size[..i].iter().product::<usize>() as u64;
+            let p = i64::from(at_place[i]) + (rest % box_size[i]) as i64;
+            rest /= box_size[i];
+            let inside = usize::try_from(p).ok().filter(|p| *p < size[i]);
+            from = from.zip(inside).map(|(from, p)| from + p * stride);
+            stride *= size[i];
         }
-        map
+        let byte = offset + e * 2;
+        expected[swizzled(byte / 128, byte % 128) / 2] = from.map_or(0, |from: usize| x[from]);
     }
+    let got: Vec<u16> = read(&y).into_iter().flat_map(|pair| [pair as u16, (pair >> 16) as u16]).collect();
+    assert!(got == expected, "size {size:?}, box {box_size:?} at {at_place:?}, offset {offset}");
+}
 
-    #[repr(C)]
-    #[derive(Debug, Clone, Copy, bytemuck::NoUninit)]
-    struct LoadArgs {
-        map: TensorMap,
-        at: [i32; 4],
-        to: u32,
-        box_bytes: u32,
-        total: u32,
-        rank: u32,
-        y: Address,
-        unused: [u64; 3],
+#[test]
+#[ignore = "takes a CUDA device, or the emulator"]
+fn boxes_from_global_memory() {
+    check_load(&[128, 100], &[64, 32], &[64, 16], 0);
+    // Past the end; in front of the beginning; where the swizzle starts in the middle of its pattern.
+    check_load(&[128, 100], &[64, 32], &[0, 90], 1024);
+    check_load(&[72, 40], &[64, 16], &[64, -3], 0);
+    check_load(&[128, 100], &[64, 9], &[0, 5], 1024 + 9 * 128);
+    check_load(&[64, 12, 20], &[64, 5, 3], &[0, 9, 18], 0);
+    // A row of an image with its padding; two images with theirs, the second past the end.
+    check_load(&[128, 7, 7, 3], &[64, 9, 1, 1], &[64, -1, 6, 2], 1152);
+    check_load(&[64, 5, 5, 4], &[64, 7, 7, 2], &[0, -1, -1, 3], 0);
+}
+
+/// `count` windows from number `first` on, of each the tap at (`dx`, `dy`), 64 channels of them from `channel` on.
+fn check_windows(dims: ConvDims, count: usize, first: usize, [dx, dy]: [usize; 2], channel: usize) {
+    let ConvDims { n, h, w, c, stride, pad, .. } = dims;
+    let corner = |window: usize| {
+        let (line, column) = (window / dims.q(), window % dims.q());
+        let place = |index: usize| (index * stride) as i32 - pad as i32;
+        [place(column), place(line % dims.p()), (line / dims.p()) as i32]
+    };
+    let x: Vec<u16> = (0..dims.len_in()).map(|i: usize| (i % 60_000) as u16 + 1).collect();
+    let total = (count * 128).next_multiple_of(1024);
+    let (x_in, mut y) = (input(&x), output::<u32>(total / 4));
+    let [at_x, at_y, image] = corner(first);
+    let windows = Windows { address: at(&x_in), dims, count };
+    let args = LoadArgs {
+        map: Cuda::get().map_windows(&windows).expect("TMA copies such windows"),
+        at: [channel as i32, at_x, at_y, image],
+        to: 0,
+        box_bytes: count as u32 * 128,
+        total: total as u32,
+        rank: 0,
+        y: to(&mut y),
+        dx: dx as i32,
+        dy: dy as i32,
+        unused: [0; 2],
+    };
+    run(MODULE, "conformance_tma_load", block(128, total + 8), &args);
+    let mut expected = vec![0xeeee_u16; total / 2];
+    for row in 0..count {
+        let [at_x, at_y, image] = corner(first + row);
+        let inside = |at: i32, by: usize, end: usize| usize::try_from(at + by as i32).ok().filter(|&at| at < end);
+        let pixel = inside(at_x, dx, w).zip(inside(at_y, dy, h)).filter(|_| (image as usize) < n);
+        for e in 0..64 {
+            let value = pixel
+                .filter(|_| channel + e < c)
+                .map_or(0, |(px, py)| x[((image as usize * h + py) * w + px) * c + channel + e]);
+            expected[swizzled(row, 2 * e) / 2] = value;
+        }
     }
+    let got: Vec<u16> = read(&y).into_iter().flat_map(|pair| [pair as u16, (pair >> 16) as u16]).collect();
+    assert!(got == expected, "{dims:?}, {count} windows from {first}, tap ({dx}, {dy}), channel {channel}");
+}
 
-    fn check_load(size: &[usize], box_size: &[usize], at_place: &[i32], offset: usize) {
-        let elements = box_size.iter().product::<usize>();
-        let total = (offset + elements * 2).next_multiple_of(1024);
-        let x: Vec<u16> = (0..size.iter().product()).map(|i: usize| (i % 60_000) as u16 + 1).collect();
-        let (x_in, mut y) = (input(&x), output::<u32>(total / 4));
-        let mut place = [0; 4];
-        place[..at_place.len()].copy_from_slice(at_place);
-        let args = LoadArgs {
-            map: map(at(&x_in), size, box_size),
-            at: place,
-            to: offset as u32,
-            box_bytes: elements as u32 * 2,
-            total: total as u32,
-            rank: size.len() as u32,
-            y: to(&mut y),
-            unused: [0; 3],
-        };
-        run(MODULE, "conformance_tma_load", block(128, total + 8), &args);
-        let mut expected = vec![0xeeee_u16; total / 2];
-        for e in 0..elements {
-            let (mut rest, mut stride, mut from) = (e, 1, Some(0));
-            for i in 0..size.len() {
-                let p = i64::from(at_place[i]) + (rest % box_size[i]) as i64;
-                rest /= box_size[i];
-                let inside = usize::try_from(p).ok().filter(|p| *p < size[i]);
-                from = from.zip(inside).map(|(from, p)| from + p * stride);
-                stride *= size[i];
+#[test]
+#[ignore = "takes a CUDA device, or the emulator"]
+fn windows_from_global_memory() {
+    let maps = ConvDims { n: 3, h: 9, w: 7, c: 72, k: 1, r: 3, s: 3, stride: 1, pad: 1 };
+    for stride in [1, 2, 3] {
+        for (tap, channel) in [([0, 0], 0), ([1, 1], 0), ([2, 0], 64), ([0, 2], 64), ([2, 2], 0)] {
+            let dims = ConvDims { stride, ..maps };
+            // From the middle of a line over the end of an image, and past the last one.
+            check_windows(dims, 32, 5, tap, channel);
+            check_windows(dims, 64, dims.rows_out() - 9, tap, channel);
+        }
+        let pointwise = ConvDims { r: 1, s: 1, pad: 0, stride, ..maps };
+        check_windows(pointwise, 40, 3, [0, 0], 0);
+        check_windows(ConvDims { h: 8, w: 8, ..pointwise }, 40, 1, [0, 0], 64);
+    }
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::NoUninit)]
+struct StoreArgs {
+    map: TensorMap,
+    x: i32,
+    y: i32,
+    from: u32,
+    unused: [u32; 13],
+}
+
+#[test]
+#[ignore = "takes a CUDA device, or the emulator"]
+fn boxes_to_global_memory() {
+    let (rows, columns, row, column) = (50, 136, 4, 128);
+    for from in [0, 1024 + 384] {
+        let mut y = output::<u16>(rows * columns);
+        let map = map(to(&mut y), &[columns, rows], &[64, 16]);
+        let args = StoreArgs { map, x: column as i32, y: row as i32, from: from as u32, unused: [0; 13] };
+        run(MODULE, "conformance_tma_store", block(128, from + 2048), &args);
+        let expected = |i: usize| {
+            let (r, c) = (i / columns, i % columns);
+            if r < row || r >= row + 48 || c < column {
+                return u16::MAX;
             }
-            let byte = offset + e * 2;
-            expected[swizzled(byte / 128, byte % 128) / 2] = from.map_or(0, |from: usize| x[from]);
-        }
-        let got: Vec<u16> = read(&y).into_iter().flat_map(|pair| [pair as u16, (pair >> 16) as u16]).collect();
-        assert!(got == expected, "size {size:?}, box {box_size:?} at {at_place:?}, offset {offset}");
-    }
-
-    #[test]
-    #[ignore = "takes the emulator"]
-    fn boxes_from_global_memory() {
-        check_load(&[128, 100], &[64, 32], &[64, 16], 0);
-        // Past the end; in front of the beginning; where the swizzle starts in the middle of its pattern.
-        check_load(&[128, 100], &[64, 32], &[0, 90], 1024);
-        check_load(&[72, 40], &[64, 16], &[64, -3], 0);
-        check_load(&[128, 100], &[64, 9], &[0, 5], 1024 + 9 * 128);
-        check_load(&[64, 12, 20], &[64, 5, 3], &[0, 9, 18], 0);
-        // A row of an image with its padding; two images with theirs, the second past the end.
-        check_load(&[128, 7, 7, 3], &[64, 9, 1, 1], &[64, -1, 6, 2], 1152);
-        check_load(&[64, 5, 5, 4], &[64, 7, 7, 2], &[0, -1, -1, 3], 0);
-    }
-
-    #[repr(C)]
-    #[derive(Debug, Clone, Copy, bytemuck::NoUninit)]
-    struct StoreArgs {
-        map: TensorMap,
-        x: i32,
-        y: i32,
-        from: u32,
-        unused: [u32; 13],
-    }
-
-    #[test]
-    #[ignore = "takes the emulator"]
-    fn boxes_to_global_memory() {
-        let (rows, columns, row, column) = (50, 136, 4, 128);
-        for from in [0, 1024 + 384] {
-            let mut y = output::<u16>(rows * columns);
-            let map = map(to(&mut y), &[columns, rows], &[64, 16]);
-            let args = StoreArgs { map, x: column as i32, y: row as i32, from: from as u32, unused: [0; 13] };
-            run(MODULE, "conformance_tma_store", block(128, from + 2048), &args);
-            let expected = |i: usize| {
-                let (r, c) = (i / columns, i % columns);
-                if r < row || r >= row + 48 || c < column {
-                    return u16::MAX;
-                }
-                let (tile, r) = ((r - row) / 16, (r - row) % 16);
-                (tile * 10_000 + r * 64 + (c - column) + 1) as u16
-            };
-            assert!(read(&y) == (0..rows * columns).map(expected).collect::<Vec<_>>(), "from {from}");
-        }
+            let (tile, r) = ((r - row) / 16, (r - row) % 16);
+            (tile * 10_000 + r * 64 + (c - column) + 1) as u16
+        };
+        assert!(read(&y) == (0..rows * columns).map(expected).collect::<Vec<_>>(), "from {from}");
     }
 }

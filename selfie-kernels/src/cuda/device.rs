@@ -2,7 +2,7 @@
 //!
 //! cudarc panics where the driver's library or one of its symbols is missing, so [`super::probe`] has looked first.
 
-use super::driver::{Address, Call, Driver, Facts, Replay};
+use super::driver::{Address, Boxes, Call, Driver, Facts, Replay, TensorMap, Windows};
 use super::modules::image;
 use super::probe::{Probe, probe, within_limit};
 use crate::error::require;
@@ -189,14 +189,24 @@ fn facts(ordinal: usize) -> Result<Facts> {
     let attribute = |which| attribute(which).map_err(|e| failed("no attribute", e));
     let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
     let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    let capability = (10 * major + minor) as u32;
     Ok(Facts {
         name: result::device::get_name(device).map_err(|e| failed("no name", e))?,
-        capability: (10 * major + minor) as u32,
+        capability,
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
         // SAFETY: as above.
         memory_bytes: unsafe { result::device::total_mem(device) }.map_err(|e| failed("no memory size", e))?,
         shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
+        l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
+        hopper: capability == 90 && makes_tensor_maps(),
     })
+}
+
+/// Whether the driver has the functions that cudarc would panic without; no driver need have them, see [`super::probe`].
+fn makes_tensor_maps() -> bool {
+    // SAFETY: the library is loaded; only whether there is such a symbol is asked.
+    let has = |call: &str| unsafe { sys::culib().get::<*const ()>(call) }.is_ok();
+    ["cuTensorMapEncodeTiled", "cuTensorMapEncodeIm2col"].into_iter().all(has)
 }
 
 /// All GPUs of this machine.
@@ -320,6 +330,66 @@ impl Driver for Device {
         // SAFETY: `to` is a live view of as many bytes.
         unsafe { result::memset_d8_async(to.0, byte, bytes, self.stream.cu_stream()) }
             .map_err(|e| self.failed("a fill", e))
+    }
+
+    fn map_boxes(&self, boxes: &Boxes<'_>) -> Result<TensorMap> {
+        boxes.check()?;
+        let Boxes { address, dims, strides, sides } = *boxes;
+        let wide = |sizes: &[usize]| sizes.iter().map(|&size| size as u64).collect::<Vec<_>>();
+        let (sizes, strides) = (wide(dims), wide(strides));
+        let sides: Vec<_> = sides.iter().map(|&side| side as u32).collect();
+        let steps = [1_u32; 5];
+        let mut map = TensorMap([0; 128]);
+        // SAFETY: facts say `hopper` only where the driver has this function. `map` has the size and alignment of a
+        // `CUtensorMap`, the others as many elements as there are dimensions; the driver keeps none of them.
+        let made = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                (&raw mut map).cast(),
+                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                dims.len() as u32,
+                address.0 as *mut c_void,
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                sides.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        made.result().map_err(|e| boxes.refused(&reason("the driver says", e)))?;
+        Ok(map)
+    }
+
+    fn map_windows(&self, windows: &Windows) -> Result<TensorMap> {
+        windows.check()?;
+        let [first, last] = windows.corners().map(|corner| [corner; 2]);
+        let (sizes, strides, step) = (windows.sizes(), windows.strides(), windows.dims.stride as u32);
+        let steps = [1, step, step, 1];
+        let mut map = TensorMap([0; 128]);
+        // SAFETY: as above; the corners are those of two dimensions.
+        let made = unsafe {
+            sys::cuTensorMapEncodeIm2col(
+                (&raw mut map).cast(),
+                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                4,
+                windows.address.0 as *mut c_void,
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                first.as_ptr(),
+                last.as_ptr(),
+                64,
+                windows.count as u32,
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        made.result().map_err(|e| windows.refused(&reason("the driver says", e)))?;
+        Ok(map)
     }
 
     fn launch(&self, call: &Call<'_>) -> Result<()> {

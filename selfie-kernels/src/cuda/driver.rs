@@ -3,7 +3,7 @@
 //! Two answer: the machine's own driver through cudarc ([`super::device`]), and the emulator, which runs the same kernels on
 //! the CPU ([`super::emulator`]). Everything above this trait is the same for both.
 
-use crate::Result;
+use crate::{ConvDims, Error, Result};
 use std::fmt::Debug;
 
 /// A place in the device's memory; 0 stands for none.
@@ -39,7 +39,105 @@ pub struct Facts {
     pub memory_bytes: usize,
     /// Shared memory that one block may ask for.
     pub shared_bytes: usize,
+    /// Its L2 cache.
+    pub l2_bytes: usize,
+    /// Whether kernels for compute capability 9.0, and for no other, may be launched: those with TMA and wgmma.
+    pub hopper: bool,
 }
+
+/// A tensor of `bf16` in the device's memory, of which kernels copy boxes by TMA. Dimension 0 is contiguous; in shared memory
+/// its rows are 128 bytes, swizzled.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Boxes<'a> {
+    /// Of the first element; a multiple of 16.
+    pub(crate) address: Address,
+    /// Elements along each dimension.
+    pub(crate) dims: &'a [usize],
+    /// Bytes from one element to the next of each dimension but the first; multiples of 16.
+    pub(crate) strides: &'a [usize],
+    /// Elements of a box along each dimension.
+    pub(crate) sides: &'a [usize],
+}
+
+impl Boxes<'_> {
+    /// What every driver asks for, in the emulator too.
+    ///
+    /// # Errors
+    /// [`Error::Launch`] when it cannot be copied by TMA.
+    pub(crate) fn check(&self) -> Result<()> {
+        let Self { address, dims, strides, sides } = *self;
+        let whole = |bytes: &usize| bytes.is_multiple_of(16) && *bytes < 1 << 40;
+        let fits = (1..=5).contains(&dims.len())
+            && strides.len() + 1 == dims.len()
+            && sides.len() == dims.len()
+            && address.is_aligned()
+            && strides.iter().all(whole)
+            && dims.iter().all(|&dim| dim > 0 && dim <= 1 << 32)
+            && sides.iter().all(|&side| side > 0 && side <= 256)
+            && sides[0] == 64;
+        if fits { Ok(()) } else { Err(self.refused("not a tensor that TMA copies")) }
+    }
+
+    pub(crate) fn refused(&self, reason: &str) -> Error {
+        Error::Launch { kernel: "with copies by TMA".into(), reason: format!("{reason}: {self:?}") }
+    }
+}
+
+/// Maps `[n, h, w, c]` of `bf16`, of which kernels copy rows of 64 channels by TMA, a pixel for each of so many windows one
+/// after the other: the same one in each. In shared memory as [`Boxes`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Windows {
+    /// Of the first element; a multiple of 16.
+    pub(crate) address: Address,
+    /// Whose windows they are: filters, square ones, are placed on the maps as a convolution places them.
+    pub(crate) dims: ConvDims,
+    /// Windows of a copy.
+    pub(crate) count: usize,
+}
+
+impl Windows {
+    /// What every driver asks for, in the emulator too.
+    ///
+    /// # Errors
+    /// [`Error::Launch`] when they cannot be copied by TMA.
+    pub(crate) fn check(&self) -> Result<()> {
+        let Self { address, dims: d, count } = *self;
+        let fits = address.is_aligned()
+            && d.c.is_multiple_of(8)
+            && (d.r, d.pad < d.r) == (d.s, true)
+            && d.r <= 128
+            && d.stride <= 8
+            && (1..=256).contains(&count);
+        if fits { Ok(()) } else { Err(self.refused("not windows that TMA copies")) }
+    }
+
+    pub(crate) fn refused(&self, reason: &str) -> Error {
+        Error::Launch { kernel: "with copies by TMA".into(), reason: format!("{reason}: {self:?}") }
+    }
+
+    /// The first window's corner, along either side, and how far the last one's is from the side's last pixel.
+    pub(crate) fn corners(&self) -> [i32; 2] {
+        let ConvDims { r, pad, .. } = self.dims;
+        [-(pad as i32), pad as i32 - (r as i32 - 1)]
+    }
+
+    /// Channels, width, height, images.
+    pub(crate) fn sizes(&self) -> [u64; 4] {
+        let ConvDims { n, h, w, c, .. } = self.dims;
+        [c, w, h, n].map(|size| size as u64)
+    }
+
+    /// Bytes from one pixel, line and image to the next.
+    pub(crate) fn strides(&self) -> [u64; 3] {
+        let [c, w, h, _] = self.sizes();
+        [2 * c, 2 * c * w, 2 * c * w * h]
+    }
+}
+
+/// [`Boxes`] or [`Windows`] as kernels take them (`TensorMap` of `hopper.h`): the driver's own form.
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy, bytemuck::NoUninit)]
+pub(crate) struct TensorMap(pub(crate) [u8; 128]);
 
 /// A kernel call.
 #[derive(Debug)]
@@ -79,6 +177,10 @@ pub(crate) trait Driver: Debug + Send + Sync {
     fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<()>;
     /// Sets every byte.
     fn fill(&self, to: Address, byte: u8, bytes: usize) -> Result<()>;
+    /// For a kernel's arguments; only where [`Facts::hopper`] says so.
+    fn map_boxes(&self, boxes: &Boxes<'_>) -> Result<TensorMap>;
+    /// As [`Driver::map_boxes`].
+    fn map_windows(&self, windows: &Windows) -> Result<TensorMap>;
     /// Queues a kernel.
     fn launch(&self, call: &Call<'_>) -> Result<()>;
     /// Waits for everything queued.

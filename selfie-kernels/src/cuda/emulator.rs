@@ -1,7 +1,7 @@
 //! The emulator as a driver: the kernels' own sources, compiled for the CPU by `cuda/emulator/build`, in a library that
 //! this module loads. It needs no GPU, and finds missing barriers, strayed addresses and races that a GPU would hide.
 
-use super::driver::{Address, Call, Driver, Facts, Replay};
+use super::driver::{Address, Boxes, Call, Driver, Facts, Replay, TensorMap, Windows};
 use crate::{Error, Result};
 use libloading::{Library, Symbol};
 use std::path::Path;
@@ -15,6 +15,43 @@ struct EmuLaunch {
     shared_bytes: u64,
     args: *const u8,
     args_bytes: u64,
+}
+
+/// `TensorMap` in `cuda/emulator/hopper.h`.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct EmuTensorMap {
+    data: Address,
+    rank: u32,
+    swizzled: u32,
+    size: [u64; 5],
+    stride: [u64; 5],
+    sides: [u32; 5],
+    /// Of windows alone.
+    step: i32,
+    first: i32,
+    last: i32,
+}
+
+impl EmuTensorMap {
+    /// Sides that are not given are 1.
+    fn new(data: Address, sizes: &[u64], strides: &[u64], sides: &[u32]) -> Self {
+        let mut map = Self {
+            data,
+            rank: sizes.len() as u32,
+            swizzled: 1,
+            size: [0; 5],
+            stride: [2; 5],
+            sides: [1; 5],
+            step: 0,
+            first: 0,
+            last: 0,
+        };
+        map.size[..sizes.len()].copy_from_slice(sizes);
+        map.stride[1..=strides.len()].copy_from_slice(strides);
+        map.sides[..sides.len()].copy_from_slice(sides);
+        map
+    }
 }
 
 type Kernel = unsafe extern "C" fn(*const EmuLaunch);
@@ -63,19 +100,36 @@ impl Entry {
     }
 }
 
+/// Compute capability, and shared memory of a block: 8.0's, or what `SELFIE_EMULATED_CAPABILITY` asks for.
+fn emulated() -> Result<(u32, usize)> {
+    const VARIABLE: &str = "SELFIE_EMULATED_CAPABILITY";
+    match std::env::var(VARIABLE).as_deref() {
+        Err(_) | Ok("80") => Ok((80, 160 << 10)),
+        Ok("90") => Ok((90, 227 << 10)),
+        Ok(other) => {
+            let reason = format!("{VARIABLE} is {other:?}, must be 80 or 90");
+            Err(Error::Device { device: "the emulator".into(), reason })
+        }
+    }
+}
+
 impl Emulator {
     /// Loads the library that `cuda/emulator/build` made.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         // SAFETY: the library is the project's own build; loading it runs nothing but its C++ runtime's initialisation.
         let library = unsafe { Library::new(path) }
             .map_err(|e| Error::Device { device: "the emulator".into(), reason: format!("{}: {e}", path.display()) })?;
+        let (capability, shared_bytes) = emulated()?;
         let facts = Facts {
             name: "emulated GPU".into(),
-            capability: 80,
+            capability,
             // Few, so that small shapes are cut as large ones are on a GPU.
             multiprocessors: 3,
             memory_bytes: usize::MAX,
-            shared_bytes: 160 << 10,
+            shared_bytes,
+            // Little, for the same reason.
+            l2_bytes: 256 << 10,
+            hopper: capability == 90,
         };
         Ok(Self { library: Arc::new(library), facts, recording: Mutex::new(None) })
     }
@@ -153,6 +207,23 @@ impl Driver for Emulator {
     fn fill(&self, to: Address, byte: u8, bytes: usize) -> Result<()> {
         self.queue(Entry::Fill { to, byte, bytes });
         Ok(())
+    }
+
+    fn map_boxes(&self, boxes: &Boxes<'_>) -> Result<TensorMap> {
+        boxes.check()?;
+        let Boxes { address, dims, strides, sides } = *boxes;
+        let wide = |sizes: &[usize]| sizes.iter().map(|&size| size as u64).collect::<Vec<_>>();
+        let sides: Vec<_> = sides.iter().map(|&side| side as u32).collect();
+        Ok(TensorMap(bytemuck::cast(EmuTensorMap::new(address, &wide(dims), &wide(strides), &sides))))
+    }
+
+    fn map_windows(&self, windows: &Windows) -> Result<TensorMap> {
+        windows.check()?;
+        let [first, last] = windows.corners();
+        let step = windows.dims.stride as i32;
+        let sides = [64, windows.count as u32];
+        let map = EmuTensorMap::new(windows.address, &windows.sizes(), &windows.strides(), &sides);
+        Ok(TensorMap(bytemuck::cast(EmuTensorMap { step, first, last, ..map })))
     }
 
     fn launch(&self, call: &Call<'_>) -> Result<()> {

@@ -27,6 +27,7 @@ pub use probe::{Probe, probe};
 
 use crate::error::expect_len;
 use crate::{Len, Memory, Result, Scalar};
+pub(crate) use driver::{Boxes, TensorMap, Windows};
 use driver::{Driver, Facts, Replay};
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 use std::fmt;
@@ -85,6 +86,16 @@ impl Cuda {
     /// What the device is.
     pub(crate) fn facts(&self) -> &Facts {
         self.driver.facts()
+    }
+
+    /// A tensor as kernels that use TMA take it; only where [`Facts::hopper`] says so.
+    pub(crate) fn map_boxes(&self, boxes: &Boxes<'_>) -> Result<TensorMap> {
+        self.driver.map_boxes(boxes)
+    }
+
+    /// The same for the windows of a convolution.
+    pub(crate) fn map_windows(&self, windows: &Windows) -> Result<TensorMap> {
+        self.driver.map_windows(windows)
     }
 
     /// To be held over an operation.

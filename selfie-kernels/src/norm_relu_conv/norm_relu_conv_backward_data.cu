@@ -77,3 +77,30 @@ KERNEL(conv_transpose_filter_bf16, TransposeArgs, 256, 4) {
     if (c0 + slow < args.c && k0 + fast < args.k)
       args.transposed[((u64)(c0 + slow) * args.taps + tap) * args.k + k0 + fast] = square[fast][slow];
 }
+
+// A gradient that is formed from two tensors, by itself: for kernels that read it often. 256 is a multiple of k / 8, so that
+// a thread has the same eight channels always.
+struct FormGradientArgs {
+  const bf16 *dz, *x;
+  const float* coef;  // [3][k]
+  bf16* dy;
+  u64 chunks;  // Of eight channels.
+  int k, unused;
+};
+KERNEL(conv_form_gradient_bf16, FormGradientArgs, 256, 3) {
+  constexpr int AT_ONCE = 4;
+  Transform<Load::Affine> form;
+  form.at(args.coef, args.k, (int)threadIdx.x % (args.k / 8) * 8);
+  for (u64 at = (u64)blockIdx.x * 256 * AT_ONCE + threadIdx.x; at < args.chunks; at += (u64)gridDim.x * 256 * AT_ONCE) {
+    u32x4 dz[AT_ONCE], x[AT_ONCE];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      u64 chunk = at + i * 256 < args.chunks ? at + i * 256 : at;
+      dz[i] = load16_nc(args.dz + chunk * 8);
+      x[i] = load16_nc(args.x + chunk * 8);
+    }
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++)
+      if (at + i * 256 < args.chunks) store16(args.dy + (at + i * 256) * 8, form(dz[i], x[i]));
+  }
+}

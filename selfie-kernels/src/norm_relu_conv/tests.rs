@@ -54,6 +54,39 @@ const CASES_OF_WHOLE_CHUNKS: &[(&str, ConvDims)] = &[
     ("5x7, more taps than a word has bits", conv([1, 6, 8], [8, 8], [5, 7], 1, 2)),
 ];
 
+/// As Hopper's kernels take them: channels of the sum in steps of 64, tiles of 256 pixels and of 64 or 128 channels.
+const FORWARD_CASES: &[(&str, ConvDims)] = &[
+    ("1x1, narrow, less than a tile of sums", conv([1, 7, 9], [64, 56], [1, 1], 1, 0)),
+    ("1x1, narrow, more steps than stages, two tiles", conv([2, 13, 14], [320, 64], [1, 1], 1, 0)),
+    ("1x1, wide, a tile that is not full", conv([1, 11, 13], [128, 200], [1, 1], 1, 0)),
+    ("1x1, wide, more tiles than multiprocessors", conv([5, 16, 13], [192, 256], [1, 1], 1, 0)),
+    ("3x3, narrow, less than a tile of sums", conv([1, 7, 9], [64, 40], [3, 3], 1, 1)),
+    ("3x3, wide, a map that is several tiles", conv([1, 28, 19], [128, 72], [3, 3], 1, 1)),
+    ("3x3, narrow, small maps, more tiles than multiprocessors", conv([27, 7, 6], [64, 64], [3, 3], 1, 1)),
+    ("3x3, wide, a line is a tile", conv([1, 3, 128], [64, 136], [3, 3], 1, 1)),
+    ("3x3, narrow, maps of a pixel", conv([270, 1, 1], [64, 64], [3, 3], 1, 1)),
+    ("3x3, wide, maps of 4x3", conv([22, 4, 3], [128, 72], [3, 3], 1, 1)),
+    ("3x3, stride 2, narrow, odd sides", conv([5, 15, 13], [64, 64], [3, 3], 2, 1)),
+    ("3x3, stride 2, wide, even sides", conv([3, 18, 20], [128, 136], [3, 3], 2, 1)),
+    ("1x1, stride 2, narrow, odd sides", conv([5, 15, 13], [128, 64], [1, 1], 2, 0)),
+    ("1x1, stride 2, wide, even sides", conv([3, 20, 18], [64, 136], [1, 1], 2, 0)),
+];
+
+/// The same, of input and output.
+const BACKWARD_DATA_CASES: &[(&str, ConvDims)] = &[
+    ("1x1, narrow, less than a tile of sums", conv([1, 7, 9], [64, 64], [1, 1], 1, 0)),
+    ("1x1, narrow, more steps than slots, more tiles than multiprocessors", conv([5, 13, 14], [64, 256], [1, 1], 1, 0)),
+    ("1x1, wide, half a tile of channels", conv([1, 11, 13], [192, 128], [1, 1], 1, 0)),
+    ("1x1, wide, tiles of channels share a gradient", conv([9, 8, 6], [384, 192], [1, 1], 1, 0)),
+    ("1x1, wide, more steps than slots", conv([3, 11, 8], [128, 576], [1, 1], 1, 0)),
+    ("1x1, deep", conv([4, 12, 9], [320, 384], [1, 1], 1, 0)),
+    ("projection", conv([3, 15, 13], [128, 192], [1, 1], 2, 0)),
+    ("3x3, narrow, less than a tile of sums", conv([1, 7, 9], [64, 64], [3, 3], 1, 1)),
+    ("3x3, wide, half a tile of channels, two steps", conv([1, 23, 13], [192, 128], [3, 3], 1, 1)),
+    ("3x3, narrow, small maps, more tiles than multiprocessors", conv([27, 8, 7], [64, 64], [3, 3], 1, 1)),
+    ("3x3, narrow, more images than are done at once", conv([37, 8, 8], [64, 64], [3, 3], 1, 1)),
+];
+
 /// More for the filter's gradient alone: channels and pixels at the edges of tiles.
 const FILTER_CASES: &[(&str, ConvDims)] = &[
     ("1x1, less than a tile of 64 x 64", conv([3, 5, 7], [56, 40], [1, 1], 1, 0)),
@@ -76,7 +109,7 @@ const FILTER_CASES: &[(&str, ConvDims)] = &[
 
 on_every_device! {
     elements:
-        cases, cases_of_whole_chunks, any_shape, any_larger_shape, any_chunks, a_view_may_start_anywhere,
+        cases, cases_of_whole_chunks, forward_in_whole_steps, backward_data_in_whole_steps, any_shape, any_larger_shape, any_chunks, a_view_may_start_anywhere,
         statistics_keep_their_digits_far_from_zero, a_nan_goes_no_further_in_whole_chunks, filter_gradients_at_the_edges_of_tiles, any_filter_gradient,
         a_nan_of_the_last_pixel_reaches_the_taps_that_read_it, filter_gradients_of_views_that_start_anywhere;
     once:
@@ -288,37 +321,51 @@ fn oracle_projection<T: Element>(layer: &Layer<T>, dy: &[Exact]) -> Vec<Exact> {
 /// Every pass, with and without what is optional. A sum of n products is n roundings deep in whatever order it is
 /// formed, n + 1 where the products are rounded too.
 fn check<D: Tested<T>, T: Element>(dims: ConvDims, seed: u64) {
-    let (device, operand) = (D::get(), D::operand_epsilon::<T>());
     let mut draws = Draws::new(seed);
     let layer = Layer::draw(dims, &mut draws);
-    let residual = draws.values(dims.len_out());
-    for residual in [None, Some(&residual[..])] {
-        let (y, stats) = forward(device, &layer, residual);
-        let (transform, add) = (1, 1);
-        let roundings = dims.r * dims.s * dims.c + 1 + transform + add;
-        let want = oracle_forward::<D, T>(&layer, residual);
-        assert_close_products::<T::Wide, _>("y", &y, &want, roundings, operand);
-        assert_stats(device, &y, dims.k, &stats);
-    }
+    check_forward::<D, T>(&layer, &mut draws);
     let dense = HostAddend::draw(dims, 1, &mut draws);
     let sparse = HostAddend::draw(dims, 2, &mut draws);
     for dy in layer.gradients(&mut draws) {
-        let want = dy.oracle(dims.k);
-        let (transform, gradient) = (HostGrad::<T>::ROUNDINGS, dy.operand_epsilon(operand));
-        for addend in [None, Some(&dense), Some(&sparse)] {
-            let (dz, sums) = backward_data(device, &layer, &dy, addend);
-            let want = oracle_backward_data::<D, T>(&layer, &want, addend);
-            let add = 1;
-            let roundings = dims.r * dims.s * dims.k + 1 + transform + add;
-            assert_close_products::<T::Wide, _>("dz", &dz, &want, roundings, gradient);
-            assert_grad_sums(device, (&dz, &layer.x, &layer.norm), &sums);
-        }
-        if (dims.r, dims.s, dims.pad) == (1, 1, 0) {
-            let dx = projection(device, &layer, &dy);
-            let want = oracle_projection(&layer, &want);
-            assert_close_products::<T::Wide, _>("dx", &dx, &want, dims.k + 1 + transform, gradient);
-        }
+        check_backward_data::<D, T>(&layer, &dy, &[None, Some(&dense), Some(&sparse)]);
         check_filter_gradient::<D, T>(&layer, &dy);
+    }
+}
+
+fn check_forward<D: Tested<T>, T: Element>(layer: &Layer<T>, draws: &mut Draws) {
+    let (device, operand, dims) = (D::get(), D::operand_epsilon::<T>(), layer.dims);
+    let residual = draws.values(dims.len_out());
+    for residual in [None, Some(&residual[..])] {
+        let (y, stats) = forward(device, layer, residual);
+        let (transform, add) = (1, 1);
+        let roundings = dims.r * dims.s * dims.c + 1 + transform + add;
+        let want = oracle_forward::<D, T>(layer, residual);
+        assert_close_products::<T::Wide, _>("y", &y, &want, roundings, operand);
+        assert_stats(device, &y, dims.k, &stats);
+    }
+}
+
+/// With each of the addends.
+fn check_backward_data<D: Tested<T>, T: Element>(
+    layer: &Layer<T>,
+    dy: &HostGrad<T>,
+    addends: &[Option<&HostAddend<T>>],
+) {
+    let (device, dims) = (D::get(), layer.dims);
+    let grad = dy.oracle(dims.k);
+    let (transform, operands) = (HostGrad::<T>::ROUNDINGS, dy.operand_epsilon(D::operand_epsilon::<T>()));
+    for &addend in addends {
+        let (dz, sums) = backward_data(device, layer, dy, addend);
+        let want = oracle_backward_data::<D, T>(layer, &grad, addend);
+        let add = 1;
+        let roundings = dims.r * dims.s * dims.k + 1 + transform + add;
+        assert_close_products::<T::Wide, _>("dz", &dz, &want, roundings, operands);
+        assert_grad_sums(device, (&dz, &layer.x, &layer.norm), &sums);
+    }
+    if (dims.r, dims.s, dims.pad) == (1, 1, 0) {
+        let dx = projection(device, layer, dy);
+        let want = oracle_projection(layer, &grad);
+        assert_close_products::<T::Wide, _>("dx", &dx, &want, dims.k + 1 + transform, operands);
     }
 }
 
@@ -423,6 +470,26 @@ fn cases_of_whole_chunks<D: Tested<T>, T: Element>() {
     for &(name, dims) in CASES_OF_WHOLE_CHUNKS {
         eprintln!("{}: {name}", T::NAME);
         check::<D, T>(dims, 1);
+    }
+}
+
+fn forward_in_whole_steps<D: Tested<T>, T: Element>() {
+    for &(name, dims) in FORWARD_CASES {
+        eprintln!("{}: {name}", T::NAME);
+        let mut draws = Draws::new(1);
+        check_forward::<D, T>(&Layer::draw(dims, &mut draws), &mut draws);
+    }
+}
+
+fn backward_data_in_whole_steps<D: Tested<T>, T: Element>() {
+    for &(name, dims) in BACKWARD_DATA_CASES {
+        eprintln!("{}: {name}", T::NAME);
+        let mut draws = Draws::new(1);
+        let layer = Layer::draw(dims, &mut draws);
+        let addends = [1, 2].map(|stride| HostAddend::draw(dims, stride, &mut draws));
+        for dy in layer.gradients(&mut draws) {
+            check_backward_data::<D, T>(&layer, &dy, &[None, Some(&addends[0]), Some(&addends[1])]);
+        }
     }
 }
 

@@ -1,3 +1,4 @@
+use super::hopper::{self, Mask};
 use super::product::{Product, Way};
 use crate::cuda::{Address, CudaElement, Grid, blocks};
 use crate::norm_relu_conv::{BackwardData, ProjectionBackwardData};
@@ -18,19 +19,20 @@ struct TransposeArgs {
 pub(crate) fn norm_relu_conv_backward_data<T: CudaElement>(cuda: &Cuda, args: BackwardData<'_, Cuda, T>) -> Result<()> {
     let BackwardData { dims, dy, w, x, norm, addend, dz, sums } = args;
     let mut product = Product::backward_data(dims)?;
-    product.load_grad(dy);
-    let cut = product.cut();
-    let to = &mut product.args;
-    to.b = w.into();
-    to.x = x.into();
-    to.norm = norm.into();
-    if let Some(addend) = addend {
-        to.add = addend.values.into();
-        // Beyond the map's sides only the first pixel has one, whatever the stride.
-        to.add_step = addend.stride.min(dims.h.max(dims.w)) as i32;
+    let sums = sums.make(product.cut(), dims.c).into();
+    let (w, x, norm, out) = (w.into(), x.into(), norm.into(), dz.into());
+    // Beyond the map's sides only the first pixel has an addend, whatever the stride.
+    let add_step = addend.map_or(1, |addend| addend.stride.min(dims.h.max(dims.w)));
+    let add = addend.map(|addend| addend.values).into();
+    let mask = Some(Mask { x, norm, add, add_step, sums });
+    let hopper = hopper::BackwardData { dims, dy: dy.into(), w, mask, out };
+    if let Some(launched) = hopper.launch::<T>(cuda) {
+        return launched;
     }
-    to.out = dz.into();
-    to.sums = sums.make(cut, dims.c).into();
+    product.load_grad(dy);
+    let to = &mut product.args;
+    (to.b, to.x, to.norm, to.add, to.out, to.sums) = (w, x, norm, add, out, sums);
+    to.add_step = add_step as i32;
     multiply::<T>(cuda, product, &dims)
 }
 
@@ -39,11 +41,17 @@ pub(crate) fn projection_backward_data<T: CudaElement>(
     args: ProjectionBackwardData<'_, Cuda, T>,
 ) -> Result<()> {
     let ProjectionBackwardData { dims, dy, w, dx } = args;
-    let mut product = Product::projection(dims)?;
+    let (w, out) = (w.into(), dx.into());
+    // As if it had no stride.
+    let compact = ConvDims { h: dims.p(), w: dims.q(), stride: 1, ..dims };
+    let hopper = hopper::BackwardData { dims: compact, dy: dy.into(), w, mask: None, out };
+    if let Some(launched) = hopper.launch::<T>(cuda) {
+        return launched;
+    }
+    let mut product = Product::projection(compact)?;
     product.load_grad(dy);
-    product.args.b = w.into();
-    product.args.out = dx.into();
-    multiply::<T>(cuda, product, &dims)
+    (product.args.b, product.args.out) = (w, out);
+    multiply::<T>(cuda, product, &compact)
 }
 
 fn multiply<T: CudaElement>(cuda: &Cuda, mut product: Product, dims: &ConvDims) -> Result<()> {

@@ -211,10 +211,9 @@ impl Product {
         Self { pass: Pass::BackwardData, load: Load::Plain, dims, classes: classes.len(), args }.checked()
     }
 
-    /// The gradient of the pixels that a 1x1 projection reads: as if it had no stride.
+    /// The gradient of the pixels that a 1x1 projection reads, of dims without its stride.
     pub(super) fn projection(dims: ConvDims) -> Result<Self> {
-        let compact = ConvDims { h: dims.p(), w: dims.q(), stride: 1, ..dims };
-        Ok(Self { pass: Pass::Projection, ..Self::backward_data(compact)? })
+        Ok(Self { pass: Pass::Projection, ..Self::backward_data(dims)? })
     }
 
     /// Rows and extents are of 31 bits in the kernels.

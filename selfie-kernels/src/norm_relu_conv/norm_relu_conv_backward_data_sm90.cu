@@ -1,0 +1,411 @@
+// dz = conv^T(dy, w) (+ addend) behind the mask, with its sums, and dx = dy * w of a projection, with stride 1 on Hopper.
+#include "conv_hopper_halo.h"
+
+// ---- 3x3 filters: conv_hopper_halo.h, of a gradient that is one tensor.
+
+#define HALO(name, BN, STAGES)                                                                             \
+  KERNEL(conv_backward_data_hopper_##name##_bf16, HopperArgs, (Halo<Store::Masked, BN, STAGES>::THREADS), 1) { \
+    DYN_SHARED(shared);                                                                                    \
+    HaloConv<Halo<Store::Masked, BN, STAGES>>{args, shared}.run();                                         \
+  }
+HALO(halo_wide, 128, 3)
+HALO(halo_narrow, 64, 4)
+
+// ---- 1x1 filters.
+//
+// The product is taken transposed: D[channel][pixel], A being the filters as they lie, [k][c], and B the gradient. So a lane
+// has two channels of 32 pixels, whose sums are plain additions, and whose coefficients are in registers. A gradient that is
+// formed from two tensors is formed once, in shared memory, by a warpgroup of its own, and stays there for several tiles of
+// channels. A consumer makes 64 channels of 128 pixels, which are a tile of the partial sums.
+#include "conv_hopper.h"
+
+struct BackwardDataArgs {
+  TensorMap dy, grad_x, w, x, out;  // dy [rows][kc], grad_x as dy, w [kc][nc], x [rows][nc].
+  const float* coef;                // [3][kc], of an affine gradient.
+  const float* norm;                // Mean, rstd, scale, shift, [4][nc].
+  const bf16* add;                  // Of every `add_step`-th pixel of every such row; may be null.
+  float* sums;                      // [tiles][2][nc].
+  int rows, kc, nc;
+  // A block's share: so many tiles of channels of a tile of pixels, which are that many shares.
+  int share, shares;
+  int height, width, add_step;  // 1 or 2.
+};
+
+// What the two consumers share out.
+enum class Split { Channels, Pixels };
+
+template <Load LOAD_, Store STORE_, Split SPLIT_, int SLOTS_, int FILTERS_, int INPUTS_, int OUTLETS_>
+struct Transposed {
+  static constexpr Load LOAD = LOAD_;
+  static constexpr Store STORE = STORE_;
+  static constexpr Split SPLIT = SPLIT_;
+  static constexpr bool AFFINE = LOAD == Load::Affine;
+  static constexpr int THREADS = 512;
+  static constexpr int PIXELS = SPLIT == Split::Pixels ? 256 : 128, CHANNELS = SPLIT == Split::Channels ? 128 : 64;
+  // Rings: of the gradient, 64 channels of it a slot, of the tensor that it is formed with, of filters; and each consumer's
+  // buffers, in which x arrives and which the result leaves.
+  static constexpr int SLOTS = SLOTS_, FILTERS = FILTERS_, INPUTS = AFFINE ? INPUTS_ : 0, OUTLETS = OUTLETS_;
+  static constexpr u32 SLOT_BYTES = PIXELS * ROW_BYTES, FILTER_BYTES = CHANNELS * ROW_BYTES, OUTLET_BYTES = 128 * ROW_BYTES;
+  static constexpr u32 COEF_BYTES = 3 * STEP * 4;
+  static constexpr u32 INPUTS_AT = SLOTS * SLOT_BYTES, FILTERS_AT = INPUTS_AT + INPUTS * SLOT_BYTES;
+  static constexpr u32 OUTLETS_AT = FILTERS_AT + FILTERS * FILTER_BYTES, COEF_AT = OUTLETS_AT + 2 * OUTLETS * OUTLET_BYTES;
+  static constexpr u32 BARRIERS_AT = COEF_AT + INPUTS * COEF_BYTES;
+  static constexpr u32 SHARED_BYTES = BARRIERS_AT + (2 * SLOTS + 2 * INPUTS + 2 * FILTERS + 4 * OUTLETS) * 8;
+  static_assert(SHARED_BYTES <= 227 << 10, "what a block may have");
+};
+
+// A pixel of maps, and those that follow it in steps.
+struct Walk {
+  int width, height, x, y, image;
+  DEV_MEMBER Walk(int width, int height, int pixel) : width(width), height(height) {
+    int line = pixel / width;
+    image = line / height;
+    x = pixel - line * width, y = line - image * height;
+  }
+  template <int PIXELS>
+  DEV_MEMBER void on() {
+    x += PIXELS % width, y += PIXELS / width % height, image += PIXELS / width / height;
+    if (x >= width) x -= width, y++;
+    if (y >= height) y -= height, image++;
+  }
+};
+
+template <class C>
+struct TransposedConv {
+  const BackwardDataArgs& args;
+  char* shared;
+  int tiles = ceil_div(args.nc, C::CHANNELS), units = ceil_div(args.rows, C::PIXELS) * args.shares, steps = args.kc / STEP;
+
+  DEV_MEMBER u32 base() const { return shared_address(shared); }
+  DEV_MEMBER u32 barrier(u32 i) const { return base() + C::BARRIERS_AT + i * 8; }
+  DEV_MEMBER u32 usable(u32 slot) const { return barrier(slot); }
+  DEV_MEMBER u32 vacant(u32 slot) const { return barrier(C::SLOTS + slot); }
+  DEV_MEMBER u32 landed(u32 input) const { return barrier(2 * C::SLOTS + input); }
+  DEV_MEMBER u32 taken(u32 input) const { return barrier(2 * C::SLOTS + C::INPUTS + input); }
+  DEV_MEMBER u32 full(u32 filter) const { return barrier(2 * (C::SLOTS + C::INPUTS) + filter); }
+  DEV_MEMBER u32 empty(u32 filter) const { return barrier(2 * (C::SLOTS + C::INPUTS) + C::FILTERS + filter); }
+  DEV_MEMBER u32 ready(u32 outlet, int group) const {
+    return barrier(2 * (C::SLOTS + C::INPUTS + C::FILTERS) + outlet * 2 + group);
+  }
+  DEV_MEMBER u32 staged(u32 outlet, int group) const { return ready(C::OUTLETS + outlet, group); }
+  DEV_MEMBER u32 outlet_at(u32 outlet, int group) const {
+    return base() + C::OUTLETS_AT + (outlet * 2 + group) * C::OUTLET_BYTES;
+  }
+
+  // Of a block's share: where its pixels and its first tile of channels begin, and how many tiles it has.
+  struct Unit {
+    int row, tile, count;
+  };
+  DEV_MEMBER Unit unit_at(int unit) const {
+    int row = unit / args.shares, tile = (unit - row * args.shares) * args.share;
+    return {row * C::PIXELS, tile, min(args.share, tiles - tile)};
+  }
+  DEV_MEMBER int row_of(const Unit& unit, int group) const { return unit.row + (C::SPLIT == Split::Pixels ? group * 128 : 0); }
+  DEV_MEMBER int channel_of(const Unit& unit, int i, int group) const {
+    return (unit.tile + i) * C::CHANNELS + (C::SPLIT == Split::Channels ? group * 64 : 0);
+  }
+  template <class Visit>
+  DEV_MEMBER void each_unit(Visit visit) const {
+    for (int unit = (int)blockIdx.x; unit < units; unit += (int)gridDim.x) visit(unit_at(unit));
+  }
+
+  DEV_MEMBER void run() {
+    if (threadIdx.x == 0) {
+      for (u32 i = 0; i < C::SLOTS; i++) {
+        mbarrier_init(usable(i), C::AFFINE ? 4 : 1);
+        mbarrier_init(vacant(i), 8);
+      }
+      for (u32 i = 0; i + 1 <= C::INPUTS; i++) {
+        mbarrier_init(landed(i), 1);
+        mbarrier_init(taken(i), 4);
+      }
+      for (u32 i = 0; i < C::FILTERS; i++) {
+        mbarrier_init(full(i), 1);
+        mbarrier_init(empty(i), 8);
+      }
+      for (u32 i = 0; i < C::OUTLETS; i++)
+        for (int group = 0; group < 2; group++) {
+          mbarrier_init(ready(i, group), 1);
+          mbarrier_init(staged(i, group), 4);
+        }
+      mbarrier_init_fence();
+    }
+    __syncthreads();
+    if (threadIdx.x < 128) {
+      registers_give<40>();
+      if (lane() != 0) return;
+      if (warp() == 0) load_gradient();
+      if (warp() == 1) load_filters();
+      if (warp() == 2) carry();
+    } else if (threadIdx.x < 256) {
+      registers_give<72>();
+      if constexpr (C::AFFINE) form_gradient();
+    } else {
+      registers_take<200>();
+      consume(warp() / 4 - 2);
+    }
+  }
+
+  // ---- One lane each.
+
+  DEV_MEMBER void load_gradient() const {
+    tma_prefetch(&args.dy);
+    Turn<C::SLOTS> slot;
+    Turn<C::AFFINE ? C::INPUTS : 1> input;
+    each_unit([&](const Unit& unit) {
+      for (int step = 0; step < steps; step++, slot.next(), input.next()) {
+        u32 done = C::AFFINE ? landed(input.place) : usable(slot.place);
+        mbarrier_wait(vacant(slot.place), slot.parity ^ 1);
+        if (C::AFFINE) mbarrier_wait(taken(input.place), input.parity ^ 1);
+        mbarrier_expect(done, C::AFFINE ? 2 * C::SLOT_BYTES + C::COEF_BYTES : C::SLOT_BYTES);
+        tma_load_2d(base() + slot.place * C::SLOT_BYTES, &args.dy, done, step * STEP, unit.row);
+        if (!C::AFFINE) continue;
+        tma_load_2d(base() + C::INPUTS_AT + input.place * C::SLOT_BYTES, &args.grad_x, done, step * STEP, unit.row);
+        for (int i = 0; i < 3; i++)
+          bulk_load(base() + C::COEF_AT + input.place * C::COEF_BYTES + i * STEP * 4, args.coef + i * args.kc + step * STEP,
+                    STEP * 4, done);
+      }
+    });
+  }
+
+  DEV_MEMBER void load_filters() const {
+    tma_prefetch(&args.w);
+    Turn<C::FILTERS> turn;
+    each_unit([&](const Unit& unit) {
+      for (int i = 0; i < unit.count; i++) {
+        int channel = (unit.tile + i) * C::CHANNELS, parts = min(C::CHANNELS, args.nc - channel) / 64;
+        for (int step = 0; step < steps; step++, turn.next()) {
+          mbarrier_wait(empty(turn.place), turn.parity ^ 1);
+          mbarrier_expect(full(turn.place), parts * 64 * ROW_BYTES);
+          for (int part = 0; part < parts; part++)
+            tma_load_2d(base() + C::FILTERS_AT + turn.place * C::FILTER_BYTES + part * 64 * ROW_BYTES, &args.w,
+                        full(turn.place), channel + part * 64, step * STEP);
+        }
+      }
+    });
+  }
+
+  // x in, and the result out. With two outlets x of the next tile is under way while this one is made.
+  DEV_MEMBER void carry() const {
+    tma_prefetch(&args.out);
+    auto load = [&](const Unit& unit, int i, u32 outlet) {
+      for (int group = 0; group < 2; group++) {
+        int row = row_of(unit, group), channel = channel_of(unit, i, group);
+        if (C::STORE == Store::Plain || channel >= args.nc) {
+          mbarrier_arrive(ready(outlet, group));
+          continue;
+        }
+        mbarrier_expect(ready(outlet, group), C::OUTLET_BYTES);
+        tma_load_2d(outlet_at(outlet, group), &args.x, ready(outlet, group), channel, row);
+      }
+    };
+    Turn<C::OUTLETS> turn;
+    int number = (int)blockIdx.x, i = 0;
+    if (number < units) load(unit_at(number), 0, 0);
+    while (number < units) {
+      Unit unit = unit_at(number);
+      int next = number, next_i = i + 1;
+      if (next_i == unit.count) next_i = 0, next += (int)gridDim.x;
+      Turn<C::OUTLETS> after = turn;
+      after.next();
+      if (C::OUTLETS > 1 && next < units) load(unit_at(next), next_i, after.place);
+      for (int group = 0; group < 2; group++) {
+        int row = row_of(unit, group), channel = channel_of(unit, i, group);
+        mbarrier_wait(staged(turn.place, group), turn.parity);
+        if (row < args.rows && channel < args.nc) tma_store_2d(&args.out, outlet_at(turn.place, group), channel, row);
+      }
+      bulk_commit();
+      bulk_wait_read<0>();
+      if (C::OUTLETS == 1 && next < units) load(unit_at(next), next_i, after.place);
+      number = next, i = next_i, turn = after;
+    }
+    bulk_wait<0>();
+  }
+
+  // ---- A warpgroup: the gradient from its two tensors, in place of the first. Pixels past the last one have none.
+
+  DEV_MEMBER void form_gradient() const {
+    int t = (int)threadIdx.x % 128, chunk = t % 8;
+    Turn<C::SLOTS> slot;
+    Turn<C::INPUTS> input;
+    each_unit([&](const Unit& unit) {
+      for (int step = 0; step < steps; step++, slot.next(), input.next()) {
+        mbarrier_wait(landed(input.place), input.parity);
+        char* to = shared + slot.place * C::SLOT_BYTES + swizzled(t / 8, chunk * 16);
+        const char* x = shared + C::INPUTS_AT + input.place * C::SLOT_BYTES + swizzled(t / 8, chunk * 16);
+        float2 coef[3][4];
+        const float2* from = (const float2*)(shared + C::COEF_AT + input.place * C::COEF_BYTES + chunk * 32);
+#pragma unroll
+        for (int i = 0; i < 3; i++)
+#pragma unroll
+          for (int j = 0; j < 4; j++) coef[i][j] = from[i * STEP / 2 + j];
+        auto form = [&](u32 dz, u32 x, int j) {
+          return pack_bf16x2(affine(bf16x2_low(dz), bf16x2_low(x), coef[0][j].x, coef[1][j].x, coef[2][j].x),
+                             affine(bf16x2_high(dz), bf16x2_high(x), coef[0][j].y, coef[1][j].y, coef[2][j].y));
+        };
+#pragma unroll 1
+        for (int row = 0; row < C::PIXELS; row += 64) {
+          u32x4 v[4], x4[4];
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            v[i] = load16(to + (row + i * 16) * ROW_BYTES);
+            x4[i] = load16(x + (row + i * 16) * ROW_BYTES);
+          }
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            bool live = unit.row + row + i * 16 + t / 8 < args.rows;
+            v[i] = {form(v[i].x, x4[i].x, 0), form(v[i].y, x4[i].y, 1), form(v[i].z, x4[i].z, 2), form(v[i].w, x4[i].w, 3)};
+            store16(to + (row + i * 16) * ROW_BYTES, live ? v[i] : u32x4{0, 0, 0, 0});
+          }
+        }
+        fence_async();
+        __syncwarp();
+        if (lane() == 0) {
+          mbarrier_arrive(usable(slot.place));
+          mbarrier_arrive(taken(input.place));
+        }
+      }
+    });
+  }
+
+  // ---- The consumers. sum[j * 4 + c * 2 + e] is channel warp * 16 + lane / 4 + c * 8 of pixel j * 8 + lane % 4 * 2 + e.
+
+  DEV_MEMBER void consume(int group) const {
+    Turn<C::SLOTS> first;  // Of the share's gradient.
+    Turn<C::FILTERS> filter;
+    Turn<C::OUTLETS> outlet;
+    each_unit([&](const Unit& unit) {
+      Turn<C::SLOTS> slot;
+      for (int i = 0; i < unit.count; i++, outlet.next()) {
+        float sum[64];
+        int row = row_of(unit, group), channel = channel_of(unit, i, group);
+        start_sums(sum, row, channel);
+        wgmma_hold(sum);
+        wgmma_fence();
+        u32 last_filter = C::FILTERS, last_slot = 0;  // Of the step before.
+        auto free = [&] {
+          if (last_filter == C::FILTERS || lane() != 0) return;
+          mbarrier_arrive(empty(last_filter));
+          if (i == unit.count - 1) mbarrier_arrive(vacant(last_slot));
+        };
+        slot = first;
+#pragma unroll 1
+        for (int step = 0; step < steps; step++, slot.next(), filter.next()) {
+          if (i == 0) mbarrier_wait(usable(slot.place), slot.parity);
+          mbarrier_wait(full(filter.place), filter.parity);
+          u32 part = C::SPLIT == Split::Channels ? group * 64 * ROW_BYTES : 0;
+          u64 a = wgmma_operand_other(base() + C::FILTERS_AT + filter.place * C::FILTER_BYTES + part, 0);
+          u32 pixels = C::SPLIT == Split::Pixels ? group * 128 * ROW_BYTES : 0;
+          u64 b = wgmma_operand_k(base() + slot.place * C::SLOT_BYTES + pixels);
+          wgmma_fence();
+#pragma unroll
+          for (int k = 0; k < 4; k++)
+            wgmma<Major::Other, Major::K>(sum, wgmma_advance(a, k * 2048), wgmma_advance(b, k * 32), Start::Continue);
+          wgmma_commit();
+          wgmma_wait<1>();
+          free();
+          last_filter = filter.place, last_slot = slot.place;
+        }
+        wgmma_wait<0>();
+        wgmma_hold(sum);
+        free();
+        mbarrier_wait(ready(outlet.place, group), outlet.parity);
+        if (row < args.rows && channel < args.nc) finish(sum, outlet_at(outlet.place, group), row, channel);
+        fence_async();
+        arrive_warp(staged(outlet.place, group));
+      }
+      first = slot;
+    });
+  }
+
+  // What is added, which the products are added to; zeros where there is none.
+  DEV_MEMBER void start_sums(float (&sum)[64], int row, int channel) const {
+#pragma unroll
+    for (int i = 0; i < 64; i++) sum[i] = 0.0f;
+    if (C::STORE == Store::Plain || !args.add || channel >= args.nc) return;
+    int pixel = row + lane() % 4 * 2, step = args.add_step;
+    int height = ceil_div(args.height, step), width = ceil_div(args.width, step);
+    const bf16* add = args.add + channel + warp() % 4 * 16 + lane() / 4;
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+      Walk walk(args.width, args.height, pixel + e);
+#pragma unroll
+      for (int j = 0; j < 16; j++, walk.template on<8>()) {
+        if (pixel + e + j * 8 >= args.rows || ((walk.x | walk.y) & (step - 1)) != 0) continue;
+        const bf16* from = add + (u64)((walk.image * height + walk.y / step) * width + walk.x / step) * args.nc;
+        sum[j * 4 + e] = to_float(from[0]);
+        sum[j * 4 + 2 + e] = to_float(from[8]);
+      }
+    }
+  }
+
+  // Rounds, masks, and leaves the result where x was; sums over the pixels.
+  DEV_MEMBER void finish(const float (&sum)[64], u32 buffer, int row, int channel) const {
+    int own = channel + warp() % 4 * 16 + lane() / 4;
+    // This lane's row for matrices of 8 pixels by 8 channels.
+    u32 at = buffer + swizzled(lane() / 16 * 8 + lane() % 8, warp() % 4 * 32 + lane() / 8 % 2 * 16);
+    float mean[2], scale[2], shift[2], first[2] = {}, second[2] = {};
+    u32 xs[2][4];  // One step ahead.
+    if constexpr (C::STORE == Store::Masked) {
+#pragma unroll
+      for (int c = 0; c < 2; c++) {
+        const float* norm = args.norm + own + c * 8;
+        mean[c] = norm[0], scale[c] = norm[2 * args.nc], shift[c] = norm[3 * args.nc];
+      }
+      ldmatrix_x4_trans_at(xs[0], at);
+    }
+#pragma unroll
+    for (int j = 0; j < 16; j += 2) {
+      u32 v[4];
+      const u32(&x)[4] = xs[j / 2 % 2];
+      if (C::STORE == Store::Masked && j < 14) ldmatrix_x4_trans_at(xs[(j / 2 + 1) % 2], at + (j + 2) * 8 * ROW_BYTES);
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        int c = i % 2;
+        float low = sum[(j + i / 2) * 4 + c * 2], high = sum[(j + i / 2) * 4 + c * 2 + 1];
+        if constexpr (C::STORE == Store::Plain) {
+          v[i] = pack_bf16x2(low, high);
+        } else {
+          float x_low = bf16x2_low(x[i]), x_high = bf16x2_high(x[i]);
+          if (!passes(normalize(x_low, scale[c], shift[c]))) low = 0.0f;
+          if (!passes(normalize(x_high, scale[c], shift[c]))) high = 0.0f;
+          v[i] = pack_bf16x2(low, high);
+          low = bf16x2_low(v[i]), high = bf16x2_high(v[i]);
+          first[c] += low, first[c] += high;
+          second[c] = fmaf(low, x_low - mean[c], second[c]);
+          second[c] = fmaf(high, x_high - mean[c], second[c]);
+        }
+      }
+      stmatrix_x4_trans_at(at + j * 8 * ROW_BYTES, v);
+    }
+    if constexpr (C::STORE == Store::Masked) {
+#pragma unroll
+      for (int c = 0; c < 2; c++) {
+#pragma unroll
+        for (int step = 1; step <= 2; step *= 2) {
+          first[c] += __shfl_xor_sync(WARP, first[c], step);
+          second[c] += __shfl_xor_sync(WARP, second[c], step);
+        }
+        float* sums = args.sums + (u64)(row / SUM_ROWS) * 2 * args.nc + own + c * 8;
+        if (lane() % 4 != 0) continue;
+        sums[0] = first[c];
+        sums[args.nc] = second[c] * args.norm[args.nc + own + c * 8];
+      }
+    }
+  }
+};
+
+#define TRANSPOSED(name, ...)                                                                            \
+  KERNEL(conv_##name##_bf16, BackwardDataArgs, (Transposed<__VA_ARGS__>::THREADS), 1) {                  \
+    DYN_SHARED(shared);                                                                                  \
+    TransposedConv<Transposed<__VA_ARGS__>>{args, shared}.run();                                         \
+  }
+// The best of those measured for ResNet-50's shapes on an H200: slots, filters, inputs, outlets. `deep` keeps 512 channels of
+// the gradient for more than one tile of channels.
+TRANSPOSED(backward_data_hopper_wide, Load::Plain, Store::Masked, Split::Channels, 6, 4, 0, 2)
+TRANSPOSED(backward_data_hopper_narrow, Load::Plain, Store::Masked, Split::Pixels, 3, 4, 0, 2)
+TRANSPOSED(backward_data_affine_hopper_wide, Load::Affine, Store::Masked, Split::Channels, 4, 3, 3, 2)
+TRANSPOSED(backward_data_affine_hopper_narrow, Load::Affine, Store::Masked, Split::Pixels, 2, 4, 2, 2)
+TRANSPOSED(backward_data_affine_hopper_deep, Load::Affine, Store::Masked, Split::Channels, 8, 3, 1, 1)
+TRANSPOSED(projection_hopper_wide, Load::Plain, Store::Plain, Split::Channels, 6, 4, 0, 2)
+TRANSPOSED(projection_hopper_narrow, Load::Plain, Store::Plain, Split::Pixels, 3, 4, 0, 2)

@@ -4,6 +4,7 @@
 //! the CPU ([`super::emulator`]). Everything above this trait is the same for both.
 
 use crate::Result;
+use crate::profile::Timeline;
 use std::fmt::Debug;
 
 /// A place in the device's memory; 0 stands for none.
@@ -88,6 +89,8 @@ pub(crate) trait Driver: Debug + Send + Sync {
     fn begin_recording(&self) -> Result<()>;
     /// What was written down.
     fn end_recording(&self) -> Result<Box<dyn Replay>>;
+    /// Points of the queue, and when it passed them.
+    fn timeline(&self) -> Box<dyn Timeline>;
     /// To be called before a replay, which may copy out of what was staged.
     fn before_replay(&self) -> Result<()> {
         Ok(())

@@ -182,7 +182,7 @@ impl Report<'_> {
             self.precision
         );
         let mut line = |name: &str, value: String, about: String| {
-            writeln!(text, "{}", format!("{name:<12}{value:>14}   {about}").trim_end()).expect(INFALLIBLE);
+            writeln!(text, "{}", format!("{name:<12}{value:>16}   {about}").trim_end()).expect(INFALLIBLE);
         };
         let images = |rate: f64| format!("{} images/s", significant(rate));
         let workers = subject.images.workers;
@@ -193,8 +193,8 @@ impl Report<'_> {
         };
         line("loader", images(found.loader), threads);
         line("step", images(found.step), format!("{} ms", significant(1e3 * found.step_seconds)));
-        let waited = found.waited.map(|part| format!(", {} of it waiting for the loader", percent(part)));
-        line("whole run", images(found.run), format!("bound by the {}{}", self.bound_by(), waited.unwrap_or_default()));
+        let waited = found.waited.map(|part| format!("; waits {} for the loader", percent(part))).unwrap_or_default();
+        line("whole run", images(found.run), format!("bound by the {}{waited}", self.bound_by()));
         if let Some(compared) = &found.compared {
             line("PyTorch", images(compared.theirs()), compared.as_text());
         }

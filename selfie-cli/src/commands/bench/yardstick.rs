@@ -252,7 +252,8 @@ impl Compared {
     pub fn as_text(&self) -> String {
         let ratios = self.ratios();
         let (least, most) = (ratios[0], ratios[ratios.len() - 1]);
-        format!("{}; ours is {:.2}x as fast ({least:.2} to {most:.2})", self.peer, median(&ratios))
+        let version = self.peer.trim_start_matches("pytorch ");
+        format!("{version}; ours {:.2}x as fast ({least:.2} to {most:.2})", median(&ratios))
     }
 
     /// For machines.

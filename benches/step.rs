@@ -5,15 +5,14 @@
 //! recorded steps on a GPU. With `--input resident` the batch lies on the device, normalised, as PyTorch's does in its bench;
 //! `staged` brings another batch of bytes for each step, and augments it, as training does.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use cpu_time::ProcessTime;
 use half::bf16;
-use selfie_benches::{median, random};
+use selfie_benches::median;
 use selfie_kernels::{Backend, Cpu, Cuda, Element, Memory};
-use selfie_model::{Begin, Build, Classifier, Inputs, Mode, ModelConfig, Network, Preset, Purpose, Selfie, Update};
+use selfie_model::{Build, Classifier, Feed, ModelConfig, Network, Preset, Purpose, Selfie, Steps};
 use serde_json::json;
-use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -46,7 +45,7 @@ struct Args {
     dtype: Dtype,
     /// Where a step finds its batch.
     #[arg(long, value_enum, default_value = "resident")]
-    input: Source,
+    input: Input,
     /// Of the CPU; 0: one per core.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -75,9 +74,18 @@ enum Dtype {
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Source {
+enum Input {
     Resident,
     Staged,
+}
+
+impl From<Input> for Feed {
+    fn from(input: Input) -> Self {
+        match input {
+            Input::Resident => Feed::Resident,
+            Input::Staged => Feed::Staged,
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -150,21 +158,9 @@ fn run<B: Backend<T>, T: Element>(args: &Args, device: B, kind: Kind) -> Result<
     let purpose = if args.task == Task::Infer { Purpose::Evaluate } else { Purpose::Train };
     let build = Build { config: &config, batch: args.batch, purpose, seed: 0 };
     match args.task {
-        Task::Pretrain => {
-            let orders = orders(args.batch, config.patches());
-            let mut network = Selfie::<B, T>::new(device, build)?;
-            if args.input == Source::Resident {
-                network.put_pixels(&pixels(args), &orders, 0)?;
-            }
-            report(args, kind, Steps::new(args, network, orders))
-        }
+        Task::Pretrain => report(args, kind, purpose, Selfie::<B, T>::new(device, build)?),
         Task::Finetune | Task::Infer => {
-            let labels: Vec<u32> = (0..args.batch).map(|i| (i % args.classes) as u32).collect();
-            let mut network = Classifier::<B, T>::new(device, build, args.classes)?;
-            if args.input == Source::Resident {
-                network.put_pixels(&pixels(args), &labels, 0)?;
-            }
-            report(args, kind, Steps::new(args, network, labels))
+            report(args, kind, purpose, Classifier::<B, T>::new(device, build, args.classes)?)
         }
     }
 }
@@ -177,96 +173,17 @@ fn model(args: &Args) -> Result<ModelConfig> {
     Ok(ModelConfig { stem_width: args.width, depths, heads: part(full.heads), ffn: part(full.ffn), ..full })
 }
 
-fn pixels<T: Element>(args: &Args) -> Vec<T> {
-    random(1, args.batch * args.image_size * args.image_size * 3)
-}
-
-/// A network that takes one step after the other.
-struct Steps<'a, B: Memory, T, N> {
-    args: &'a Args,
-    network: N,
-    /// Of inference; training keeps its own.
-    recording: Option<B::Recording>,
-    images: Vec<u8>,
-    draws: Vec<i32>,
-    targets: Vec<u32>,
-    taken: u64,
-    element: PhantomData<T>,
-}
-
-impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Steps<'a, B, T, N> {
-    fn new(args: &'a Args, network: N, targets: Vec<u32>) -> Self {
-        let (images, draws) = match args.input {
-            Source::Resident => (Vec::new(), Vec::new()),
-            Source::Staged => {
-                let random = random::<f32>(3, args.batch * args.image_size * args.image_size * 3);
-                let images = random.iter().map(|x| (127.5 * (x + 1.0)) as u8).collect();
-                (images, (0..3 * args.batch as i32).map(|i| i % 2).collect())
-            }
-        };
-        Self { args, network, recording: None, images, draws, targets, taken: 0, element: PhantomData }
-    }
-
-    fn begin(&mut self) -> Result<()> {
-        let begin = if self.args.task == Task::Infer { Begin::Evaluation } else { Begin::Step { rate: 0.01 } };
-        Ok(self.network.begin(begin)?)
-    }
-
-    fn stage(&mut self) -> Result<()> {
-        let Self { images, draws, targets, .. } = self;
-        let (valid, first_sample) = (self.args.batch, self.taken * self.args.batch as u64);
-        Ok(self.network.stage(&Inputs { images, draws, targets, first_sample, valid })?)
-    }
-
-    /// Before the first step.
-    fn prepare(&mut self) -> Result<()> {
-        match self.args.input {
-            // Begun once: the steps find the batch, and the numbers of the step, where they lie.
-            Source::Resident => self.begin(),
-            Source::Staged => self.stage(),
-        }
-    }
-
-    fn step(&mut self) -> Result<()> {
-        if self.args.input == Source::Staged {
-            self.begin()?;
-        }
-        self.taken += 1;
-        let Self { network, recording, .. } = self;
-        match self.args.task {
-            Task::Infer => {
-                let device = network.device().clone();
-                device.repeat(recording, || network.forward(Mode::Evaluate))?;
-            }
-            _ => network.train_step(Update { momentum: 0.9, weight_decay: 1e-4 })?,
-        }
-        // The next batch, beside what the device is at work on.
-        if self.args.input == Source::Staged { self.stage() } else { Ok(()) }
-    }
-
-    /// Waits for the steps so far, as the trainer does: by what they say of themselves.
-    fn finish(&self) -> Result<()> {
-        let (loss, finite) = match self.args.task {
-            Task::Infer => (self.network.loss()?.loss, true),
-            _ => {
-                let metrics = self.network.metrics()?;
-                (metrics.loss, metrics.finite)
-            }
-        };
-        ensure!(finite && loss.is_finite(), "step {} was not finite: its loss is {loss}", self.taken);
-        Ok(())
-    }
-}
-
 /// Times the steps and prints what is found.
 fn report<B: Backend<T>, T: Element, N: Network<B, T>>(
     args: &Args,
     kind: Kind,
-    mut steps: Steps<'_, B, T, N>,
+    purpose: Purpose,
+    network: N,
 ) -> Result<()> {
+    let mut steps = Steps::new(network, purpose, args.input.into(), args.classes)?;
     let (wall, cpu_time) = time(args, &mut steps)?;
     let median = median(&wall);
-    let device = &**steps.network.device();
+    let device = &**steps.network().device();
     let result = json!({
         "peer": concat!("selfie ", env!("CARGO_PKG_VERSION")),
         "task": word(&args.task),
@@ -290,9 +207,8 @@ fn report<B: Backend<T>, T: Element, N: Network<B, T>>(
 /// Milliseconds of a step in each timed stretch: on the wall, and of all threads together.
 fn time<B: Backend<T>, T: Element, N: Network<B, T>>(
     args: &Args,
-    steps: &mut Steps<'_, B, T, N>,
+    steps: &mut Steps<B, T, N>,
 ) -> Result<(Vec<f64>, Vec<f64>)> {
-    steps.prepare()?;
     (0..args.warmup).try_for_each(|_| steps.step())?;
     if args.warmup > 0 {
         steps.finish()?;
@@ -311,18 +227,6 @@ fn time<B: Backend<T>, T: Element, N: Network<B, T>>(
 /// A value as the command line takes it.
 fn word(value: &impl ValueEnum) -> Option<String> {
     value.to_possible_value().map(|value| value.get_name().to_owned())
-}
-
-/// A random permutation of the patches for each image.
-fn orders(images: usize, patches: usize) -> Vec<u32> {
-    let keys = random::<f32>(2, images * patches);
-    let mut orders = Vec::with_capacity(keys.len());
-    for keys in keys.chunks_exact(patches) {
-        let mut order: Vec<u32> = (0..patches as u32).collect();
-        order.sort_by(|&a, &b| keys[a as usize].total_cmp(&keys[b as usize]));
-        orders.extend(order);
-    }
-    orders
 }
 
 impl Peak {

@@ -226,6 +226,7 @@ class Selfie(nn.Module):
         encoder_positions: bool = True,
         logit_scale: float = 1.0,
         query: str = "summary",
+        pool_blocks: int = 3,
     ):
         super().__init__()
         self.patch = patch
@@ -235,7 +236,7 @@ class Selfie(nn.Module):
         self.logit_scale = logit_scale
         self.query = query
         self.backbone = Backbone(3, image_size <= 64, None, depths, width)
-        self.pool = AttentionPool(self.grid, self.backbone.dim, heads, ffn, drop=drop)
+        self.pool = AttentionPool(self.grid, self.backbone.dim, heads, ffn, pool_blocks, drop)
 
     def forward(self, x: Tensor, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Loss and accuracy of images x [B, 3, H, W].
@@ -268,7 +269,7 @@ class Selfie(nn.Module):
         return F.cross_entropy(logits, target), accuracy
 
 
-def build(args: argparse.Namespace, drop: float = 0.1) -> nn.Module:
+def build(args: argparse.Namespace, drop: float = 0.1, pool_blocks: int = 3) -> nn.Module:
     small = args.image_size <= 64
     depths = tuple(int(d) for d in args.depths.split(","))
     if args.task != "pretrain":
@@ -284,6 +285,7 @@ def build(args: argparse.Namespace, drop: float = 0.1) -> nn.Module:
         encoder_positions=not args.no_encoder_positions,
         logit_scale=args.logit_scale,
         query=args.query,
+        pool_blocks=pool_blocks,
     )
 
 
@@ -331,7 +333,8 @@ def bench(args: argparse.Namespace) -> dict:
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
 
-    model = build(args).to(device).to(memory_format=torch.channels_last)
+    model = build(args, args.dropout, args.pool_blocks).to(device)
+    model = model.to(memory_format=torch.channels_last)
     model.train(args.task != "infer")
     optimizer = torch.optim.SGD(
         model.parameters(), 0.01, 0.9, weight_decay=1e-4, nesterov=True, fused=True
@@ -559,6 +562,8 @@ def parser() -> argparse.ArgumentParser:
     timing = commands.add_parser("bench", help="time whole steps on random data")
     network_options(timing, ["pretrain", "finetune", "infer"])
     timing.add_argument("--device", default="cpu")
+    timing.add_argument("--dropout", type=float, default=0.1)
+    timing.add_argument("--pool-blocks", type=int, default=3)
     timing.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     timing.add_argument(
         "--compile", default="", help="'', default, reduce-overhead or max-autotune"

@@ -76,6 +76,9 @@ Examples:
   selfie doctor --parity                 a training step on the GPU against the CPU, layer by layer
   selfie doctor --json")]
     Doctor(Doctor),
+    /// How fast it is here, and what is slow: loader, step, whole run, and every pass of a step
+    #[command(after_help = BENCH_HELP)]
+    Bench(Bench),
     /// Look at images before training on them
     #[command(subcommand, arg_required_else_help = true)]
     Data(Data),
@@ -189,6 +192,68 @@ pub struct Doctor {
     pub threads: usize,
 }
 
+const BENCH_HELP: &str = "\
+Nothing is written but the trace. Without --data, images are made up. What is printed:
+  loader      images/s of reading, decoding, resizing and choosing crops, with nothing beside it
+  step        images/s of training on batches that are there: each is brought to the device and augmented
+  whole run   images/s of both together, as pretrain and finetune run
+  ceilings    what this device was seen to do at most: bytes copied and added, products of matrices
+  passes      every operation of a step, forward and backward; below each its shapes that take longest.
+              rate: bytes or floating-point operations (B/s or F/s) that it must move or do, whichever is nearer
+              to the ceiling. roofline: the time that takes at the ceiling, over the time taken. It may pass 100%:
+              what lies in a cache is faster than memory, and on a CPU 3x3 convolutions do 16 products of 36.
+              A convolution includes the normalisation and the ReLU in front of it.
+
+Keys of --json:
+  task, preset, image_size, batch, device: {kind, name, precision}, data: {description, workers},
+  images_per_second: {loader, step, run}, bound_by: loader or step, waited_for_loader (part of the run, or null),
+  peak_memory_bytes, ceilings: {bytes_per_second, flops_per_second, matrix_side},
+  step: {seconds, timed_steps, timed_seconds, between_seconds, roofline}: as trained, and with its passes timed,
+  passes and shapes (the same calls by pass, and by pass and shape): [{pass, shape, calls, seconds, flops, bytes,
+    flops_per_second, bytes_per_second, roofline}], seconds of a step: they and between_seconds add up to timed_seconds,
+  compare: null or {peer, turns, ours_images_per_second, peer_images_per_second, speed_ratio, _min, _max}
+
+Examples:
+  selfie bench                                            pretraining of `small`, on made-up images
+  selfie bench --data photos/ --preset resnet50 --batch 64 --workers 4
+  selfie bench finetune --data cifar-10-binary.tar.gz --device cuda --precision bf16 --json
+  selfie bench --trace step.json                          a step, to look at on https://ui.perfetto.dev
+  selfie bench --compare python                           in turns with the same steps in PyTorch";
+
+/// Flags of `bench`.
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// What a step is
+    #[arg(value_enum, default_value = "pretrain")]
+    pub task: Timed,
+    /// Time for all measurements; each takes at least three steps, and PyTorch's turns come on top
+    #[arg(long, value_name = "SECONDS", default_value_t = 40, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub seconds: u64,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Write the fastest of the timed steps, pass by pass, in Chrome's trace format
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Take turns with the same network in PyTorch: `python`, or the path of a Python that has it
+    #[arg(long, value_name = "PYTHON")]
+    pub compare: Option<String>,
+    /// The configuration.
+    #[command(flatten)]
+    pub flags: ConfigFlags<ForBench>,
+}
+
+/// What `bench` takes steps of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Timed {
+    /// The puzzle.
+    Pretrain,
+    /// Training of a classifier.
+    Finetune,
+    /// A classifier's forward pass.
+    Infer,
+}
+
 /// Commands of `data`.
 #[derive(Debug, Subcommand)]
 pub enum Data {
@@ -297,6 +362,10 @@ impl From<TaskName> for Task {
 pub trait Purpose {
     /// The command; none takes the flags of all.
     const TASK: Option<Task>;
+    /// Whether it has the key's flag.
+    fn takes(key: &Key) -> bool {
+        Self::TASK.is_none_or(|task| key.used_by.contains(&task))
+    }
 }
 
 /// Flags of `pretrain`.
@@ -308,6 +377,9 @@ pub struct ForFinetune;
 /// Flags of `evaluate`.
 #[derive(Debug)]
 pub struct ForEvaluate;
+/// Flags of `bench`.
+#[derive(Debug)]
+pub struct ForBench;
 /// Flags of all commands.
 #[derive(Debug)]
 pub struct ForAny;
@@ -320,6 +392,17 @@ impl Purpose for ForFinetune {
 }
 impl Purpose for ForEvaluate {
     const TASK: Option<Task> = Some(Task::Evaluate);
+}
+impl Purpose for ForBench {
+    const TASK: Option<Task> = Some(Task::Pretrain);
+    /// What decides over the speed, and no more: nothing is learned or kept.
+    fn takes(key: &Key) -> bool {
+        let of_training = ["data.holdout", "run.out"];
+        match key.split().0 {
+            "train" => key.name == "train.batch",
+            _ => key.used_by.contains(&Task::Pretrain) && !of_training.contains(&key.name),
+        }
+    }
 }
 impl Purpose for ForAny {
     const TASK: Option<Task> = None;
@@ -334,8 +417,7 @@ pub struct ConfigFlags<P> {
 }
 
 fn keys<P: Purpose>() -> impl Iterator<Item = (&'static Key, &'static str)> {
-    let used = |key: &&Key| P::TASK.is_none_or(|task| key.used_by.contains(&task));
-    KEYS.iter().filter(used).filter_map(|key| Some((key, key.flag?)))
+    KEYS.iter().filter(|key| P::takes(key)).filter_map(|key| Some((key, key.flag?)))
 }
 
 fn flag<P: Purpose>(key: &'static Key, flag: &'static str) -> Arg {

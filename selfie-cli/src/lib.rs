@@ -58,6 +58,7 @@ fn run(command: &Command) -> anyhow::Result<Exit> {
         Command::Inspect(arguments) => commands::inspect::run(arguments),
         Command::Replay(arguments) => commands::replay::run(arguments),
         Command::Doctor(arguments) => commands::doctor::run(arguments),
+        Command::Bench(arguments) => commands::bench::run(arguments),
         Command::Data(command) => commands::data::run(command),
         Command::Config(config) => commands::config::run(config),
     }

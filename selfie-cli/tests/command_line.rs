@@ -8,7 +8,7 @@ use support::{fails, ran, selfie, text, works, write};
 #[test]
 fn help_teaches() {
     let all = works("--help").out;
-    for command in ["demo", "pretrain", "finetune", "evaluate", "inspect", "data", "config"] {
+    for command in ["demo", "pretrain", "finetune", "evaluate", "inspect", "bench", "data", "config"] {
         assert!(all.contains(command), "{all}");
     }
     for (command, flags) in [
@@ -19,6 +19,10 @@ fn help_teaches() {
         ),
         ("finetune", "--data --out --init --labels --reuse-patch-norm --validation --json"),
         ("evaluate", "--data --limit --json"),
+        (
+            "bench",
+            "--data --image-size --preset --batch --workers --device --precision --threads --seconds --json --trace --compare",
+        ),
         ("data check", "--data --json --strict --min-side --threads --max-bad"),
     ] {
         let help = works(&format!("{command} --help")).out;
@@ -28,6 +32,7 @@ fn help_teaches() {
         assert!(help.contains("Examples:") && help.contains("[default: "), "{help}");
     }
     assert!(!works("pretrain --help").out.contains("--labels "), "pretraining uses no labels");
+    assert!(!works("bench --help").out.contains("--lr "), "no rate decides over the speed");
     assert!(works("--version").out.contains(env!("CARGO_PKG_VERSION")));
 }
 

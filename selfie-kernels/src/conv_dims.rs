@@ -1,6 +1,7 @@
 //! Sizes that every convolution shares.
 
 use crate::error::{Result, require};
+use std::fmt;
 
 /// Sizes of a convolution: `[n, h, w, c]` by `[k, r, s, c]` to `[n, p, q, k]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -58,6 +59,14 @@ impl ConvDims {
     pub const fn flops(&self) -> usize {
         2 * self.rows_out() * self.k * self.r * self.s * self.c
     }
+    /// Multiplications, each with an addition, of one pass, without taps into the padding.
+    pub(crate) fn pairs(&self) -> usize {
+        let taps = |extent: usize, filter: usize, outputs: usize| -> usize {
+            let inside = |at: usize| filter.min(extent + self.pad - at).saturating_sub(self.pad.saturating_sub(at));
+            (0..outputs).map(|output| inside(output * self.stride)).sum()
+        };
+        self.n * taps(self.h, self.r, self.p()) * taps(self.w, self.s, self.q()) * self.k * self.c
+    }
     /// Bytes that one forward pass must move at least: input, filter and output once.
     pub const fn bytes<T>(&self) -> usize {
         (self.len_in() + self.len_filter() + self.len_out()) * size_of::<T>()
@@ -68,5 +77,14 @@ impl ConvDims {
         require(op, [n, h, w, c, k, r, s, stride].iter().all(|&x| x > 0), || format!("an extent is zero in {self:?}"))?;
         require(op, pad < r && pad < s, || format!("padding must be smaller than the filter in {self:?}"))?;
         require(op, h + 2 * pad >= r && w + 2 * pad >= s, || format!("the filter exceeds the padded input in {self:?}"))
+    }
+}
+
+/// Filter, channels and output, as `3x3/2 64->128 at 14x14` with stride 2.
+impl fmt::Display for ConvDims {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { c, k, r, s, stride, .. } = self;
+        let step = if *stride > 1 { format!("/{stride}") } else { String::new() };
+        write!(f, "{r}x{s}{step} {c}->{k} at {}x{}", self.p(), self.q())
     }
 }

@@ -1,7 +1,7 @@
 //! A gradient as its consumer loads it: as it is, or behind a normalisation that is still to be applied.
 
 use crate::error::{Result, expect_len};
-use crate::{Element, Len, Memory, View};
+use crate::{Cost, Element, Len, Memory, View};
 
 /// The gradient of an operation's output, as its consumer loads it.
 #[derive(Debug)]
@@ -43,6 +43,14 @@ impl<M: Memory, T: Element> Grad<'_, M, T> {
             Grad::Affine(affine) => affine.check(op, rows, channels),
         }
     }
+
+    /// `cost` with what is read of it.
+    pub(crate) fn read(&self, cost: Cost) -> Cost {
+        match self {
+            Grad::Plain(dy) => cost.moves::<T>(dy.len()),
+            Grad::Affine(affine) => affine.read(cost),
+        }
+    }
 }
 
 impl<M: Memory, T: Element> Affine<'_, M, T> {
@@ -50,5 +58,10 @@ impl<M: Memory, T: Element> Affine<'_, M, T> {
         expect_len(op, "dz", self.dz.len(), rows * channels)?;
         expect_len(op, "x (of the affine gradient)", self.x.len(), rows * channels)?;
         expect_len(op, "coef", self.coef.len(), 3 * channels)
+    }
+
+    /// `cost` with what is read of it.
+    pub(crate) fn read(&self, cost: Cost) -> Cost {
+        cost.moves::<T>(self.dz.len() + self.x.len()).moves::<T::Wide>(self.coef.len())
     }
 }

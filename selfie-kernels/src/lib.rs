@@ -7,6 +7,7 @@
 //! Layouts: images and feature maps are `[n, h, w, c]`, filters `[k, r, s, c]`, matrices row-major.
 
 mod conv_dims;
+mod cost;
 mod dropout;
 mod element;
 mod error;
@@ -15,6 +16,7 @@ mod memory;
 mod partials;
 mod passes;
 mod philox;
+mod profile;
 #[cfg(test)]
 mod testing;
 
@@ -38,6 +40,7 @@ pub mod stem_conv;
 pub mod tokens;
 
 pub use conv_dims::ConvDims;
+pub use cost::Cost;
 pub use cpu::{Cpu, instruction_set};
 pub use cuda::Cuda;
 pub use dropout::Dropout;
@@ -47,10 +50,13 @@ pub use grad::{Affine, Grad};
 pub use memory::{Len, Memory, View, ViewMut};
 pub use partials::{Partials, partials_room};
 pub use philox::{Philox, Purpose};
+pub use profile::{Call, Profile};
 
-/// Everything a device must offer to train: memory and the operations, in the element type `T` of activations.
+/// Everything a device must offer to train: memory, the operations in the element type `T` of activations, and how long
+/// each took.
 pub trait Backend<T: Element>:
     Memory
+    + Profile
     + augment::Augment<T>
     + stem_conv::StemConv<T>
     + max_pool::MaxPool<T>

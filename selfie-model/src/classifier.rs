@@ -78,15 +78,6 @@ impl<B: Backend<T>, T: Element> Classifier<B, T> {
         Ok(network)
     }
 
-    /// As [`crate::Network::stage`], but of normalised pixels `[n, h, w, 3]`, which overwrite the present batch at once.
-    ///
-    /// # Errors
-    /// Lengths or labels that do not fit.
-    pub fn put_pixels(&mut self, pixels: &[T], labels: &[u32], first_sample: u64) -> selfie_kernels::Result<()> {
-        self.check_targets(labels)?;
-        self.input.put_pixels(&self.state.device, pixels, labels, first_sample)
-    }
-
     /// `[n, width]`: the pooled features of the last forward.
     pub fn features(&self) -> View<'_, B, T> {
         B::all(&self.h)

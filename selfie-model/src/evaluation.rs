@@ -144,10 +144,7 @@ where
     if images.items.is_empty() {
         return Err(Error::usage("images to evaluate", 0, "1 or more"));
     }
-    let sizes = network.sizes();
-    let config = LoaderConfig { workers: images.workers, max_bad: images.max_bad, ..loader_config(&sizes) };
-    let draws = EvaluationDraws { patches: sizes.ordered_patches() };
-    let mut loader = EvalLoader::new(images.dataset.clone(), images.items.clone(), Arc::new(draws), config)?;
+    let mut loader = evaluation_loader(images, &network.sizes())?;
     let mut next = stage_next(network, &mut loader, &*images.dataset)?;
     while let Some((batch, targets)) = next {
         network.begin(Begin::Evaluation)?;
@@ -191,6 +188,16 @@ where
         return Ok(Some((batch, targets)));
     }
     Ok(None)
+}
+
+/// The loader of an evaluation of `images` by a network of these sizes.
+///
+/// # Errors
+/// Those of the loader.
+pub fn evaluation_loader(images: &Images, sizes: &Sizes) -> Result<EvalLoader> {
+    let config = LoaderConfig { workers: images.workers, max_bad: images.max_bad, ..loader_config(sizes) };
+    let draws = EvaluationDraws { patches: sizes.ordered_patches() };
+    Ok(EvalLoader::new(images.dataset.clone(), images.items.clone(), Arc::new(draws), config)?)
 }
 
 /// The loader of a network's batches.

@@ -26,6 +26,7 @@ mod resnet;
 mod schedule;
 mod selfie;
 mod state;
+mod steps;
 mod tensor_file;
 mod train_config;
 mod trainer;
@@ -38,16 +39,17 @@ pub use classifier::Classifier;
 pub use config::{LogitScale, ModelConfig, NamedScale, Positions, Preset, Query, Stem};
 pub use draws::{PhiloxDraws, evaluation_order, training_order};
 pub use error::{Error, ErrorKind, Result};
-pub use evaluation::{Classification, Classify, Evaluation, Images, classify, evaluate};
+pub use evaluation::{Classification, Classify, Evaluation, Images, classify, evaluate, evaluation_loader};
 pub use memory_plan::MemoryPlan;
 pub use network::{Begin, Build, Inputs, Loss, Metrics, Mode, Network, Purpose, Sizes, Update};
 pub use parameters::{Entry, Layout, Parameters, Statistics, Table};
 pub use replay::{About as StepAbout, Replay, Replayed, StepBatch, TensorReport};
 pub use schedule::{Length, Schedule};
 pub use selfie::Selfie;
+pub use steps::{Feed, Steps};
 pub use tensor_file::TensorFile;
 pub use train_config::{DEFAULT_STEPS, TrainConfig};
-pub use trainer::{MAX_SKIPPED_IN_A_ROW, StepMetrics, Trainer};
+pub use trainer::{MAX_SKIPPED_IN_A_ROW, StepMetrics, Trainer, training_loader};
 pub use weights::{
     About, Fingerprint, Initialized, MODEL_FILE, POOL_FILE, PatchNorm, find_weights, fingerprint, initialize,
     load_weights, write_weights,

@@ -181,6 +181,11 @@ pub trait Network<B: Backend<T>, T: Element> {
     /// # Errors
     /// Lengths that do not fit [`Network::sizes`]; labels or orders that are none.
     fn stage(&mut self, inputs: &Inputs<'_>) -> Result<()>;
+    /// As [`Network::stage`], but of normalised pixels `[n, h, w, 3]`, which overwrite the present batch at once.
+    ///
+    /// # Errors
+    /// Lengths that do not fit [`Network::sizes`]; labels or orders that are none.
+    fn put_pixels(&mut self, pixels: &[T], targets: &[u32], first_sample: u64) -> Result<()>;
     /// Makes the staged batch the present one, and uploads what is different from step to step.
     ///
     /// # Errors
@@ -289,6 +294,12 @@ impl<B: Backend<T>, T: Element, N: Passes<B, T>> Network<B, T> for N {
         self.check_targets(inputs.targets)?;
         let (state, input) = self.parts_mut();
         input.stage(&state.device, inputs)
+    }
+
+    fn put_pixels(&mut self, pixels: &[T], targets: &[u32], first_sample: u64) -> Result<()> {
+        self.check_targets(targets)?;
+        let (state, input) = self.parts_mut();
+        input.put_pixels(&state.device, pixels, targets, first_sample)
     }
 
     fn begin(&mut self, begin: Begin) -> Result<()> {

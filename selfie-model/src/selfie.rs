@@ -78,15 +78,6 @@ impl<B: Backend<T>, T: Element> Selfie<B, T> {
         Ok(network)
     }
 
-    /// As [`crate::Network::stage`], but of normalised pixels `[b, h, w, 3]`, which overwrite the present batch at once.
-    ///
-    /// # Errors
-    /// Lengths or orders that do not fit.
-    pub fn put_pixels(&mut self, pixels: &[T], order: &[u32], first_sample: u64) -> selfie_kernels::Result<()> {
-        self.check_targets(order)?;
-        self.input.put_pixels(&self.state.device, pixels, order, first_sample)
-    }
-
     /// `[b, n, d]`: the patch network's vectors of the last forward.
     pub fn patch_features(&self) -> View<'_, B, T> {
         B::all(&self.h)

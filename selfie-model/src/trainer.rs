@@ -5,7 +5,7 @@ use crate::checkpoint::{Checkpoint, CheckpointStore, Progress};
 use crate::draws::PhiloxDraws;
 use crate::error::{Error, Result};
 use crate::evaluation::{Evaluation, Images, crops, evaluate, loader_config, targets_of};
-use crate::network::{Begin, Inputs, Metrics, Network, Update};
+use crate::network::{Begin, Inputs, Metrics, Network, Sizes, Update};
 use crate::replay::{self, About, StepBatch};
 use crate::schedule::Schedule;
 use crate::train_config::TrainConfig;
@@ -18,6 +18,25 @@ use std::time::{Duration, Instant};
 
 /// Steps in a row whose update was not finite, and training stops.
 pub const MAX_SKIPPED_IN_A_ROW: u32 = 3;
+
+/// The loader of a training on `images` of a network of these sizes, from batch number `first` on.
+///
+/// # Errors
+/// Those of the loader.
+pub fn training_loader(images: Images, sizes: &Sizes, config: &TrainConfig, first: u64) -> Result<TrainLoader> {
+    let draws = Arc::new(PhiloxDraws { seed: config.seed, patches: sizes.ordered_patches() });
+    let stream = Arc::new(EpochStream::new(images.items, draws.clone())?);
+    let augment = match (config.augment, sizes.targets) {
+        (false, _) => Augment::Eval,
+        (true, 1) => Augment::Train,
+        // Pretraining: a target for each patch.
+        (true, _) => Augment::Unpadded,
+    };
+    // Two batches ahead for each worker.
+    let depth = 2 * images.workers.max(1);
+    let loading = LoaderConfig { workers: images.workers, depth, max_bad: images.max_bad, ..loader_config(sizes) };
+    Ok(TrainLoader::new(images.dataset, stream, draws, augment, loading, first)?)
+}
 
 /// Trains a network, step by step, on images in a seeded order.
 ///
@@ -117,22 +136,11 @@ impl<B: Backend<T>, T: Element, N: Network<B, T>> Trainer<B, T, N> {
         }
 
         let epoch_len = images.items.len();
-        let draws = Arc::new(PhiloxDraws { seed: config.seed, patches: sizes.ordered_patches() });
-        let stream = Arc::new(EpochStream::new(images.items, draws.clone())?);
-        let augment = match (config.augment, sizes.targets) {
-            (false, _) => Augment::Eval,
-            (true, 1) => Augment::Train,
-            // Pretraining: a target for each patch.
-            (true, _) => Augment::Unpadded,
-        };
-        // Two batches ahead for each worker.
-        let depth = 2 * images.workers.max(1);
-        let loading = LoaderConfig { workers: images.workers, depth, max_bad: images.max_bad, ..loader_config(&sizes) };
-        let first = progress.step * config.accumulate as u64;
+        let dataset = images.dataset.clone();
         Ok(Self {
-            loader: TrainLoader::new(images.dataset.clone(), stream, draws, augment, loading, first)?,
+            loader: training_loader(images, &sizes, config, progress.step * config.accumulate as u64)?,
             network,
-            dataset: images.dataset,
+            dataset,
             epoch_len,
             schedule: config.schedule(epoch_len),
             config: config.clone(),

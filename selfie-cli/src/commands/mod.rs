@@ -1,6 +1,7 @@
 //! One file per command, and what training commands have in common before the first step.
 
 mod begin;
+pub mod bench;
 pub mod config;
 pub mod data;
 pub mod demo;

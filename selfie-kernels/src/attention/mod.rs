@@ -12,7 +12,8 @@ pub(crate) mod cuda;
 mod tests;
 
 use crate::error::{Result, expect_len, require};
-use crate::{Dropout, Element, Len, Memory, View, ViewMut};
+use crate::{Cost, Dropout, Element, Len, Memory, View, ViewMut};
+use std::fmt;
 
 /// Sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,6 +51,14 @@ impl AttentionDims {
         require(op, [b, t_query, t, heads, d].iter().all(|&x| x > 0), || format!("an extent is zero in {self:?}"))?;
         let most = t.max(t_query);
         require(op, most <= MAX_TOKENS, || format!("{most} tokens, at most {MAX_TOKENS}"))
+    }
+}
+
+/// Heads, their size, queries and keys, as `32 of 64, 1x13`.
+impl fmt::Display for AttentionDims {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { t_query, t, heads, d, .. } = self;
+        write!(f, "{heads} of {d}, {t_query}x{t}")
     }
 }
 
@@ -111,6 +120,12 @@ impl<M: Memory, T: Element> Forward<'_, M, T> {
         self.dropout.as_ref().map_or(Ok(()), |dropout| dropout.check(OP))?;
         expect_len(OP, "out", self.out.len(), d.len_query())
     }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        let moved = self.q.len() + self.kv.len() + self.out.len();
+        Cost::of(self.dims).products(self.dims.flops() / 2).moves::<T>(moved)
+    }
 }
 
 impl<M: Memory, T: Element> Backward<'_, M, T> {
@@ -124,5 +139,12 @@ impl<M: Memory, T: Element> Backward<'_, M, T> {
         expect_len(OP, "dout", self.dout.len(), d.len_query())?;
         expect_len(OP, "dq", self.dq.len(), d.len_query())?;
         expect_len(OP, "dkv", self.dkv.len(), d.len_kv())
+    }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        // The weights, which are not kept, and the gradients of weights, values, queries and keys: a product each.
+        let read = self.q.len() + self.kv.len() + self.dout.len();
+        Cost::of(self.dims).products(5 * self.dims.flops() / 4).moves::<T>(read + self.dq.len() + self.dkv.len())
     }
 }

@@ -6,7 +6,8 @@ pub(crate) mod cuda;
 mod tests;
 
 use crate::error::{Result, expect_len, require};
-use crate::{Element, Len, Memory, View, ViewMut, Wide};
+use crate::{Cost, Element, Len, Memory, View, ViewMut, Wide};
+use std::fmt;
 
 /// Sizes: bytes `[n, h, w, 3]` to numbers `[n * grid * grid, patch, patch, 3]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -27,6 +28,16 @@ impl AugmentDims {
     /// Elements of the result.
     pub const fn len_out(&self) -> usize {
         self.n * self.grid * self.grid * self.patch * self.patch * 3
+    }
+}
+
+/// Patches, as `16 of 8x8`; whole images, as `32x32`.
+impl fmt::Display for AugmentDims {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.grid {
+            1 => write!(f, "{0}x{0}", self.patch),
+            grid => write!(f, "{} of {1}x{1}", grid * grid, self.patch),
+        }
     }
 }
 
@@ -73,5 +84,11 @@ impl<M: Memory, T: Element> Args<'_, M, T> {
         expect_len(OP, "images", self.images.len(), d.n * d.h * d.w * 3)?;
         expect_len(OP, "draws", self.draws.len(), d.n * 3)?;
         expect_len(OP, "x", self.x.len(), d.len_out())
+    }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        let d = &self.dims;
+        Cost::of(d).moves::<u8>(d.len_out()).moves::<i32>(self.draws.len()).moves::<T>(d.len_out())
     }
 }

@@ -9,7 +9,7 @@ pub(crate) mod cuda;
 mod tests;
 
 use crate::error::{Result, expect_len};
-use crate::{Element, Len, Memory, View, ViewMut};
+use crate::{Cost, Element, Len, Memory, View, ViewMut};
 
 /// Arguments of [`BnCommit::bn_commit`].
 #[derive(Debug)]
@@ -37,5 +37,10 @@ impl<M: Memory, T: Element> Commit<'_, M, T> {
     pub(crate) fn check(&self) -> Result<()> {
         expect_len("bn_commit", "finite", self.finite.len(), 1)?;
         expect_len("bn_commit", "batch", self.batch.len(), self.running.len())
+    }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        Cost::of(self.batch.len()).moves::<T::Wide>(self.batch.len() + 2 * self.running.len())
     }
 }

@@ -15,7 +15,7 @@ pub(crate) mod cuda;
 mod tests;
 
 use crate::error::{Result, expect_len, require};
-use crate::{Element, Len, Memory, Partials, View, ViewMut};
+use crate::{Cost, Element, Len, Memory, Partials, View, ViewMut};
 
 /// Arguments of [`BnFinalize::bn_finalize_forward`].
 #[derive(Debug)]
@@ -101,6 +101,12 @@ impl<M: Memory, T: Element> Forward<'_, M, T> {
         expect_len(OP, "norm", self.norm.len(), 4 * c)?;
         expect_len(OP, "batch", self.batch.len(), 2 * c)
     }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        let moved = 2 * self.c + self.affine.len() + self.norm.len() + self.batch.len();
+        Cost::of(format!("{}x{}", self.rows, self.c)).moves::<T::Wide>(moved)
+    }
 }
 
 impl<M: Memory, T: Element> Inference<'_, M, T> {
@@ -109,6 +115,11 @@ impl<M: Memory, T: Element> Inference<'_, M, T> {
         expect_len(OP, "running", self.running.len(), 2 * self.c)?;
         expect_len(OP, "affine", self.affine.len(), 2 * self.c)?;
         expect_len(OP, "norm", self.norm.len(), 4 * self.c)
+    }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        Cost::of(self.c).moves::<T::Wide>(self.running.len() + self.affine.len() + self.norm.len())
     }
 }
 
@@ -122,5 +133,12 @@ impl<M: Memory, T: Element> Backward<'_, M, T> {
         expect_len(OP, "norm", self.norm.len(), 4 * c)?;
         expect_len(OP, "daffine", self.daffine.len(), 2 * c)?;
         expect_len(OP, "coef", self.coef.len(), 3 * c)
+    }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        let written = self.daffine.len() + self.coef.len();
+        Cost::of(format!("{}x{}", self.rows, self.c))
+            .moves::<T::Wide>(2 * self.c + self.affine.len() + self.norm.len() + written)
     }
 }

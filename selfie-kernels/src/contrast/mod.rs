@@ -12,7 +12,7 @@ mod tests;
 
 use crate::error::{Result, expect_len, require};
 use crate::tokens::PatchDims;
-use crate::{Element, Len, Memory, View, ViewMut};
+use crate::{Cost, Element, Len, Memory, View, ViewMut};
 
 /// Arguments of [`Contrast::contrast`].
 #[derive(Debug)]
@@ -80,5 +80,20 @@ impl<M: Memory, T: Element> Args<'_, M, T> {
             expect_len(OP, "dpositions", gradients.dpositions.len(), d.len_positions())?;
         }
         Ok(())
+    }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        let d = &self.dims;
+        let (asked, keys) = (d.b * d.q() * d.d, d.b * d.hidden * d.d);
+        // Logits; in training the gradients of queries and of keys.
+        let cost = Cost::of(d).moves::<u32>(d.b * d.hidden).moves::<T::Wide>(self.positions.len() + self.loss.len());
+        match &self.gradients {
+            None => cost.products(keys * d.hidden).moves::<T>(asked + keys),
+            Some(gradients) => cost
+                .products(3 * keys * d.hidden)
+                .moves::<T>(asked + keys + gradients.du.len() + keys)
+                .moves::<T::Wide>(gradients.dpositions.len()),
+        }
     }
 }

@@ -26,10 +26,12 @@ pub(crate) use simd::{prefetch, vectorize};
 pub use table::Table;
 
 use crate::error::expect_len;
-use crate::{Element, Error, Memory, Result, Scalar};
+use crate::profile::{Log, Timeline};
+use crate::{Call, Element, Error, Memory, Profile, Result, Scalar};
 use std::convert::Infallible;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// The CPU backend: `f32`, `bf16` (stored; computed in `f32`) and `f64`.
 #[derive(Debug, Clone)]
@@ -37,6 +39,8 @@ pub struct Cpu {
     pool: Arc<rayon::ThreadPool>,
     scratch: Arc<scratch::ScratchPool>,
     plans: Arc<plan::PlanCache>,
+    /// What was done, if that is noted.
+    log: Option<Arc<Log>>,
 }
 
 impl Cpu {
@@ -50,7 +54,7 @@ impl Cpu {
             .thread_name(|i| format!("selfie-cpu-{i}"))
             .build()
             .map_err(|e| Error::Dims { op: "cpu", reason: format!("cannot start {threads} threads: {e}") })?;
-        Ok(Self { pool: Arc::new(pool), scratch: Arc::default(), plans: Arc::default() })
+        Ok(Self { pool: Arc::new(pool), scratch: Arc::default(), plans: Arc::default(), log: None })
     }
 
     /// Number of threads.
@@ -150,6 +154,44 @@ impl Memory for Cpu {
     }
 
     fn repeat(&self, _recording: &mut Option<Infallible>, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        if let Some(log) = &self.log {
+            log.clear();
+        }
         work()
+    }
+}
+
+/// Calls are done when they return.
+#[derive(Debug, Default)]
+struct Clock(Mutex<Vec<Instant>>);
+
+impl Clock {
+    fn with_marks<R>(&self, use_marks: impl FnOnce(&mut Vec<Instant>) -> R) -> R {
+        use_marks(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Timeline for Clock {
+    fn mark(&self) -> Result<()> {
+        self.with_marks(|marks| marks.push(Instant::now()));
+        Ok(())
+    }
+
+    fn clear(&self) {
+        self.with_marks(Vec::clear);
+    }
+
+    fn seconds(&self) -> Result<Vec<f64>> {
+        Ok(self.with_marks(|marks| marks.iter().map(|mark| (*mark - marks[0]).as_secs_f64()).collect()))
+    }
+}
+
+impl Profile for Cpu {
+    fn profiled(&self) -> Self {
+        Self { log: Some(Arc::new(Log::new(Box::<Clock>::default()))), ..self.clone() }
+    }
+
+    fn calls(&self) -> Result<Vec<Call>> {
+        self.log.as_ref().map_or(Ok(Vec::new()), |log| log.calls())
     }
 }

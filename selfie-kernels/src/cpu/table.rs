@@ -2,7 +2,8 @@
 //!
 //! A generic function is compiled again by every crate that calls it, and the kernels, each for three instruction sets, are
 //! most of what there is to compile. So the generic bodies are reached through a table of function pointers, filled here
-//! for `f32`, `bf16` and `f64`: networks, tests and the binary only link them. The contract's `check` runs on the way.
+//! for `f32`, `bf16` and `f64`: networks, tests and the binary only link them. The contract's `check` runs on the way, and
+//! the clock of a device that is profiled.
 
 use super::Cpu;
 use crate::{Element, Result};
@@ -23,7 +24,11 @@ macro_rules! table {
         $(impl<T: Element> crate::$module::$operation<T> for Cpu {
             $(fn $pass(&self, args: crate::$module::$args<'_, Self, T>) -> Result<()> {
                 args.check()?;
-                (T::on_cpu().$pass)(self, args)
+                let pass = T::on_cpu().$pass;
+                match &self.log {
+                    None => pass(self, args),
+                    Some(log) => log.note(stringify!($pass), args.cost(), || pass(self, args)),
+                }
             })*
         })*
     };

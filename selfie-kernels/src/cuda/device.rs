@@ -6,6 +6,7 @@ use super::driver::{Address, Boxes, Call, Driver, Facts, Replay, TensorMap, Wind
 use super::modules::image;
 use super::probe::{Probe, probe, within_limit};
 use crate::error::require;
+use crate::profile::Timeline;
 use crate::{Error, Result};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction_attribute as FunctionAttribute, CUresult};
 use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, DriverError, result};
@@ -439,6 +440,10 @@ impl Driver for Device {
         Ok(Box::new(Graph { graph, instance, stream: self.stream.clone() }))
     }
 
+    fn timeline(&self) -> Box<dyn Timeline> {
+        Box::new(Events { stream: self.stream.clone(), points: Mutex::default(), name: self.facts.name.clone() })
+    }
+
     fn before_replay(&self) -> Result<()> {
         self.take_staged().map(|_| ())
     }
@@ -458,6 +463,66 @@ impl Drop for Device {
             // SAFETY: given back once; no copy is under way any more.
             let _ = unsafe { result::free_host(pinned.place.cast()) };
         }
+    }
+}
+
+/// Events of the queue, with the device's own time.
+#[derive(Debug)]
+struct Events {
+    stream: Arc<CudaStream>,
+    points: Mutex<Points>,
+    /// Of the device.
+    name: String,
+}
+
+/// Events, of which the first ones are set. None is ever given back: a graph may still hold it.
+#[derive(Debug, Default)]
+struct Points {
+    events: Vec<CudaEvent>,
+    set: usize,
+}
+
+impl Events {
+    fn points(&self) -> MutexGuard<'_, Points> {
+        self.points.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed(&self, e: DriverError) -> Error {
+        Error::Device { device: self.name.clone(), reason: reason("no time of the queue", e) }
+    }
+}
+
+impl Timeline for Events {
+    fn mark(&self) -> Result<()> {
+        use sys::CUevent_record_flags_enum::{CU_EVENT_RECORD_DEFAULT, CU_EVENT_RECORD_EXTERNAL};
+        let failed = |e| self.failed(e);
+        let mut points = self.points();
+        if points.set == points.events.len() {
+            let event = self.stream.context().new_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map_err(failed)?;
+            points.events.push(event);
+        }
+        let event = points.events[points.set].cu_event();
+        points.set += 1;
+        // In a recording an event is only an order of its work, unless it is said to be asked for from outside.
+        let flags = match self.stream.capture_status().map_err(failed)? {
+            sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE => CU_EVENT_RECORD_DEFAULT,
+            _ => CU_EVENT_RECORD_EXTERNAL,
+        };
+        self.stream.context().bind_to_thread().map_err(failed)?;
+        // SAFETY: stream and event are live, and of the context that is bound.
+        unsafe { sys::cuEventRecordWithFlags(event, self.stream.cu_stream(), flags as u32) }.result().map_err(failed)
+    }
+
+    fn clear(&self) {
+        self.points().set = 0;
+    }
+
+    fn seconds(&self) -> Result<Vec<f64>> {
+        self.stream.synchronize().map_err(|e| self.failed(e))?;
+        let points = self.points();
+        let set = &points.events[..points.set];
+        let since_first = |event: &CudaEvent| set[0].elapsed_ms(event).map(|ms| 1e-3 * f64::from(ms));
+        set.iter().map(since_first).collect::<std::result::Result<_, _>>().map_err(|e| self.failed(e))
     }
 }
 

@@ -3,6 +3,7 @@
 //! Two answer: the machine's own driver through cudarc ([`super::device`]), and the emulator, which runs the same kernels on
 //! the CPU ([`super::emulator`]). Everything above this trait is the same for both.
 
+use crate::profile::Timeline;
 use crate::{ConvDims, Error, Result};
 use std::fmt::Debug;
 
@@ -190,6 +191,8 @@ pub(crate) trait Driver: Debug + Send + Sync {
     fn begin_recording(&self) -> Result<()>;
     /// What was written down.
     fn end_recording(&self) -> Result<Box<dyn Replay>>;
+    /// Points of the queue, and when it passed them.
+    fn timeline(&self) -> Box<dyn Timeline>;
     /// To be called before a replay, which may copy out of what was staged.
     fn before_replay(&self) -> Result<()> {
         Ok(())

@@ -2,10 +2,12 @@
 //! this module loads. It needs no GPU, and finds missing barriers, strayed addresses and races that a GPU would hide.
 
 use super::driver::{Address, Boxes, Call, Driver, Facts, Replay, TensorMap, Windows};
+use crate::profile::Timeline;
 use crate::{Error, Result};
 use libloading::{Library, Symbol};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// What an emulated kernel takes; `EmuLaunch` in `cuda/emulator/emulator.h`.
 #[repr(C)]
@@ -63,8 +65,25 @@ type Free = unsafe extern "C" fn(*mut u8);
 pub(crate) struct Emulator {
     library: Arc<Library>,
     facts: Facts,
-    /// What is being recorded, if anything is.
-    recording: Mutex<Option<Vec<Entry>>>,
+    queue: Queue,
+}
+
+/// What is being recorded, if anything is; otherwise work is done when it comes.
+#[derive(Debug, Clone, Default)]
+struct Queue(Arc<Mutex<Option<Vec<Entry>>>>);
+
+impl Queue {
+    fn recording(&self) -> MutexGuard<'_, Option<Vec<Entry>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs, or writes down.
+    fn put(&self, entry: Entry) {
+        match &mut *self.recording() {
+            Some(entries) => entries.push(entry),
+            None => entry.run(),
+        }
+    }
 }
 
 /// A piece of recorded work.
@@ -73,6 +92,7 @@ enum Entry {
     Launch { kernel: Kernel, grid: [u32; 3], threads: u32, shared_bytes: u32, args: Vec<u8> },
     Copy { from: Address, to: Address, bytes: usize },
     Fill { to: Address, byte: u8, bytes: usize },
+    Mark { marks: Arc<Mutex<Vec<Instant>>>, point: usize },
 }
 
 impl Entry {
@@ -96,6 +116,14 @@ impl Entry {
             },
             // SAFETY: as above.
             Entry::Fill { to, byte, bytes } => unsafe { std::ptr::write_bytes(to.0 as *mut u8, *byte, *bytes) },
+            Entry::Mark { marks, point } => {
+                let mut marks = marks.lock().unwrap_or_else(PoisonError::into_inner);
+                let now = Instant::now();
+                if marks.len() <= *point {
+                    marks.resize(point + 1, now);
+                }
+                marks[*point] = now;
+            }
         }
     }
 }
@@ -131,7 +159,7 @@ impl Emulator {
             l2_bytes: 256 << 10,
             hopper: capability == 90,
         };
-        Ok(Self { library: Arc::new(library), facts, recording: Mutex::new(None) })
+        Ok(Self { library: Arc::new(library), facts, queue: Queue::default() })
     }
 
     fn symbol<S>(&self, name: &str) -> Result<Symbol<'_, S>> {
@@ -140,17 +168,8 @@ impl Emulator {
             .map_err(|e| Error::Module { module: name.into(), reason: format!("not in the emulator's library: {e}") })
     }
 
-    /// Runs, or writes down.
-    fn queue(&self, entry: Entry) {
-        match &mut *self.recording.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(entries) => entries.push(entry),
-            None => entry.run(),
-        }
-    }
-
     fn assert_not_recording(&self, what: &str) {
-        let recording = self.recording.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-        assert!(!recording, "{what} inside a recording");
+        assert!(self.queue.recording().is_none(), "{what} inside a recording");
     }
 }
 
@@ -200,12 +219,12 @@ impl Driver for Emulator {
     }
 
     fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<()> {
-        self.queue(Entry::Copy { from, to, bytes });
+        self.queue.put(Entry::Copy { from, to, bytes });
         Ok(())
     }
 
     fn fill(&self, to: Address, byte: u8, bytes: usize) -> Result<()> {
-        self.queue(Entry::Fill { to, byte, bytes });
+        self.queue.put(Entry::Fill { to, byte, bytes });
         Ok(())
     }
 
@@ -234,7 +253,7 @@ impl Driver for Emulator {
         }
         let kernel = *self.symbol::<Kernel>(call.kernel)?;
         let Call { grid, threads, shared_bytes, args, .. } = *call;
-        self.queue(Entry::Launch { kernel, grid, threads, shared_bytes, args: args.to_vec() });
+        self.queue.put(Entry::Launch { kernel, grid, threads, shared_bytes, args: args.to_vec() });
         Ok(())
     }
 
@@ -244,13 +263,44 @@ impl Driver for Emulator {
 
     fn begin_recording(&self) -> Result<()> {
         self.assert_not_recording("a recording");
-        *self.recording.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
+        *self.queue.recording() = Some(Vec::new());
         Ok(())
     }
 
     fn end_recording(&self) -> Result<Box<dyn Replay>> {
-        let entries = self.recording.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+        let entries = self.queue.recording().take().unwrap_or_default();
         Ok(Box::new(Recorded { entries, _library: self.library.clone() }))
+    }
+
+    fn timeline(&self) -> Box<dyn Timeline> {
+        Box::new(Clock { queue: self.queue.clone(), marks: Arc::default(), next: Mutex::new(0) })
+    }
+}
+
+/// The CPU's time at points of the queue.
+#[derive(Debug)]
+struct Clock {
+    queue: Queue,
+    marks: Arc<Mutex<Vec<Instant>>>,
+    next: Mutex<usize>,
+}
+
+impl Timeline for Clock {
+    fn mark(&self) -> Result<()> {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        self.queue.put(Entry::Mark { marks: self.marks.clone(), point: *next });
+        *next += 1;
+        Ok(())
+    }
+
+    fn clear(&self) {
+        *self.next.lock().unwrap_or_else(PoisonError::into_inner) = 0;
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn seconds(&self) -> Result<Vec<f64>> {
+        let marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(marks.iter().map(|mark| (*mark - marks[0]).as_secs_f64()).collect())
     }
 }
 

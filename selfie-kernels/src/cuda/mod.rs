@@ -26,7 +26,8 @@ pub(crate) use launch::{GradArgs, Grid, TILE_CHANNELS, blocks};
 pub use probe::{Probe, probe};
 
 use crate::error::expect_len;
-use crate::{Len, Memory, Result, Scalar};
+use crate::profile::Log;
+use crate::{Call, Len, Memory, Profile, Result, Scalar};
 pub(crate) use driver::{Boxes, TensorMap, Windows};
 use driver::{Driver, Facts, Replay};
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
@@ -50,6 +51,8 @@ pub struct Cuda {
     tickets: Arc<Allocation>,
     /// An operation may launch several kernels that share the workspace: one operation at a time.
     turn: Arc<ReentrantMutex<()>>,
+    /// What was done, if that is noted.
+    log: Option<Arc<Log>>,
 }
 
 impl fmt::Debug for Cuda {
@@ -80,7 +83,7 @@ impl Cuda {
         let workspace = Arc::new(Allocation::new(&driver, WORKSPACE_BYTES)?);
         let tickets = Arc::new(Allocation::new(&driver, TICKETS * size_of::<u32>())?);
         driver.fill(tickets.address, 0, tickets.bytes)?;
-        Ok(Self { driver, workspace, tickets, turn: Arc::default() })
+        Ok(Self { driver, workspace, tickets, turn: Arc::default(), log: None })
     }
 
     /// What the device is.
@@ -125,7 +128,11 @@ macro_rules! launchers {
             $(fn $pass(&self, args: crate::$module::$args<'_, Self, T>) -> Result<()> {
                 args.check()?;
                 let _turn = self.turn();
-                crate::$module::cuda::$pass(self, args)
+                let pass = crate::$module::cuda::$pass::<T>;
+                match &self.log {
+                    None => pass(self, args),
+                    Some(log) => log.note(stringify!($pass), args.cost(), || pass(self, args)),
+                }
             })*
         })*
     };
@@ -333,6 +340,12 @@ impl Memory for Cuda {
 
     fn repeat(&self, recording: &mut Option<Recording>, work: impl FnOnce() -> Result<()>) -> Result<()> {
         let _turn = self.turn();
+        let work = || {
+            if let Some(log) = &self.log {
+                log.clear();
+            }
+            work()
+        };
         match recording.take() {
             None => {
                 // The first time loads kernels, and finds errors where they can be named.
@@ -352,5 +365,15 @@ impl Memory for Cuda {
             }
         }
         Ok(())
+    }
+}
+
+impl Profile for Cuda {
+    fn profiled(&self) -> Self {
+        Self { log: Some(Arc::new(Log::new(self.driver.timeline()))), ..self.clone() }
+    }
+
+    fn calls(&self) -> Result<Vec<Call>> {
+        self.log.as_ref().map_or(Ok(Vec::new()), |log| log.calls())
     }
 }

@@ -8,7 +8,8 @@ pub(crate) mod cuda;
 mod tests;
 
 use crate::error::{Result, expect_len, require};
-use crate::{Element, Len, Memory, View, ViewMut};
+use crate::{Cost, Element, Len, Memory, View, ViewMut};
+use std::fmt;
 
 /// Sizes: `[m, k]` by `[n, k]` (a weight as PyTorch stores it, `[out, in]`) to `[m, n]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,6 +37,13 @@ impl GemmDims {
     fn check(&self, op: &'static str) -> Result<()> {
         require(op, self.m > 0 && self.n > 0 && self.k > 0, || format!("an extent is zero in {self:?}"))?;
         require(op, self.x_stride >= self.k, || format!("rows of x overlap in {self:?}"))
+    }
+}
+
+/// As `6656 x 1024->640`.
+impl fmt::Display for GemmDims {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} x {}->{}", self.m, self.k, self.n)
     }
 }
 
@@ -148,6 +156,16 @@ impl<M: Memory, T: Element> Forward<'_, M, T> {
             Activation::Gelu { z } => expect_len(OP, "z", z.len(), d.m * d.n),
         }
     }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        let GemmDims { m, n, k, .. } = self.dims;
+        let z = match &self.activation {
+            Activation::Identity => 0,
+            Activation::Gelu { z } => z.len(),
+        };
+        Cost::of(self.dims).products(m * n * k).moves::<T>(m * k + n * k + z + m * n).moves::<T::Wide>(self.bias.len())
+    }
 }
 
 impl<M: Memory, T: Element> BackwardData<'_, M, T> {
@@ -164,6 +182,17 @@ impl<M: Memory, T: Element> BackwardData<'_, M, T> {
         }
         expect_strided(OP, "dx", self.dx.len(), d)
     }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        let GemmDims { m, n, k, .. } = self.dims;
+        let beside = [&self.gelu, &self.addend].into_iter().flatten().map(Len::len).sum::<usize>();
+        let times = match self.write {
+            Write::Overwrite => 1,
+            Write::Accumulate => 2,
+        };
+        Cost::of(self.dims).products(m * n * k).moves::<T>(m * n + n * k + beside + times * m * k)
+    }
 }
 
 impl<M: Memory, T: Element> BackwardWeight<'_, M, T> {
@@ -175,5 +204,14 @@ impl<M: Memory, T: Element> BackwardWeight<'_, M, T> {
         expect_len(OP, "dy", self.dy.len(), d.m * d.n)?;
         expect_len(OP, "dw", self.dw.len(), d.n * d.k)?;
         expect_len(OP, "dbias", self.dbias.len(), d.n)
+    }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        let GemmDims { m, n, k, .. } = self.dims;
+        Cost::of(self.dims)
+            .products(m * n * k)
+            .moves::<T>(m * k + m * n)
+            .moves::<T::Wide>(self.dw.len() + self.dbias.len())
     }
 }

@@ -9,7 +9,7 @@ pub(crate) mod cuda;
 mod tests;
 
 use crate::error::{Result, expect_len};
-use crate::{Affine, Element, Len, Memory, View, ViewMut};
+use crate::{Affine, Cost, Element, Len, Memory, View, ViewMut};
 
 /// Arguments of [`GradJoin::grad_join`].
 #[derive(Debug)]
@@ -43,5 +43,11 @@ impl<M: Memory, T: Element> Join<'_, M, T> {
             expect_len(OP, "skip", skip.len(), self.rows * self.c)?;
         }
         expect_len(OP, "dx", self.dx.len(), self.rows * self.c)
+    }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        let skip = self.skip.as_ref().map_or(0, Len::len);
+        self.affine.read(Cost::of(format!("{}x{}", self.rows, self.c))).moves::<T>(skip + self.dx.len())
     }
 }

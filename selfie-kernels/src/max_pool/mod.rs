@@ -9,7 +9,8 @@ pub(crate) mod cuda;
 mod tests;
 
 use crate::error::{Result, expect_len, require};
-use crate::{Element, Grad, Len, Memory, Partials, View, ViewMut};
+use crate::{Cost, Element, Grad, Len, Memory, Partials, View, ViewMut};
+use std::fmt;
 
 /// Sizes: `[n, h, w, c]` to `[n, p, q, c]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,6 +45,13 @@ impl PoolDims {
     /// Bytes that one forward pass must move at least.
     pub const fn bytes<T>(&self) -> usize {
         self.len_in() * size_of::<T>() + self.rows_out() * self.c * (size_of::<T>() + 1)
+    }
+}
+
+/// Channels and input, as `64 at 112x112`.
+impl fmt::Display for PoolDims {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}x{}", self.c, self.h, self.w)
     }
 }
 
@@ -99,6 +107,12 @@ impl<M: Memory, T: Element> Forward<'_, M, T> {
         expect_len(OP, "argmax", self.argmax.len(), d.rows_out() * d.c)?;
         self.stats.check(OP, d.rows_out(), d.c)
     }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        let read = self.x.len() + self.y.len();
+        Cost::of(self.dims).moves::<T>(read).moves::<u8>(self.argmax.len()).moves::<T::Wide>(2 * self.dims.c)
+    }
 }
 
 impl<M: Memory, T: Element> Backward<'_, M, T> {
@@ -109,5 +123,10 @@ impl<M: Memory, T: Element> Backward<'_, M, T> {
         self.dy.check(OP, d.rows_out(), d.c)?;
         expect_len(OP, "argmax", self.argmax.len(), d.rows_out() * d.c)?;
         expect_len(OP, "dx", self.dx.len(), d.len_in())
+    }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        self.dy.read(Cost::of(self.dims)).moves::<u8>(self.argmax.len()).moves::<T>(self.dx.len())
     }
 }

@@ -19,7 +19,7 @@ pub(crate) use cpu::{LoadGrad, store_with_stats};
 mod tests;
 
 use crate::error::{Result, expect_len, require};
-use crate::{ConvDims, Element, Grad, Len, Memory, Partials, View, ViewMut};
+use crate::{ConvDims, Cost, Element, Grad, Len, Memory, Partials, View, ViewMut};
 
 /// Arguments of [`NormReluConv::norm_relu_conv_forward`].
 #[derive(Debug)]
@@ -147,6 +147,16 @@ impl<M: Memory, T: Element> Forward<'_, M, T> {
         }
         Ok(())
     }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        let d = &self.dims;
+        let residual = self.residual.as_ref().map_or(0, Len::len);
+        Cost::of(d)
+            .products(d.pairs())
+            .moves::<T>(self.x.len() + self.w.len() + residual + self.y.len())
+            .moves::<T::Wide>(self.norm.len() + if self.stats.is_some() { 2 * d.k } else { 0 })
+    }
 }
 
 impl<M: Memory, T: Element> BackwardData<'_, M, T> {
@@ -167,6 +177,16 @@ impl<M: Memory, T: Element> BackwardData<'_, M, T> {
         }
         Ok(())
     }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        let d = &self.dims;
+        let addend = self.addend.as_ref().map_or(0, |addend| addend.values.len());
+        self.dy
+            .read(Cost::of(d).products(d.pairs()))
+            .moves::<T>(self.w.len() + self.x.len() + addend + self.dz.len())
+            .moves::<T::Wide>(self.norm.len() + 2 * d.c)
+    }
 }
 
 impl<M: Memory, T: Element> ProjectionBackwardData<'_, M, T> {
@@ -179,6 +199,12 @@ impl<M: Memory, T: Element> ProjectionBackwardData<'_, M, T> {
         expect_len(OP, "w", self.w.len(), d.len_filter())?;
         expect_len(OP, "dx", self.dx.len(), d.rows_out() * d.c)
     }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        let cost = Cost::of(self.dims).products(self.dims.pairs());
+        self.dy.read(cost).moves::<T>(self.w.len() + self.dx.len())
+    }
 }
 
 impl<M: Memory, T: Element> BackwardFilter<'_, M, T> {
@@ -190,5 +216,11 @@ impl<M: Memory, T: Element> BackwardFilter<'_, M, T> {
         expect_len(OP, "norm", self.norm.len(), 4 * d.c)?;
         self.dy.check(OP, d.rows_out(), d.k)?;
         expect_len(OP, "dw", self.dw.len(), d.len_filter())
+    }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        let cost = Cost::of(self.dims).products(self.dims.pairs());
+        self.dy.read(cost).moves::<T>(self.x.len()).moves::<T::Wide>(self.norm.len() + self.dw.len())
     }
 }

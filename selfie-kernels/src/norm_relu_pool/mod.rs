@@ -7,7 +7,8 @@ pub(crate) mod cuda;
 mod tests;
 
 use crate::error::{Result, expect_len, require};
-use crate::{Element, Len, Memory, Partials, View, ViewMut};
+use crate::{Cost, Element, Len, Memory, Partials, View, ViewMut};
+use std::fmt;
 
 /// Sizes: `[n, h, w, c]` to `[n, h / window, w / window, c]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,6 +42,14 @@ impl AvgDims {
             format!("an extent is zero in {self:?}")
         })?;
         require(op, h % window_h == 0 && w % window_w == 0, || format!("windows do not cover the map in {self:?}"))
+    }
+}
+
+/// Window, channels and input, as `2x2 1024 at 2x2`.
+impl fmt::Display for AvgDims {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { h, w, c, window_h, window_w, .. } = self;
+        write!(f, "{window_h}x{window_w} {c} at {h}x{w}")
     }
 }
 
@@ -98,6 +107,11 @@ impl<M: Memory, T: Element> Forward<'_, M, T> {
         expect_len(OP, "norm", self.norm.len(), 4 * d.c)?;
         expect_len(OP, "y", self.y.len(), d.len_out())
     }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        Cost::of(self.dims).moves::<T>(self.x.len() + self.y.len()).moves::<T::Wide>(self.norm.len())
+    }
 }
 
 impl<M: Memory, T: Element> Backward<'_, M, T> {
@@ -110,5 +124,12 @@ impl<M: Memory, T: Element> Backward<'_, M, T> {
         expect_len(OP, "norm", self.norm.len(), 4 * d.c)?;
         expect_len(OP, "dz", self.dz.len(), d.rows_in() * d.c)?;
         self.sums.check(OP, d.rows_in(), d.c)
+    }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        Cost::of(self.dims)
+            .moves::<T>(self.dy.len() + self.x.len() + self.dz.len())
+            .moves::<T::Wide>(self.norm.len() + 2 * self.dims.c)
     }
 }

@@ -9,7 +9,8 @@ pub(crate) mod cuda;
 mod tests;
 
 use crate::error::{Result, expect_len, require};
-use crate::{Dropout, Element, Len, Memory, View, ViewMut};
+use crate::{Cost, Dropout, Element, Len, Memory, View, ViewMut};
+use std::fmt;
 
 /// Rows of the backward pass that share one partial sum of the parameters' gradients.
 pub const SUM_ROWS: usize = 128;
@@ -47,6 +48,13 @@ impl NormDims {
     fn check(&self, op: &'static str) -> Result<()> {
         require(op, !self.is_empty(), || format!("an extent is zero in {self:?}"))?;
         require(op, self.x_stride >= self.d, || format!("rows of x overlap in {self:?}"))
+    }
+}
+
+/// As `6656x1024`.
+impl fmt::Display for NormDims {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.rows(), self.d)
     }
 }
 
@@ -123,6 +131,13 @@ impl<M: Memory, T: Element> Forward<'_, M, T> {
         expect_len(OP, "stats", self.stats.len(), 2 * d.rows())?;
         expect_len(OP, "y", self.y.len(), d.len())
     }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        Cost::of(self.dims)
+            .moves::<T>(self.dims.len() + self.branch.len() + self.sum.len() + self.y.len())
+            .moves::<T::Wide>(self.affine.len() + self.stats.len())
+    }
 }
 
 impl<M: Memory, T: Element> Backward<'_, M, T> {
@@ -138,5 +153,12 @@ impl<M: Memory, T: Element> Backward<'_, M, T> {
         expect_len(OP, "dx", self.dx.len(), d.len())?;
         expect_len(OP, "dbranch", self.dbranch.len(), d.len())?;
         expect_len(OP, "daffine", self.daffine.len(), 2 * d.d)
+    }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        Cost::of(self.dims)
+            .moves::<T>(self.dy.len() + self.sum.len() + self.dx.len() + self.dbranch.len())
+            .moves::<T::Wide>(self.stats.len() + self.affine.len() + self.daffine.len())
     }
 }

@@ -9,7 +9,7 @@ pub(crate) mod cuda;
 mod tests;
 
 use crate::error::{Result, expect_len};
-use crate::{Element, Len, Memory, View, ViewMut};
+use crate::{Cost, Element, Len, Memory, View, ViewMut};
 
 /// Elements that share one partial sum of the squared norm.
 pub const SUM_ELEMENTS: usize = 4096;
@@ -83,11 +83,21 @@ impl<M: Memory, T: Element> Norm<'_, M, T> {
         expect_len(OP, "metrics", self.metrics.len(), 4)?;
         expect_len(OP, "finite", self.finite.len(), 1)
     }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        Cost::of(self.gradient.len()).moves::<T::Wide>(self.gradient.len() + self.metrics.len())
+    }
 }
 
 impl<M: Memory, T: Element> Accumulate<'_, M, T> {
     pub(crate) fn check(&self) -> Result<()> {
         expect_len("gradient_accumulate", "total", self.total.len(), self.gradient.len())
+    }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        Cost::of(self.total.len()).moves::<T::Wide>(self.gradient.len() + 2 * self.total.len())
     }
 }
 
@@ -100,5 +110,11 @@ impl<M: Memory, T: Element> Update<'_, M, T> {
         expect_len(OP, "velocity", self.velocity.len(), len)?;
         expect_len(OP, "master", self.master.len(), len)?;
         expect_len(OP, "copy", self.copy.len(), len)
+    }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        let changed = self.velocity.len() + self.master.len();
+        Cost::of(self.master.len()).moves::<T::Wide>(self.gradient.len() + 2 * changed).moves::<T>(self.copy.len())
     }
 }

@@ -8,7 +8,7 @@ mod tests;
 pub(crate) use cpu::Tally;
 
 use crate::error::{Result, expect_len, require};
-use crate::{Element, Len, Memory, View, ViewMut};
+use crate::{Cost, Element, Len, Memory, View, ViewMut};
 
 /// Arguments of [`SoftmaxCrossEntropy::softmax_cross_entropy`].
 #[derive(Debug)]
@@ -51,5 +51,14 @@ impl<M: Memory, T: Element> Args<'_, M, T> {
             Some(dlogits) => expect_len(OP, "dlogits", dlogits.len(), self.n * self.classes),
             None => Ok(()),
         }
+    }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        let dlogits = self.dlogits.as_ref().map_or(0, Len::len);
+        Cost::of(format!("{}x{}", self.n, self.classes))
+            .moves::<T>(self.logits.len() + dlogits)
+            .moves::<u32>(self.labels.len())
+            .moves::<T::Wide>(self.loss.len())
     }
 }

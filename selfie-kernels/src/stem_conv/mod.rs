@@ -9,7 +9,7 @@ pub(crate) mod cuda;
 mod tests;
 
 use crate::error::{Result, expect_len};
-use crate::{ConvDims, Element, Grad, Len, Memory, Partials, View, ViewMut};
+use crate::{ConvDims, Cost, Element, Grad, Len, Memory, Partials, View, ViewMut};
 
 /// Arguments of [`StemConv::stem_conv_forward`].
 #[derive(Debug)]
@@ -66,6 +66,15 @@ impl<M: Memory, T: Element> Forward<'_, M, T> {
             None => Ok(()),
         }
     }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        let d = &self.dims;
+        Cost::of(d)
+            .products(d.pairs())
+            .moves::<T>(self.x.len() + self.w.len() + self.y.len())
+            .moves::<T::Wide>(if self.stats.is_some() { 2 * d.k } else { 0 })
+    }
 }
 
 impl<M: Memory, T: Element> BackwardFilter<'_, M, T> {
@@ -76,5 +85,11 @@ impl<M: Memory, T: Element> BackwardFilter<'_, M, T> {
         expect_len(OP, "x", self.x.len(), d.len_in())?;
         self.dy.check(OP, d.rows_out(), d.k)?;
         expect_len(OP, "dw", self.dw.len(), d.len_filter())
+    }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        let cost = Cost::of(self.dims).products(self.dims.pairs());
+        self.dy.read(cost).moves::<T>(self.x.len()).moves::<T::Wide>(self.dw.len())
     }
 }

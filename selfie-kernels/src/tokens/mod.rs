@@ -11,7 +11,8 @@ pub(crate) mod cuda;
 mod tests;
 
 use crate::error::{Result, expect_len, require};
-use crate::{Element, Len, Memory, View, ViewMut};
+use crate::{Cost, Element, Len, Memory, View, ViewMut};
+use std::fmt;
 
 /// How the position embedding of a patch is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -86,6 +87,13 @@ impl PatchDims {
     }
 }
 
+/// Hidden patches, all, and their features, as `4 of 16, 1024`.
+impl fmt::Display for PatchDims {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}, {}", self.hidden, self.n(), self.d)
+    }
+}
+
 /// Arguments of [`Tokens::tokens_forward`].
 #[derive(Debug)]
 pub struct Forward<'a, M: Memory, T: Element> {
@@ -149,6 +157,16 @@ impl<M: Memory, T: Element> Forward<'_, M, T> {
         }
         expect_len(OP, "x", self.x.len(), d.b * d.t() * d.d)
     }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        let d = &self.dims;
+        let visible = d.b * (d.n() - d.hidden) * d.d;
+        Cost::of(d)
+            .moves::<T>(visible + self.x.len())
+            .moves::<u32>(self.order.len())
+            .moves::<T::Wide>(self.u0.len() + self.positions.as_ref().map_or(0, Len::len))
+    }
 }
 
 impl<M: Memory, T: Element> Backward<'_, M, T> {
@@ -165,5 +183,15 @@ impl<M: Memory, T: Element> Backward<'_, M, T> {
             Some(positions) => expect_len(OP, "dpositions_acc", positions.len(), d.len_positions()),
             None => Ok(()),
         }
+    }
+
+    /// The least that the call must do.
+    pub(crate) fn cost(&self) -> Cost {
+        let d = &self.dims;
+        let visible = d.b * (d.n() - d.hidden) * d.d;
+        Cost::of(d)
+            .moves::<T>(self.dx.len() + visible)
+            .moves::<u32>(self.order.len())
+            .moves::<T::Wide>(self.du0.len() + 2 * self.dpositions_acc.as_ref().map_or(0, Len::len))
     }
 }

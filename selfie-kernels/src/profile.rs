@@ -1,0 +1,136 @@
+//! What a device did, pass by pass, and how long each took.
+//!
+//! A device that is [`Profile::profiled`] marks the time before and behind every pass. On a GPU the marks are events of its
+//! queue: they stand in a recorded step, too, so that what is timed is the step as it is trained, without the host.
+
+use crate::{Cost, Memory, Result};
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// A device that can say what it did.
+pub trait Profile: Memory {
+    /// The same device, with the same memory and the same queue, that notes each pass from here on. What was recorded
+    /// before by [`Memory::repeat`] has no marks.
+    #[must_use]
+    fn profiled(&self) -> Self;
+    /// The passes of the last work that [`Memory::repeat`] did or did again, and those called since, in their order; waits
+    /// for them. None on a device that is not profiled.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn calls(&self) -> Result<Vec<Call>>;
+}
+
+/// A call of a pass.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Call {
+    /// The pass, by its name in the contract, as `norm_relu_conv_forward`.
+    pub pass: &'static str,
+    /// What it must do at least.
+    pub cost: Cost,
+    /// When it began, in seconds since the first of the calls did.
+    pub begin: f64,
+    /// When it ended.
+    pub end: f64,
+}
+
+impl Call {
+    /// How long it took.
+    pub fn seconds(&self) -> f64 {
+        self.end - self.begin
+    }
+}
+
+/// Points of a device's queue, and when the device passed them.
+pub(crate) trait Timeline: fmt::Debug + Send + Sync {
+    /// Sets the next point, behind what was queued before. Of a point inside of a recording the last replay counts.
+    fn mark(&self) -> Result<()>;
+    /// Begins anew.
+    fn clear(&self);
+    /// Seconds from the first point to each, after everything queued.
+    fn seconds(&self) -> Result<Vec<f64>>;
+}
+
+/// The passes of a device, between two points each.
+#[derive(Debug)]
+pub(crate) struct Log {
+    timeline: Box<dyn Timeline>,
+    passes: Mutex<Vec<(&'static str, Cost)>>,
+}
+
+impl Log {
+    pub(crate) fn new(timeline: Box<dyn Timeline>) -> Self {
+        Self { timeline, passes: Mutex::default() }
+    }
+
+    fn passes(&self) -> MutexGuard<'_, Vec<(&'static str, Cost)>> {
+        self.passes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Other work begins.
+    pub(crate) fn clear(&self) {
+        self.timeline.clear();
+        self.passes().clear();
+    }
+
+    /// Does a pass between two marks.
+    pub(crate) fn note(&self, pass: &'static str, cost: Cost, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.passes().push((pass, cost));
+        self.timeline.mark()?;
+        let worked = work();
+        self.timeline.mark()?;
+        worked
+    }
+
+    pub(crate) fn calls(&self) -> Result<Vec<Call>> {
+        let seconds = self.timeline.seconds()?;
+        let passes = self.passes().clone();
+        let calls = passes.into_iter().zip(seconds.chunks_exact(2));
+        Ok(calls.map(|((pass, cost), points)| Call { pass, cost, begin: points[0], end: points[1] }).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::sgd::{Accumulate, Sgd};
+    use crate::testing::*;
+
+    on_every_device! {
+        once: the_last_work_is_noted;
+    }
+
+    /// `total += gradient`, so many calls, four times: plainly, recorded, and again.
+    fn work<D: Tested<f32>>(device: &D, gradient: &Guarded<D, f32>, total: &mut Guarded<D, f32>, calls: usize) {
+        let mut recording = None;
+        for _ in 0..4 {
+            let work = || {
+                (0..calls).try_for_each(|_| {
+                    let (gradient, total) = (gradient.view(), total.view_mut());
+                    Sgd::<f32>::gradient_accumulate(device, Accumulate { scale: 1.0, gradient, total })
+                })
+            };
+            device.repeat(&mut recording, work).expect("lengths agree");
+        }
+    }
+
+    fn the_last_work_is_noted<D: Tested<f32>>() {
+        let plain = D::get();
+        let device = plain.profiled();
+        let gradient = Guarded::new(&device, &[1.0; 100]);
+        let mut total = Guarded::new(&device, &[0.0; 100]);
+        // Two works, one after the other: the second is what is asked for, done the fourth time. The plain device notes none.
+        for (calls, sum) in [(3, 12.0), (2, 20.0)] {
+            work(&device, &gradient, &mut total, calls);
+            work(plain, &gradient, &mut total, 0);
+            assert_eq!(total.read(plain), [sum; 100]);
+            let noted = device.calls().expect("it is done");
+            assert_eq!(noted.len(), calls);
+            let points: Vec<f64> = noted.iter().flat_map(|call| [call.begin, call.end]).collect();
+            assert!(points[0] == 0.0 && points.is_sorted() && points[1] > 0.0, "{points:?}");
+            for call in noted {
+                assert_eq!((call.pass, call.cost.flops, call.cost.bytes), ("gradient_accumulate", 0, 4 * 300));
+            }
+            assert_eq!(plain.calls(), Ok(Vec::new()));
+        }
+    }
+}

@@ -8,7 +8,7 @@ use support::{fails, ran, selfie, text, works, write};
 #[test]
 fn help_teaches() {
     let all = works("--help").out;
-    for command in ["demo", "pretrain", "finetune", "evaluate", "inspect", "data", "config"] {
+    for command in ["demo", "pretrain", "finetune", "fewlabel", "evaluate", "inspect", "data", "config"] {
         assert!(all.contains(command), "{all}");
     }
     for (command, flags) in [
@@ -18,6 +18,7 @@ fn help_teaches() {
              --workers --threads --device --precision --save-every --eval-every --log-every --set --config --json",
         ),
         ("finetune", "--data --out --init --labels --reuse-patch-norm --validation --json"),
+        ("fewlabel", "--data --init --no-scratch --labels --seeds --lr --validation --steps --minutes --out --json"),
         ("evaluate", "--data --limit --json"),
         ("data check", "--data --json --strict --min-side --threads --max-bad"),
     ] {
@@ -28,6 +29,10 @@ fn help_teaches() {
         assert!(help.contains("Examples:") && help.contains("[default: "), "{help}");
     }
     assert!(!works("pretrain --help").out.contains("--labels "), "pretraining uses no labels");
+    let table = works("fewlabel --help").out;
+    for settled in ["--limit ", "--epochs ", "--seed ", "--eval-every "] {
+        assert!(!table.contains(settled), "a table settles {settled}");
+    }
     assert!(works("--version").out.contains(env!("CARGO_PKG_VERSION")));
 }
 

@@ -34,6 +34,7 @@ use crate::run_folder::{RunFolder, State, Status};
 use crate::screen;
 use crate::shell;
 use crate::signals::Signals;
+use crate::training::Answer;
 
 /// The command's name.
 const NAME: &str = "fewlabel";
@@ -61,25 +62,17 @@ pub const OF_A_RUN: &[&str] = &[
 pub fn run(arguments: &Fewlabel) -> anyhow::Result<Exit> {
     let signals = Signals::install()?;
     let making = Making::begin(arguments, signals)?;
-    let ended = making.all().inspect_err(|error| making.record_failure(error))?;
+    let exit = making.all().and_then(|ended| match ended {
+        Ended::Stopped => making.stop(),
+        Ended::Finished => making.finish(),
+    });
     screen::board(String::new());
-    let exit = match ended {
-        Ended::Stopped => {
-            making.status(State::Stopped)?.write(making.folder.root())?;
-            making.reporter.say("stopped, as asked: the same command goes on from there");
-            Exit::Stopped
-        }
-        Ended::Finished => making.finish()?,
-    };
-    let table = making.table()?;
-    let print = || match arguments.json {
-        true => screen::print(&format!("{:#}\n", table.json())),
-        false => screen::print(&format!("\n{}\n", table.text())),
-    };
+    let exit = exit.inspect_err(|error| making.record_failure(error))?;
+    let printed = screen::print(&making.answer()?);
     match exit {
         // That it stopped matters more than that it could not say so.
-        Exit::Stopped => drop(print().inspect_err(|error| making.reporter.warn(format!("{error:#}")))),
-        _ => print()?,
+        Exit::Stopped => drop(printed.inspect_err(|error| making.reporter.warn(format!("{error:#}")))),
+        _ => printed?,
     }
     Ok(exit)
 }
@@ -95,16 +88,15 @@ enum Ended {
 struct Run {
     budget: usize,
     arm: usize,
-    rate: f64,
     aim: Aim,
 }
 
 /// What a run is for.
 #[derive(Clone, Copy, Debug)]
 enum Aim {
-    /// To choose the learning rate.
-    Search,
-    /// For the table, with this seed.
+    /// To try this learning rate.
+    Search(f64),
+    /// For the table, with this seed and the rate that was chosen.
     Cell(u64),
 }
 
@@ -120,6 +112,7 @@ struct Making {
     inits: Vec<String>,
     signals: Signals,
     reporter: Reporter,
+    answer: Answer,
     began: Instant,
 }
 
@@ -194,7 +187,8 @@ impl Making {
                 (plan, inits)
             }
         };
-        let making = Self { plan, settings, labelled, chosen, folder, inits, signals, reporter, began };
+        let answer = if arguments.json { Answer::Json } else { Answer::Words };
+        let making = Self { plan, settings, labelled, chosen, folder, inits, signals, reporter, answer, began };
         making.introduce();
         Ok(making)
     }
@@ -210,7 +204,7 @@ impl Making {
         self.reporter.say(format!("labels    {}", list(budgets.collect())));
         let rates = list(plan.rates.iter().map(f64::to_string).collect());
         let rates = if plan.searched().is_empty() { rates } else { format!("chosen for each row from {rates}") };
-        let runs = self.runs_in_all();
+        let runs = self.runs().len();
         let minutes = plan.minutes.map(|minutes| format!(" (by --minutes {minutes})")).unwrap_or_default();
         self.reporter.say(format!(
             "runs      {runs} of {} steps{minutes}, seeds 0 to {}, learning rate {rates}",
@@ -219,30 +213,27 @@ impl Making {
         ));
     }
 
-    /// Runs of the plan, the search included.
-    fn runs_in_all(&self) -> u64 {
-        let plan = &self.plan;
-        (plan.budgets.len() * plan.arms.len()) as u64 * (plan.seeds + plan.searched().len() as u64)
+    /// All runs, in their order. A row's search comes first; all arms of a budget come before the next budget.
+    fn runs(&self) -> Vec<Run> {
+        let mut runs = Vec::new();
+        for budget in 0..self.plan.budgets.len() {
+            for arm in 0..self.plan.arms.len() {
+                let searches = self.plan.searched().iter().map(|&rate| Aim::Search(rate));
+                let aims = searches.chain((0..self.plan.seeds).map(Aim::Cell));
+                runs.extend(aims.map(|aim| Run { budget, arm, aim }));
+            }
+        }
+        runs
     }
 
     /// Does what is not done yet.
     fn all(&self) -> anyhow::Result<Ended> {
-        let plan = &self.plan;
-        let mut clock = Clock::new(self.work_left()?);
+        let mut clock =
+            Clock::new(self.runs().into_iter().map(|run| self.cost_left(run)).sum::<anyhow::Result<f64>>()?);
         self.write(&self.table()?)?;
-        for budget in 0..plan.budgets.len() {
-            for arm in 0..plan.arms.len() {
-                for &rate in plan.searched() {
-                    if !self.one(Run { budget, arm, rate, aim: Aim::Search }, &mut clock)? {
-                        return Ok(Ended::Stopped);
-                    }
-                }
-                let rate = table::rate(plan, &self.trials(budget, arm)?).ok_or_else(|| self.no_rate(budget, arm))?;
-                for seed in 0..plan.seeds {
-                    if !self.one(Run { budget, arm, rate, aim: Aim::Cell(seed) }, &mut clock)? {
-                        return Ok(Ended::Stopped);
-                    }
-                }
+        for run in self.runs() {
+            if !self.one(run, &mut clock)? {
+                return Ok(Ended::Stopped);
             }
         }
         Ok(Ended::Finished)
@@ -258,9 +249,10 @@ impl Making {
         let mut stopped = status;
         stopped.state = State::Stopped;
         let root = self.folder.root().to_path_buf();
+        let answer = self.answer()?;
         // The run's own goodbye knows nothing of the table.
         self.signals.at_last(move || {
-            if let Err(error) = stopped.write(&root) {
+            if let Err(error) = stopped.write(&root).and_then(|()| screen::print(&answer)) {
                 screen::line(format!("note: {error:#}"));
             }
         });
@@ -278,7 +270,7 @@ impl Making {
         let resolved = self.resolve(run)?;
         let settings = resolved.settings();
         let test = match run.aim {
-            Aim::Search => Test::Never,
+            Aim::Search(_) => Test::Never,
             Aim::Cell(_) => Test::Once,
         };
         let parts = self.labelled.parts(&settings.data, test)?;
@@ -294,7 +286,7 @@ impl Making {
         }
         let status = self.status_of(run)?;
         let status = status.with_context(|| format!("the run {name} ended without a result"))?;
-        if let Aim::Search = run.aim {
+        if let Aim::Search(_) = run.aim {
             // Its weights serve nothing any more. What cannot be removed only takes space.
             let _ = fs::remove_dir_all(self.folder.file(&self.place(run)).join("state"));
         }
@@ -308,7 +300,7 @@ impl Making {
     fn say_result(&self, run: Run, name: &str, status: &Status, table: &Table<'_>) {
         let percent = |key: &str| status.result[key].as_f64().map(|share| format!("{:.2}%", 100.0 * share));
         match run.aim {
-            Aim::Search => {
+            Aim::Search(_) => {
                 if let Some(accuracy) = percent("validation_accuracy") {
                     self.reporter.say(format!("          {name}: validation accuracy {accuracy}"));
                 }
@@ -331,7 +323,7 @@ impl Making {
     fn place(&self, run: Run) -> String {
         let (arm, budget) = (&self.plan.arms[run.arm].name, &self.plan.budgets[run.budget].folder);
         match run.aim {
-            Aim::Search => format!("search/{arm}/{budget}/lr-{}", run.rate),
+            Aim::Search(rate) => format!("search/{arm}/{budget}/lr-{rate}"),
             Aim::Cell(seed) => format!("cells/{arm}/{budget}/seed-{seed}"),
         }
     }
@@ -340,7 +332,7 @@ impl Making {
     fn name(&self, run: Run) -> String {
         let (arm, labels) = (&self.plan.arms[run.arm].name, &self.plan.budgets[run.budget].labels);
         match run.aim {
-            Aim::Search => format!("{labels} {arm}, learning rate {}", run.rate),
+            Aim::Search(rate) => format!("{labels} {arm}, learning rate {rate}"),
             Aim::Cell(seed) => format!("{labels} {arm}, seed {seed}"),
         }
     }
@@ -348,16 +340,16 @@ impl Making {
     /// The configuration of a run: that of `selfie finetune -c OUT/config.toml` with these flags.
     fn resolve(&self, run: Run) -> anyhow::Result<Resolved> {
         let out = self.folder.file(&self.place(run));
-        let (seed, validation) = match run.aim {
-            Aim::Search => (0, self.plan.validation),
-            Aim::Cell(seed) => (seed, 0.0),
+        let (seed, validation, rate) = match run.aim {
+            Aim::Search(rate) => (0, self.plan.validation, rate),
+            Aim::Cell(seed) => (seed, 0.0, self.chosen_rate(run)?),
         };
         let flags = [
             ("train.init", self.inits[run.arm].clone()),
             ("data.labels", self.plan.budgets[run.budget].of_seed(seed)),
             ("data.validation", validation.to_string()),
             ("train.seed", seed.to_string()),
-            ("train.lr", run.rate.to_string()),
+            ("train.lr", rate.to_string()),
             ("train.steps", self.plan.steps.to_string()),
             // Neither would be used: it is measured at the end, and only the end counts.
             ("train.eval_every", "0".into()),
@@ -405,59 +397,45 @@ impl Making {
         })
     }
 
-    /// Every learning rate diverged.
-    fn no_rate(&self, budget: usize, arm: usize) -> anyhow::Error {
-        Problem::Diverged(format!(
-            "{} {}: training diverged with every learning rate; give lower ones by --lr, and another --out",
-            self.plan.budgets[budget].labels, self.plan.arms[arm].name
-        ))
-        .into()
-    }
-
-    /// The trials of a row that are done.
-    fn trials(&self, budget: usize, arm: usize) -> anyhow::Result<Vec<Trial>> {
-        let mut trials = Vec::new();
-        for &rate in self.plan.searched() {
-            let run = Run { budget, arm, rate, aim: Aim::Search };
-            let Some(status) = self.status_of(run)? else { continue };
-            let validation = match status.state {
-                State::Diverged => None,
-                _ => Some(Validation {
-                    accuracy: self.number(run, &status, "validation_accuracy")?,
-                    loss: self.number(run, &status, "validation_loss")?,
-                    n: self.number(run, &status, "validation_n")? as u64,
-                }),
-            };
-            trials.push(Trial { budget, arm, rate, folder: self.place(run), validation });
-        }
-        Ok(trials)
+    /// The learning rate of a cell, once its row's search is done.
+    fn chosen_rate(&self, run: Run) -> anyhow::Result<f64> {
+        let table = self.table()?;
+        let row = &table.rows[run.budget * self.plan.arms.len() + run.arm];
+        row.rate.ok_or_else(|| {
+            let (labels, arm) = (&self.plan.budgets[run.budget].labels, &self.plan.arms[run.arm].name);
+            let text =
+                format!("{labels} {arm}: every learning rate diverged; give lower ones by --lr, and another --out");
+            Problem::Diverged(text).into()
+        })
     }
 
     /// What is known so far.
     fn table(&self) -> anyhow::Result<Table<'_>> {
-        let (mut cells, mut all_trials) = (Vec::new(), Vec::new());
-        for budget in 0..self.plan.budgets.len() {
-            for arm in 0..self.plan.arms.len() {
-                let trials = self.trials(budget, arm)?;
-                let rate = table::rate(&self.plan, &trials);
-                all_trials.extend(trials);
-                let Some(rate) = rate else { continue };
-                for seed in 0..self.plan.seeds {
-                    let run = Run { budget, arm, rate, aim: Aim::Cell(seed) };
-                    let Some(status) = self.status_of(run)? else { continue };
-                    let score = match status.state {
-                        State::Diverged => None,
-                        _ => Some(Score {
-                            top1: self.number(run, &status, "top1")?,
-                            top5: self.number(run, &status, "top5")?,
-                            loss: self.number(run, &status, "loss")?,
-                        }),
+        let (mut cells, mut trials) = (Vec::new(), Vec::new());
+        for run in self.runs() {
+            let Some(status) = self.status_of(run)? else { continue };
+            let (Run { budget, arm, aim }, folder) = (run, self.place(run));
+            let diverged = status.state == State::Diverged;
+            let number = |key: &str| self.number(run, &status, key);
+            match aim {
+                Aim::Search(rate) => {
+                    let measured = || {
+                        let n = number("validation_n")? as u64;
+                        let (accuracy, loss) = (number("validation_accuracy")?, number("validation_loss")?);
+                        anyhow::Ok(Validation { accuracy, loss, n })
                     };
-                    cells.push(Cell { budget, arm, seed, rate, folder: self.place(run), score });
+                    let validation = if diverged { None } else { Some(measured()?) };
+                    trials.push(Trial { budget, arm, rate, folder, validation });
+                }
+                Aim::Cell(seed) => {
+                    let measured =
+                        || anyhow::Ok(Score { top1: number("top1")?, top5: number("top5")?, loss: number("loss")? });
+                    let score = if diverged { None } else { Some(measured()?) };
+                    cells.push(Cell { budget, arm, seed, folder, score });
                 }
             }
         }
-        Ok(Table::new(&self.plan, cells, all_trials))
+        Ok(Table::new(&self.plan, cells, trials))
     }
 
     /// Keeps the table's files.
@@ -467,6 +445,22 @@ impl Making {
         self.folder.write("cells.csv", table.cells_csv().as_bytes())?;
         self.folder.write("plot.svg", plot::svg(table).as_bytes())?;
         self.folder.write("table.json", format!("{:#}\n", table.json()).as_bytes())
+    }
+
+    /// What is printed at the end: the table.
+    fn answer(&self) -> anyhow::Result<String> {
+        let table = self.table()?;
+        Ok(match self.answer {
+            Answer::Json => format!("{:#}\n", table.json()),
+            Answer::Words => format!("\n{}", table.text()),
+        })
+    }
+
+    /// A signal asked for it.
+    fn stop(&self) -> anyhow::Result<Exit> {
+        self.status(State::Stopped)?.write(self.folder.root())?;
+        self.reporter.say("stopped, as asked: the same command goes on from there");
+        Ok(Exit::Stopped)
     }
 
     /// The table is whole.
@@ -493,33 +487,16 @@ impl Making {
         Ok(Exit::Done)
     }
 
-    /// Runs that are done, of all.
-    fn runs_done(&self) -> anyhow::Result<u64> {
-        Ok(self.runs()?.into_iter().filter(|(_, done)| *done).count() as u64)
-    }
-
-    /// All runs, and whether they are done. The rate of a cell is not known before its search is done.
-    fn runs(&self) -> anyhow::Result<Vec<(Run, bool)>> {
-        let mut runs = Vec::new();
-        for budget in 0..self.plan.budgets.len() {
-            for arm in 0..self.plan.arms.len() {
-                let searches = self.plan.searched().iter().map(|&rate| Run { budget, arm, rate, aim: Aim::Search });
-                let cells = (0..self.plan.seeds).map(|seed| Run { budget, arm, rate: 0.0, aim: Aim::Cell(seed) });
-                for run in searches.chain(cells) {
-                    runs.push((run, self.status_of(run)?.is_some()));
-                }
-            }
-        }
-        Ok(runs)
-    }
-
     fn status(&self, state: State) -> anyhow::Result<Status> {
-        Ok(Status::new(NAME, state, self.runs_done()?, Some(self.runs_in_all())))
+        let (mut done, runs) = (0, self.runs());
+        for &run in &runs {
+            done += u64::from(self.status_of(run)?.is_some());
+        }
+        Ok(Status::new(NAME, state, done, Some(runs.len() as u64)))
     }
 
     /// Writes that an error ended it.
     fn record_failure(&self, error: &anyhow::Error) {
-        screen::board(String::new());
         let state = if Exit::of(error) == Exit::Diverged { State::Diverged } else { State::Failed };
         // The error itself is what counts.
         let _ = self.status(state).and_then(|status| status.write(self.folder.root()));
@@ -530,14 +507,15 @@ impl Making {
         let images = self.plan.budgets[run.budget].images;
         let training = (self.plan.steps as usize).saturating_mul(pace::batch(&self.settings.training(), images)) as f64;
         let measured = match run.aim {
-            Aim::Search => self.plan.validation * images as f64,
+            Aim::Search(_) => self.plan.validation * images as f64,
             Aim::Cell(_) => self.plan.data.pointer("/test/used").and_then(serde_json::Value::as_f64).unwrap_or(0.0),
         };
         training + measured / 3.0
     }
 
-    fn work_left(&self) -> anyhow::Result<f64> {
-        Ok(self.runs()?.into_iter().filter(|(_, done)| !done).map(|(run, _)| self.cost(run)).sum())
+    /// The same, if it is still to be done.
+    fn cost_left(&self, run: Run) -> anyhow::Result<f64> {
+        Ok(if self.status_of(run)?.is_some() { 0.0 } else { self.cost(run) })
     }
 }
 

@@ -19,8 +19,6 @@ pub struct Cell {
     pub arm: usize,
     /// Its seed.
     pub seed: u64,
-    /// Its learning rate.
-    pub rate: f64,
     /// Its folder, in the table's.
     pub folder: String,
     /// What it measured on the test part; none where it diverged.
@@ -405,7 +403,7 @@ impl<'a> Table<'a> {
             "labels": self.plan.budgets[cell.budget].labels,
             "arm": self.plan.arms[cell.arm].name,
             "seed": cell.seed,
-            "learning_rate": cell.rate,
+            "learning_rate": self.rows[cell.budget * self.plan.arms.len() + cell.arm].rate,
             "top1": cell.score.map(|score| score.top1),
             "top5": cell.score.map(|score| score.top5),
             "loss": cell.score.map(|score| score.loss),

@@ -13,7 +13,6 @@ use super::plan::Plan;
 use crate::data::Parts;
 use crate::device::Work;
 use crate::exit::Problem;
-use crate::progress::duration;
 
 /// Steps whose time does not count: caches fill, a GPU records its step.
 const WARM_UP: u64 = 2;
@@ -102,9 +101,9 @@ pub fn steps(plan: &Plan, pace: Pace, training: &TrainConfig, minutes: f64, spen
     if steps < FEWEST_STEPS {
         let least = (FEWEST_STEPS as f64 * step + tests + spent) / SAFETY;
         return Err(Problem::usage(format!(
-            "--minutes {minutes} is too short: on this machine {} are the least (runs of {FEWEST_STEPS} steps); give more, or \
-             fewer --labels, --seeds or --lr",
-            duration(least)
+            "--minutes {minutes} is too short: on this machine {:.2} are the least, for runs of {FEWEST_STEPS} steps; give \
+             more, or fewer --labels, --seeds or --lr",
+            least / 60.0
         )));
     }
     Ok(steps)

@@ -277,12 +277,9 @@ impl<'a> Table<'a> {
     /// What the numbers are, and are not.
     pub fn notes(&self) -> Vec<String> {
         let plan = self.plan;
-        let describe = |part: &str| {
-            let text = plan.data.pointer(&format!("/{part}/description")).and_then(Value::as_str);
-            text.unwrap_or("unknown").to_string()
-        };
+        let data = plan.data.pointer("/train/description").and_then(Value::as_str).unwrap_or("unknown");
         let mut notes = vec![
-            format!("Data: {}; tested on all {} images of {}, once for each run.", describe("train"), self.test_images(), describe("test")),
+            format!("Data: {data}. Each run is measured once, on all {} images of the test part.", self.test_images()),
             format!(
                 "n runs with the seeds 0 to {}: the seed draws the labelled images (the same for all arms), the fresh weights, \
                  the order and the crops. Mean ± standard deviation (n - 1). {} steps each.",

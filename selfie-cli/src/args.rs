@@ -4,7 +4,9 @@ use std::marker::PhantomData;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Parser, Subcommand, ValueEnum};
+use selfie_data::LabelBudget;
 
+use crate::commands::fewlabel::OF_A_RUN;
 use crate::config::{KEYS, Key, Kind, Request, Task, by_preset};
 use crate::device::Wish;
 use crate::training::Answer;
@@ -24,6 +26,7 @@ use crate::training::Answer;
   selfie data check --data photos/                             is anything wrong with the images?
   selfie pretrain --data photos/ --out runs/pre                any folder of images
   selfie finetune --data photos/ --init runs/pre --labels 5% --out runs/fine
+  selfie fewlabel --data photos/ --init runs/pre --out runs/table      did it help, and by how much?
   selfie evaluate runs/fine --data photos/
 
 Exit codes: 0 done, 1 failed, 2 wrong flag, key or value, 3 data or file missing or malformed,
@@ -53,6 +56,9 @@ pub enum Command {
   selfie finetune --data photos/ --init scratch --labels 5% --out runs/scratch      the baseline
   selfie finetune --data photos/ --init resnetv2_50.safetensors --preset resnet50 --out runs/timm")]
     Finetune(Training<ForFinetune>),
+    /// Did pretraining help? The paper's table on your data: pretrained and scratch, few labels to all, several seeds
+    #[command(after_help = FEWLABEL_HELP)]
+    Fewlabel(Fewlabel),
     /// Test accuracy, confusion matrix and per-class accuracy of a finetuned run
     #[command(after_help = "Examples:
   selfie evaluate runs/fine --data photos/
@@ -123,6 +129,89 @@ impl<P: Purpose> Training<P> {
     pub fn answer(&self) -> Answer {
         if self.json { Answer::Json } else { Answer::Words }
     }
+}
+
+const FEWLABEL_HELP: &str = "\
+Finetunes from each --init and from scratch, with each share of the labels, with each seed, and compares the test accuracies.
+The same for all arms: images (balanced over classes, nested, drawn by the seed), steps, batch, augmentation, and the learning
+rates tried. The rate is chosen once for each arm and share, with seed 0, by accuracy on a part of the labelled images that is
+kept from training then (--validation). The test part is measured once for each run of the table, at its end.
+
+In --out: table.md, table.csv, table.json, cells.csv, plot.svg, all kept up to date while it runs; plan.json; and a run folder
+for each run, as `selfie finetune` makes it, in cells/ARM/LABELS/seed-N and search/ARM/LABELS/lr-RATE.
+The same command goes on where it was stopped or killed, to the same table; no run is computed twice.
+
+A gain is a difference of mean accuracies, with its 95% interval by Welch's t; it is significant if that excludes 0.
+Keys of --json (accuracies and gains between 0 and 1; null where there are too few seeds):
+  finished, baseline, steps, seeds, learning_rates, validation, test_images,
+  rows: [{labels, images, arm, learning_rate, n, diverged, mean, std, gain, gain_low, gain_high, significant,
+    std_ratio, std_ratio_low, std_ratio_high}],
+  cells: [{labels, arm, seed, learning_rate, top1, top5, loss, run}],
+  search: [{labels, arm, learning_rate, accuracy, loss, images, run}]
+
+Examples:
+  selfie fewlabel --data photos/ --init runs/pre --out runs/table
+  selfie fewlabel --data photos/ --init runs/pre --labels 1%,5%,20% --minutes 90 --out runs/table
+  selfie fewlabel --data photos/ --init runs/a --init runs/b --lr 0.05 --steps 800 --out runs/two
+  selfie fewlabel --out runs/table                             go on with it
+  selfie evaluate runs/table/cells/pre/5%/seed-0               one of its runs";
+
+/// Flags of `fewlabel`.
+#[derive(Debug, Args)]
+pub struct Fewlabel {
+    /// An arm of the table: the folder of a pretraining run or a .safetensors file with timm's names; may be repeated
+    #[arg(long, value_name = "RUN|FILE")]
+    pub init: Vec<String>,
+    /// Leave out the arm from scratch: gains are then over the first --init
+    #[arg(long)]
+    pub no_scratch: bool,
+    /// Label budgets, each as `selfie finetune --labels` takes it; N% without @SEED is drawn anew for each seed
+    /// [default: 5%,8%,20%,100%]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = label_budget)]
+    pub labels: Vec<String>,
+    /// Runs of each arm and budget, with seeds 0 to N - 1 [default: 5]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub seeds: Option<u64>,
+    /// Highest learning rates to choose from; a single one is not searched for
+    /// [default: 0.4, 1 and 2.5 times the preset's]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', allow_negative_numbers = true, value_parser = learning_rate)]
+    pub lr: Vec<f64>,
+    /// Part of the labelled images by which the learning rate is chosen [default: 0.2]
+    #[arg(long, value_name = "FRACTION", allow_negative_numbers = true, value_parser = validation)]
+    pub validation: Option<f64>,
+    /// Steps of each run [default: the preset's for finetune]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    pub steps: Option<u64>,
+    /// Time for all of it, instead of --steps: from a short measurement follow the steps, which are then kept
+    #[arg(long, value_name = "N", conflicts_with = "steps", allow_negative_numbers = true, value_parser = minutes)]
+    pub minutes: Option<f64>,
+    /// Print the table as one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// The configuration.
+    #[command(flatten)]
+    pub flags: ConfigFlags<ForFewlabel>,
+}
+
+fn label_budget(text: &str) -> Result<String, String> {
+    text.parse::<LabelBudget>().map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
+fn learning_rate(text: &str) -> Result<f64, String> {
+    number(Kind::Above(0.0, 100.0), text)
+}
+
+fn validation(text: &str) -> Result<f64, String> {
+    number(Kind::Above(0.0, 0.9), text)
+}
+
+fn minutes(text: &str) -> Result<f64, String> {
+    number(Kind::Above(0.0, 1e7), text)
+}
+
+fn number(kind: Kind, text: &str) -> Result<f64, String> {
+    let number = kind.parse(text).and_then(|_| text.trim().parse().ok());
+    number.ok_or_else(|| format!("expected {}", kind.expected()))
 }
 
 /// Flags of `evaluate`.
@@ -374,6 +463,9 @@ pub struct ForPretrain;
 /// Flags of `finetune`.
 #[derive(Debug)]
 pub struct ForFinetune;
+/// Flags of `fewlabel`.
+#[derive(Debug)]
+pub struct ForFewlabel;
 /// Flags of `evaluate`.
 #[derive(Debug)]
 pub struct ForEvaluate;
@@ -389,6 +481,12 @@ impl Purpose for ForPretrain {
 }
 impl Purpose for ForFinetune {
     const TASK: Option<Task> = Some(Task::Finetune);
+}
+impl Purpose for ForFewlabel {
+    const TASK: Option<Task> = Some(Task::Finetune);
+    fn takes(key: &Key) -> bool {
+        key.used_by.contains(&Task::Finetune) && !OF_A_RUN.contains(&key.name)
+    }
 }
 impl Purpose for ForEvaluate {
     const TASK: Option<Task> = Some(Task::Evaluate);

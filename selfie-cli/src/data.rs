@@ -75,41 +75,90 @@ pub fn for_pretraining(data: &Data) -> anyhow::Result<Parts> {
 /// # Errors
 /// Those of the data and of the label budget.
 pub fn for_finetuning(data: &Data) -> anyhow::Result<Parts> {
-    let budget: LabelBudget = data.labels.parse()?;
-    let train = open(data, Split::Train, Need::Labels)?;
-    let test = match open_test(data, &*train, Need::Scoring)? {
-        Some(test) => Some(match_classes(test, train.classes(), "the training images")?),
-        None => None,
-    };
-    let mut notes = vec![format!("data      {}", train.describe())];
-    if train.classes().len() < 2 {
-        return Err(Problem::input(format!(
-            "{}: expected at least 2 classes, found {}; put the images of each class into a folder of its own",
-            train.describe(),
-            train.classes().len()
-        )));
+    // A wrong one is said before the data are read.
+    data.labels.parse::<LabelBudget>()?;
+    Labelled::open(data)?.parts(data, Test::Once)
+}
+
+/// Images with labels, opened: one or many finetuning runs take their parts of them.
+pub struct Labelled {
+    /// To train on, for those that may use their labels.
+    pub train: Arc<dyn Dataset>,
+    /// The test part, if there is one.
+    pub test: Option<Matched>,
+}
+
+/// What a finetuning run does with the test part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Test {
+    /// It measures there, at the end.
+    Once,
+    /// Nothing: it serves to choose something, and the test part must not.
+    Never,
+}
+
+impl Labelled {
+    /// Opens what `data` names.
+    ///
+    /// # Errors
+    /// Those of the data; input: fewer than two classes.
+    pub fn open(data: &Data) -> anyhow::Result<Self> {
+        let train = open(data, Split::Train, Need::Labels)?;
+        let test = match open_test(data, &*train, Need::Scoring)? {
+            Some(test) => Some(match_classes(test, train.classes(), "the training images")?),
+            None => None,
+        };
+        if train.classes().len() < 2 {
+            return Err(Problem::input(format!(
+                "{}: expected at least 2 classes, found {}; put the images of each class into a folder of its own",
+                train.describe(),
+                train.classes().len()
+            )));
+        }
+        Ok(Self { train, test })
     }
-    let seeded = &PhiloxDraws::seeded;
-    let labelled = limited(budget.select(&*train, seeded)?, data.limit);
-    let share = 100.0 * labelled.len() as f64 / train.len() as f64;
-    notes.push(format!("labels    {} of {} images ({share:.1}%), {budget}", labelled.len(), train.len()));
-    let (items, validation) = split_validation(&*train, &labelled, data.validation, &*PhiloxDraws::seeded(FIXED_SEED))?;
-    let held_out = (!validation.is_empty()).then(|| images(data, train.clone(), validation));
-    if let Some(held_out) = &held_out {
-        notes.push(format!("held out  {} of these for validation", held_out.items.len()));
+
+    /// What a run with the label budget and the validation part of `data` trains on, and is measured by.
+    ///
+    /// # Errors
+    /// Those of the label budget.
+    pub fn parts(&self, data: &Data, use_of_test: Test) -> anyhow::Result<Parts> {
+        let budget: LabelBudget = data.labels.parse()?;
+        let train = &self.train;
+        let mut notes = vec![format!("data      {}", train.describe())];
+        let seeded = &PhiloxDraws::seeded;
+        let labelled = limited(budget.select(&**train, seeded)?, data.limit);
+        let share = 100.0 * labelled.len() as f64 / train.len() as f64;
+        notes.push(format!("labels    {} of {} images ({share:.1}%), {budget}", labelled.len(), train.len()));
+        let draws = PhiloxDraws::seeded(FIXED_SEED);
+        let (items, validation) = split_validation(&**train, &labelled, data.validation, &*draws)?;
+        let held_out = (!validation.is_empty()).then(|| images(data, train.clone(), validation));
+        if let Some(held_out) = &held_out {
+            notes.push(format!("held out  {} of these for validation", held_out.items.len()));
+        }
+        let (test, note) = match (&self.test, use_of_test) {
+            (Some(test), Test::Once) => {
+                let without = test.missing_text().map(|missing| format!("; {missing}")).unwrap_or_default();
+                let items = limited((0..test.dataset.len()).collect(), data.limit);
+                let note = format!("test      {} images, touched once, at the end{without}", items.len());
+                (Some(images(data, test.dataset.clone(), items)), note)
+            }
+            (Some(_), Test::Never) => (None, "test      not touched: this run serves to choose a setting".into()),
+            (None, _) => {
+                let note =
+                    "test      none: the data have no test part (val/ or test/), so no test accuracy is measured";
+                (None, note.into())
+            }
+        };
+        notes.push(note);
+        Ok(Parts {
+            image_size: image_size(data, &**train),
+            train: images(data, train.clone(), items),
+            held_out,
+            test,
+            notes,
+        })
     }
-    let test = test.map(|test| {
-        let without = test.missing_text().map(|missing| format!("; {missing}")).unwrap_or_default();
-        let items = limited((0..test.dataset.len()).collect(), data.limit);
-        notes.push(format!("test      {} images, touched once, at the end{without}", items.len()));
-        images(data, test.dataset, items)
-    });
-    if test.is_none() {
-        notes
-            .push("test      none: the data have no test part (val/ or test/), so no test accuracy is measured".into());
-    }
-    let image_size = image_size(data, &*train);
-    Ok(Parts { image_size, train: images(data, train, items), held_out, test, notes })
 }
 
 /// The images that `evaluate` measures, with their labels among `classes`, those of the run `run`: the test part, or all

@@ -37,6 +37,9 @@ pub enum Problem {
     /// Memory.
     #[error("{0}")]
     OutOfMemory(String),
+    /// Training.
+    #[error("{0}")]
+    Diverged(String),
 }
 
 impl Problem {
@@ -63,6 +66,7 @@ impl Exit {
                 Problem::Usage(_) => Self::Usage,
                 Problem::Input(_) => Self::Input,
                 Problem::OutOfMemory(_) => Self::OutOfMemory,
+                Problem::Diverged(_) => Self::Diverged,
             });
         }
         if let Some(error) = cause.downcast_ref::<selfie_model::Error>() {

@@ -54,6 +54,7 @@ fn run(command: &Command) -> anyhow::Result<Exit> {
         Command::Demo(arguments) => commands::demo::run(arguments),
         Command::Pretrain(arguments) => commands::pretrain::run(arguments),
         Command::Finetune(arguments) => commands::finetune::run(arguments),
+        Command::Fewlabel(arguments) => commands::fewlabel::run(arguments),
         Command::Evaluate(arguments) => commands::evaluate::run(arguments),
         Command::Inspect(arguments) => commands::inspect::run(arguments),
         Command::Replay(arguments) => commands::replay::run(arguments),

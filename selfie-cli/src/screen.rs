@@ -5,12 +5,13 @@
 //! which writes them and drops what cannot be written. The bar lives there, too: it is a message that moves.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::{self, ErrorKind, Write};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 /// Messages that wait for a reader; more are left out.
 const WAITING: usize = 1_000;
@@ -31,6 +32,7 @@ static SCREEN: Screen = Screen {
 enum Event {
     Line(String),
     Begin(String),
+    Board(String),
     Move(u64, String),
     End,
 }
@@ -68,6 +70,11 @@ pub fn line(text: impl Into<String>) {
 /// Begins a bar of [`PARTS`] parts; lines go above it. There is one at a time, and only where a terminal is.
 pub fn begin_bar(name: &str) {
     SCREEN.push(Event::Begin(name.into()));
+}
+
+/// Lines that stay below every bar from now on, such as a table that grows; none if empty.
+pub fn board(text: String) {
+    SCREEN.push(Event::Board(text));
 }
 
 /// The bar stands at `position`.
@@ -116,7 +123,7 @@ impl Screen {
             if started.is_err() {
                 // A system without a thread to spare: the next message tries again.
                 queue.writer = Writer::None;
-                return show(event, &mut None);
+                return show(event, &mut Shown::default());
             }
         }
         if let (Event::Move(..), Some(last @ Event::Move(..))) = (&event, queue.waiting.back_mut()) {
@@ -142,7 +149,7 @@ impl Screen {
 
     /// The life of the thread that writes.
     fn write(&self) {
-        let mut bar = None;
+        let mut shown = Shown::default();
         let mut queue = self.queue();
         loop {
             let Some(event) = queue.waiting.pop_front() else {
@@ -153,7 +160,7 @@ impl Screen {
             };
             queue.writer = Writer::Busy;
             drop(queue);
-            show(event, &mut bar);
+            show(event, &mut shown);
             queue = self.queue();
             queue.asleep = false;
             if queue.left_out > 0 {
@@ -166,8 +173,15 @@ impl Screen {
     }
 }
 
+/// What stays at the bottom of the screen.
+#[derive(Default)]
+struct Shown {
+    bar: Option<ProgressBar>,
+    board: String,
+}
+
 /// Shows something; what cannot be written is dropped.
-fn show(event: Event, bar: &mut Option<ProgressBar>) {
+fn show(event: Event, Shown { bar, board }: &mut Shown) {
     match event {
         Event::Line(text) => {
             // In one piece, so that lines of several processes don't mix.
@@ -180,11 +194,19 @@ fn show(event: Event, bar: &mut Option<ProgressBar>) {
         }
         Event::Begin(name) => {
             let new = ProgressBar::new(PARTS);
-            let style = ProgressStyle::with_template("{prefix} [{bar:12}] {percent:>3}%  {wide_msg}");
-            new.set_style(style.expect("a constant template").progress_chars("=> "));
+            let template = "{prefix} [{bar:12}] {percent:>3}%  {wide_msg}";
+            let template = if board.is_empty() { template.into() } else { format!("{template}\n{{board}}") };
+            let style = ProgressStyle::with_template(&template).expect("constant templates").progress_chars("=> ");
+            let board = board.clone();
+            let below = move |_: &ProgressState, line: &mut dyn fmt::Write| {
+                // That the screen cannot take a line is no failure of the run.
+                let _ = line.write_str(&board);
+            };
+            new.set_style(style.with_key("board", below));
             new.set_prefix(name);
             *bar = Some(new);
         }
+        Event::Board(text) => *board = text,
         Event::Move(position, message) => {
             if let Some(bar) = bar {
                 bar.set_position(position);

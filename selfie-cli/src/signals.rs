@@ -35,6 +35,8 @@ struct Shared {
     asked: AtomicBool,
     /// While there is one, nothing is to be saved first: the process ends on the spot, with this.
     goodbye: Mutex<Option<Goodbye>>,
+    /// What is done after any of them.
+    at_last: Mutex<Option<Goodbye>>,
 }
 
 impl Shared {
@@ -47,6 +49,9 @@ impl Shared {
         let mut place = self.goodbye();
         if let Some(goodbye) = place.take() {
             goodbye();
+            if let Some(at_last) = self.at_last.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                at_last();
+            }
             screen::flush();
             signal_hook::low_level::exit(Exit::Stopped as i32);
         }
@@ -64,7 +69,11 @@ impl Signals {
             screen::end_bar();
             screen::line("stopped before the first step, as asked: the same command begins again");
         });
-        let shared = Arc::new(Shared { asked: AtomicBool::new(false), goodbye: Mutex::new(Some(goodbye)) });
+        let shared = Arc::new(Shared {
+            asked: AtomicBool::new(false),
+            goodbye: Mutex::new(Some(goodbye)),
+            at_last: Mutex::new(None),
+        });
         listen(&shared).context("cannot handle signals")?;
         Ok(Self { shared })
     }
@@ -72,6 +81,11 @@ impl Signals {
     /// Whether one came.
     pub fn stop_asked(&self) -> bool {
         self.shared.asked.load(Ordering::SeqCst)
+    }
+
+    /// Does this, too, whenever a signal ends the process on the spot: for a command of many runs, each with its goodbye.
+    pub fn at_last(&self, farewell: impl FnOnce() + Send + 'static) {
+        *self.shared.at_last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(farewell));
     }
 
     /// From now on a signal waits for the end of a step, where [`Signals::stop_asked`] is looked at.

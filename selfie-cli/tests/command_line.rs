@@ -8,7 +8,7 @@ use support::{fails, ran, selfie, text, works, write};
 #[test]
 fn help_teaches() {
     let all = works("--help").out;
-    for command in ["demo", "pretrain", "finetune", "evaluate", "inspect", "bench", "data", "config"] {
+    for command in ["demo", "pretrain", "finetune", "fewlabel", "evaluate", "inspect", "bench", "data", "config"] {
         assert!(all.contains(command), "{all}");
     }
     for (command, flags) in [
@@ -18,6 +18,7 @@ fn help_teaches() {
              --workers --threads --device --precision --save-every --eval-every --log-every --set --config --json",
         ),
         ("finetune", "--data --out --init --labels --reuse-patch-norm --validation --json"),
+        ("fewlabel", "--data --init --no-scratch --labels --seeds --lr --validation --steps --minutes --out --json"),
         ("evaluate", "--data --limit --json"),
         (
             "bench",
@@ -33,6 +34,10 @@ fn help_teaches() {
     }
     assert!(!works("pretrain --help").out.contains("--labels "), "pretraining uses no labels");
     assert!(!works("bench --help").out.contains("--lr "), "no rate decides over the speed");
+    let table = works("fewlabel --help").out;
+    for settled in ["--limit ", "--epochs ", "--seed ", "--eval-every "] {
+        assert!(!table.contains(settled), "a table settles {settled}");
+    }
     assert!(works("--version").out.contains(env!("CARGO_PKG_VERSION")));
 }
 

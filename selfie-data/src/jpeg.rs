@@ -957,6 +957,103 @@ mod tests {
         assert!(message.contains("after 1 of 2 MCUs"), "{message}");
     }
 
+    /// A marker segment.
+    fn segment(marker: u8, content: &[u8]) -> Vec<u8> {
+        [&[0xff, marker, 0, content.len() as u8 + 2], content].concat()
+    }
+
+    /// The header of a frame of 8 x 8 pixels, of components numbered from 1 with these sampling factors.
+    fn frame(marker: u8, factors: &[u8]) -> Vec<u8> {
+        let components = (1..).zip(factors).flat_map(|(number, &factors)| [number, factors, 0]);
+        let sizes = [8, 0, 8, 0, 8, factors.len() as u8];
+        segment(marker, &sizes.into_iter().chain(components).collect::<Vec<_>>())
+    }
+
+    /// A scan of components, with the table of that number for all, and its last three bytes; then its data.
+    fn scan(components: &[u8], table: u8, last: [u8; 3], data: &[u8]) -> Vec<u8> {
+        let listed = components.iter().flat_map(|&component| [component, table << 4 | table]);
+        let content: Vec<u8> = std::iter::once(components.len() as u8).chain(listed).chain(last).collect();
+        [segment(0xda, &content), data.to_vec()].concat()
+    }
+
+    /// A Huffman table: its number and class, and values of the codes 0, 10, 110, ..
+    fn table(about: u8, values: &[u8]) -> Vec<u8> {
+        let counts = (0..16).map(|length| u8::from(length < values.len()));
+        segment(0xc4, &std::iter::once(about).chain(counts).chain(values.iter().copied()).collect::<Vec<_>>())
+    }
+
+    fn file(segments: &[&[u8]]) -> Vec<u8> {
+        [&[0xff, 0xd8], &segments.concat()[..], &[0xff, 0xd9]].concat()
+    }
+
+    const SEQUENTIAL: [u8; 3] = [0, 63, 0];
+    const QUANTIZATION: [u8; 65] = {
+        let mut ones = [1; 65];
+        ones[0] = 0;
+        ones
+    };
+
+    /// By the usual tables: no difference, no other coefficient, ones to the end of the byte.
+    const EMPTY: &[u8] = &[0b0010_1011];
+
+    #[test]
+    fn what_no_encoder_writes_is_refused() {
+        let grey = frame(0xc0, &[0x11]);
+        assert_eq!(walk(&file(&[&grey, &scan(&[1], 0, SEQUENTIAL, EMPTY)]), any_size), Ok(()));
+        let beyond = scan(&[1], 0, SEQUENTIAL, &[0b00_000_101]);
+        let progressive =
+            [frame(0xc2, &[0x11]), table(0x10, &[0x00, 0x02]), scan(&[1], 0, [0, 0, 0], &[0x3f])].concat();
+        let bands: Vec<u8> = [0x01, 0x10]
+            .iter()
+            .flat_map(|&bits| (1..64).flat_map(move |at| scan(&[1], 0, [at, at, bits], &[0x7f])))
+            .collect();
+        for (segments, expected) in [
+            (vec![&[0xff, 0xd8][..], &grey], "a second one begins inside"),
+            (vec![&frame(0xc0, &[0x11; 3]), &scan(&[1], 0, SEQUENTIAL, EMPTY)], "no scan of component 2 of 3"),
+            (vec![&grey, &table(0x10, &[0xf0, 0xf1]), &beyond], "a coefficient beyond the last of its block"),
+            (
+                vec![&grey, &table(0, &[12]), &scan(&[1], 0, SEQUENTIAL, &[0; 3])],
+                "a DC difference of more than 11 bits",
+            ),
+            (vec![&frame(0xc0, &[0x42, 0x21, 0x11]), &scan(&[1, 2, 3], 0, SEQUENTIAL, EMPTY)], "11 blocks in an MCU"),
+            (vec![&progressive, &segment(0xdb, &QUANTIZATION)], "quantization changes between scans"),
+            (vec![&progressive, &bands], "more than 100 scans"),
+            (
+                vec![&progressive, &scan(&[1], 0, [1, 63, 0x01], &[0x7f]), &scan(&[1], 0, [1, 63, 0x10], &[0xbf])],
+                "a refinement by more than a bit",
+            ),
+        ] {
+            let message = walk(&file(&segments), any_size).expect_err(expected);
+            assert!(message.contains(expected), "{message}, not {expected}");
+        }
+        let too_large = |_, _| Err("too large".to_string());
+        assert_eq!(walk(&[&[0xff, 0xd8], &grey[..]].concat(), too_large), Err("too large".into()), "before its pixels");
+    }
+
+    /// Baseline has tables 0 and 1; files have more, and are shown.
+    #[test]
+    fn baseline_may_have_more_tables() {
+        let tables = [table(0x02, &[0]), table(0x12, &[0]), segment(0xdb, &QUANTIZATION)].concat();
+        let bytes = file(&[&tables, &frame(0xc0, &[0x11]), &scan(&[1], 2, SEQUENTIAL, &[0x3f])]);
+        let (picture, _) = decode(&bytes, any_size).expect("a grey square");
+        assert!(picture.pixels().all(|pixel| pixel.0 == [128; 3]));
+    }
+
+    #[test]
+    fn jfif_decides_over_colours() {
+        let colours = |segments: &[Vec<u8>]| {
+            let picture =
+                [frame(0xc0, &[0x11; 3]), scan(&[1, 2, 3], 0, SEQUENTIAL, &[0b0010_1000, 0b1010_0010, 0b1011_1111])];
+            let bytes = file(&segments.iter().chain(&picture).map(Vec::as_slice).collect::<Vec<_>>());
+            Walk::new(&bytes).run(&any_size).expect("well formed").colours
+        };
+        let jfif = segment(0xe0, b"JFIF\0\x01\x01\0\0\x01\0\x01\0\0");
+        let adobe = segment(0xee, b"Adobe\0\x64\0\0\0\0\0");
+        assert!(matches!(colours(&[]), ColorTransform::YCbCr));
+        assert!(matches!(colours(std::slice::from_ref(&adobe)), ColorTransform::RGB));
+        assert!(matches!(colours(&[jfif, adobe]), ColorTransform::YCbCr));
+    }
+
     #[test]
     fn the_place_of_the_next_bit_counts_stuffed_bytes() {
         let bytes = [0x12, 0xff, 0, 0, 0xff, 0, 0x34, 0xff, 0xd9];

@@ -109,13 +109,28 @@ impl Beginning {
                 "--init is missing: give the folder of a pretraining run, a .safetensors file, or `scratch`",
             ));
         }
-        RunFolder::check(&settings.run.out, &settings.data.path, task)?;
+        RunFolder::check(&settings.run.out, &settings.data.path, task.name())?;
         let chosen = device::choose(&settings.run)?;
         let parts = match task {
             Task::Pretrain => data::for_pretraining(&settings.data),
             Task::Finetune | Task::Evaluate => data::for_finetuning(&settings.data),
         };
         let parts = parts.map_err(|error| where_they_were(error, &resolved))?;
+        Self::with(resolved, chosen, parts, signals, voice)
+    }
+
+    /// Takes the run folder, for images and a device that are open already. Nothing is written into it yet.
+    ///
+    /// # Errors
+    /// Usage, and what the system refuses.
+    pub fn with(
+        resolved: Resolved,
+        chosen: Chosen,
+        parts: Parts,
+        signals: Signals,
+        voice: Voice,
+    ) -> anyhow::Result<Self> {
+        let (task, settings) = (resolved.task, resolved.settings());
         let model = settings.network(parts.image_size)?;
         let training = settings.training();
         training.check()?;
@@ -129,7 +144,7 @@ impl Beginning {
                 )));
             }
         }
-        let folder = RunFolder::open(&settings.run.out, &settings.data.path, task)?;
+        let folder = RunFolder::open(&settings.run.out, &settings.data.path, task.name())?;
         log::to(&folder.file("log.txt"))?;
         let reporter = Reporter::new(voice);
         let answer = Answer::Words;

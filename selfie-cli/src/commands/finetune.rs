@@ -25,11 +25,19 @@ use crate::training::{Ended, Job, train};
 pub fn run(arguments: &Training<ForFinetune>) -> anyhow::Result<Exit> {
     let mut begin = Beginning::new(Task::Finetune, &arguments.flags.request, Signals::install()?, Voice::Full)?;
     begin.answer = arguments.answer();
-    let outcome = begin.chosen.clone().run(Finetuning(&mut begin))?;
+    let outcome = on_chosen(&mut begin)?;
     if let Outcome::Done(_) = outcome {
         begin.reporter.say(format!("next      selfie evaluate {}", shell::path(begin.folder.root())));
     }
     begin.answer(&outcome)
+}
+
+/// Finetunes on the device and in the precision that were chosen.
+///
+/// # Errors
+/// As [`run`].
+pub fn on_chosen(begin: &mut Beginning) -> anyhow::Result<Outcome<Option<Classification>>> {
+    begin.chosen.clone().run(Finetuning(begin))
 }
 
 /// A batch holds at most the labelled images there are.
@@ -120,7 +128,11 @@ pub fn finetune<B: Backend<T>, T: Element>(
     };
     let step = trainer.progress().step;
     let mut network = trainer.into_network();
-    let mut result = json!({ "validation_accuracy": validation.as_ref().map(|validation| validation.accuracy) });
+    let mut result = json!({
+        "validation_accuracy": validation.as_ref().map(|validation| validation.accuracy),
+        "validation_loss": validation.as_ref().map(|validation| validation.loss),
+        "validation_n": validation.as_ref().map(|validation| validation.n),
+    });
     let mut tested = None;
     if let Some(test) = &begin.parts.test {
         let interruptible = job.leave_at_once(Status::new(Task::Finetune.name(), State::Stopped, step, Some(step)));
@@ -142,7 +154,7 @@ pub fn finetune<B: Backend<T>, T: Element>(
         tested = Some(found);
     } else {
         result["top1"] = Value::Null;
-        begin.reporter.say("test      not measured: the data have no test part");
+        begin.reporter.say("test      not measured");
     }
     let mut status = Status::new(Task::Finetune.name(), State::Finished, step, Some(step));
     status.result = result;

@@ -7,6 +7,7 @@ pub mod data;
 pub mod demo;
 pub mod doctor;
 pub mod evaluate;
+pub mod fewlabel;
 pub mod finetune;
 pub mod inspect;
 mod next;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use selfie_model::durable::{self, Appender};
 
-use crate::config::{Resolved, Task, as_toml};
+use crate::config::{Resolved, as_toml};
 use crate::exit::Problem;
 use crate::shell;
 pub use environment::environment;
@@ -42,8 +42,8 @@ impl RunFolder {
     /// # Errors
     /// Usage: the folder lies inside the data, holds something that is no run, or a run of another command. Failed: a
     /// second writer.
-    pub fn open(root: &Path, data: &Path, task: Task) -> anyhow::Result<Self> {
-        Self::check(root, data, task)?;
+    pub fn open(root: &Path, data: &Path, command: &str) -> anyhow::Result<Self> {
+        Self::check(root, data, command)?;
         durable::create_folder(root)?;
         let lock = Lock::take(root)?;
         Ok(Self { root: root.to_path_buf(), _lock: lock })
@@ -53,17 +53,16 @@ impl RunFolder {
     ///
     /// # Errors
     /// The usage errors of [`RunFolder::open`].
-    pub fn check(root: &Path, data: &Path, task: Task) -> anyhow::Result<()> {
+    pub fn check(root: &Path, data: &Path, command: &str) -> anyhow::Result<()> {
         refuse_inside(root, data)?;
         refuse_foreign(root)?;
         if let Some(status) = Status::read(root)?
-            && status.command != task.name()
+            && status.command != command
         {
             return Err(Problem::usage(format!(
-                "--out {} is a run of `{}`, not of `{}`: give another folder",
+                "--out {} is a run of `{}`, not of `{command}`: give another folder",
                 root.display(),
                 status.command,
-                task.name()
             )));
         }
         Ok(())

@@ -122,7 +122,10 @@ impl Subject<'_> {
                 seconds(self.part(2), ahead, || {
                     loop {
                         match loader.next_batch()? {
-                            Some(batch) => return Ok(loader.recycle(batch)),
+                            Some(batch) => {
+                                loader.recycle(batch);
+                                return Ok(());
+                            }
                             None => loader = evaluation_loader(&images, &sizes)?,
                         }
                     }

@@ -49,8 +49,10 @@ fn the_passes_add_up_to_the_step_and_the_trace_has_them() {
     let [bytes, flops] = ["bytes", "flops"].map(|key| number(&found, &format!("/ceilings/{key}_per_second")));
     for row in found["shapes"].as_array().expect("a list") {
         let least = (number(row, "/bytes") / bytes).max(number(row, "/flops") / flops);
-        let roofline = number(row, "/roofline");
-        assert!(roofline > 0.0 && (roofline * number(row, "/seconds") / least - 1.0).abs() < ROUNDING, "{row}");
+        let beyond = number(row, "/roofline") * number(row, "/seconds") / least - 1.0;
+        // Calls of one shape may differ in what they read beside it, and be held back by one or the other.
+        let most = if row["calls"] == 1 { ROUNDING } else { 1.0 };
+        assert!((-ROUNDING..most).contains(&beyond), "{beyond}: {row}");
     }
     // A step of the puzzle, backward included.
     let passes: Vec<_> = found["passes"].as_array().expect("a list").iter().map(|row| &row["pass"]).collect();

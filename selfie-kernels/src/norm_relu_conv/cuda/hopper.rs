@@ -357,7 +357,6 @@ impl BackwardData {
 
     fn launch_halo_part<T: CudaElement>(&self, cuda: &Cuda, kernel: Kernel, mask: Mask) -> Result<()> {
         let Self { dims: d, dy, w, out, .. } = *self;
-        let Way::Halo { bytes } = kernel.way else { unreachable!("the one kernel for 3x3 filters") };
         let rows = d.rows_in();
         let args = Args {
             a: lines(cuda, dy.dy, &ConvDims { c: d.k, ..d })?,
@@ -376,7 +375,7 @@ impl BackwardData {
             out_width: d.w as i32,
             step: 1,
             pad: 1,
-            halo_bytes: bytes as u32,
+            halo_bytes: halo_bytes(&d) as u32,
             unused: 0,
         };
         let tiles = rows.div_ceil(TILE_ROWS) * d.c.div_ceil(kernel.columns);

@@ -12,6 +12,7 @@ const MODULES: &[(&str, &str)] = modules![
     "attention",
     "augment",
     "backward_filter",
+    "backward_filter_sm90",
     "bn_commit",
     "bn_finalize",
     "contrast",

@@ -87,6 +87,15 @@ const BACKWARD_DATA_CASES: &[(&str, ConvDims)] = &[
     ("3x3, narrow, more images than are done at once", conv([37, 8, 8], [64, 64], [3, 3], 1, 1)),
 ];
 
+/// The same, for the filter's gradient.
+const FILTER_CASES_OF_WHOLE_STEPS: &[(&str, ConvDims)] = &[
+    ("1x1, few channels", conv([1, 13, 11], [64, 320], [1, 1], 1, 0)),
+    ("1x1, few filters, more steps than stages, half a tile of channels", conv([5, 13, 14], [192, 64], [1, 1], 1, 0)),
+    ("1x1, a square tile", conv([3, 11, 13], [128, 128], [1, 1], 1, 0)),
+    ("1x1, part of a tile of filters", conv([4, 9, 11], [192, 448], [1, 1], 1, 0)),
+    ("1x1, less pixels than a step", conv([1, 5, 7], [128, 256], [1, 1], 1, 0)),
+];
+
 /// More for the filter's gradient alone: channels and pixels at the edges of tiles.
 const FILTER_CASES: &[(&str, ConvDims)] = &[
     ("1x1, less than a tile of 64 x 64", conv([3, 5, 7], [56, 40], [1, 1], 1, 0)),
@@ -109,7 +118,8 @@ const FILTER_CASES: &[(&str, ConvDims)] = &[
 
 on_every_device! {
     elements:
-        cases, cases_of_whole_chunks, forward_in_whole_steps, backward_data_in_whole_steps, any_shape, any_larger_shape, any_chunks, a_view_may_start_anywhere,
+        cases, cases_of_whole_chunks, forward_in_whole_steps, backward_data_in_whole_steps,
+        filter_gradients_in_whole_steps, any_shape, any_larger_shape, any_chunks, a_view_may_start_anywhere,
         statistics_keep_their_digits_far_from_zero, a_nan_goes_no_further_in_whole_chunks, filter_gradients_at_the_edges_of_tiles, any_filter_gradient,
         a_nan_of_the_last_pixel_reaches_the_taps_that_read_it, filter_gradients_of_views_that_start_anywhere;
     once:
@@ -478,6 +488,13 @@ fn forward_in_whole_steps<D: Tested<T>, T: Element>() {
         eprintln!("{}: {name}", T::NAME);
         let mut draws = Draws::new(1);
         check_forward::<D, T>(&Layer::draw(dims, &mut draws), &mut draws);
+    }
+}
+
+fn filter_gradients_in_whole_steps<D: Tested<T>, T: Element>() {
+    for &(name, dims) in FILTER_CASES_OF_WHOLE_STEPS {
+        eprintln!("{}: {name}", T::NAME);
+        check_filter_gradients::<D, T>(dims, 1);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The filter's gradient, cut over the pixels: each split writes partial sums of the whole filter into the workspace, and a
 //! second kernel adds them in a fixed order.
 
+use super::hopper;
 use crate::cuda::{Address, CudaElement, Grid, blocks};
 use crate::norm_relu_conv::BackwardFilter;
 use crate::{ConvDims, Cuda, Error, Grad, Result};
@@ -217,8 +218,13 @@ pub(crate) fn norm_relu_conv_backward_filter<T: CudaElement>(
     args: BackwardFilter<'_, Cuda, T>,
 ) -> Result<()> {
     let BackwardFilter { dims, x, norm, dy, dw } = args;
-    let (x, norm, dy, dw) = (x.into(), norm.into(), Gradient::new(dy), dw.into());
-    let gradient = FilterGradient { dims, x, norm, dy, dw };
+    let (x, norm, grad, dw) = (x.into(), norm.into(), dy.into(), dw.into());
+    let coef = Address::offset(norm, 2 * dims.c * size_of::<f32>());
+    let hopper = hopper::BackwardFilter { dims, x, coef, dy: grad, dw };
+    if let Some(launched) = hopper.launch::<T>(cuda) {
+        return launched;
+    }
+    let gradient = FilterGradient { dims, x, norm, dy: Gradient::new(dy), dw };
     gradient.tensor::<T>(cuda).unwrap_or_else(|| gradient.plain::<T>(cuda, MODULE, "norm_relu_conv_backward_filter"))
 }
 

@@ -1,6 +1,7 @@
 //! Products on GPUs of compute capability 9.0, whose kernels (`*_sm90.cu`) copy by TMA and multiply by wgmma. They take what
 //! a ResNet is made of; the kernels of [`super::product`] take the rest.
 
+use super::backward_filter::Splits;
 use crate::cuda::{Address, Boxes, CudaElement, GradArgs, Grid, TensorMap, Windows};
 use crate::partials::SUM_ROWS;
 use crate::{ConvDims, Cuda, Result};
@@ -356,7 +357,6 @@ impl BackwardData {
 
     fn launch_halo_part<T: CudaElement>(&self, cuda: &Cuda, kernel: Kernel, mask: Mask) -> Result<()> {
         let Self { dims: d, dy, w, out, .. } = *self;
-        let Way::Halo { bytes } = kernel.way else { unreachable!("the one kernel for 3x3 filters") };
         let rows = d.rows_in();
         let args = Args {
             a: lines(cuda, dy.dy, &ConvDims { c: d.k, ..d })?,
@@ -375,7 +375,7 @@ impl BackwardData {
             out_width: d.w as i32,
             step: 1,
             pad: 1,
-            halo_bytes: bytes as u32,
+            halo_bytes: halo_bytes(&d) as u32,
             unused: 0,
         };
         let tiles = rows.div_ceil(TILE_ROWS) * d.c.div_ceil(kernel.columns);
@@ -417,6 +417,107 @@ impl BackwardData {
         let blocks = [units.min(multiprocessors), 1, 1];
         let grid = Grid { blocks, threads: 512, shared_bytes: kernel.shared_bytes() };
         cuda.launch::<T>("norm_relu_conv_backward_data_sm90", kernel.name, grid, &args)
+    }
+}
+
+/// The gradient of 1x1 filters with stride 1; see [`crate::norm_relu_conv::BackwardFilter`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BackwardFilter {
+    pub(super) dims: ConvDims,
+    pub(super) x: Address,
+    /// Scale and shift, `[2, c]`.
+    pub(super) coef: Address,
+    pub(super) dy: GradArgs,
+    pub(super) dw: Address,
+}
+
+/// `FilterArgs` of `backward_filter_sm90.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct FilterArgs {
+    x: TensorMap,
+    dy: TensorMap,
+    grad_x: TensorMap,
+    norm: Address,
+    coef: Address,
+    out: Address,
+    rows: i32,
+    c: i32,
+    k: i32,
+    splits: i32,
+    unused: [i32; 6],
+}
+
+/// A kernel of `backward_filter_sm90.cu`.
+#[derive(Debug, Clone, Copy)]
+struct FilterKernel {
+    name: &'static str,
+    /// Of a tile.
+    channels: usize,
+    filters: usize,
+    /// Lengths of the rings: of both operands, of the tensor that the gradient is formed with.
+    stages: usize,
+    inputs: usize,
+}
+
+impl FilterKernel {
+    /// The one for a shape; [`None`] where there is none.
+    fn of(d: &ConvDims, affine: bool) -> Option<Self> {
+        let (name, channels, filters, [stages, inputs], plain_stages) = match (d.c, d.k) {
+            (64, 64) => return None,
+            (64, _) => ("shallow", 64, 256, [4, 1], 5),
+            (_, 64) => ("narrow", 128, 64, [6, 4], 8),
+            (_, 128) => ("square", 128, 128, [5, 3], 6),
+            _ => ("wide", 128, 256, [3, 2], 4),
+        };
+        let [stages, inputs] = if affine { [stages, inputs] } else { [plain_stages, 0] };
+        Some(Self { name, channels, filters, stages, inputs })
+    }
+
+    fn shared_bytes(self) -> usize {
+        let Self { channels, filters, stages, inputs, .. } = self;
+        let barriers = (3 * stages + 2 * inputs) * size_of::<u64>();
+        (stages * (channels + filters) + inputs * filters) * 2 * STEP + barriers
+    }
+}
+
+impl BackwardFilter {
+    /// As [`Forward::launch`].
+    pub(super) fn launch<T: CudaElement>(&self, cuda: &Cuda) -> Option<Result<()>> {
+        let Self { dims: d, x, coef, dy, dw } = *self;
+        let pointwise = (d.r, d.s, d.stride, d.pad) == (1, 1, 1, 0);
+        let steps = d.c.is_multiple_of(STEP) && d.k.is_multiple_of(STEP);
+        if !pointwise || !steps || !takes::<T>(cuda, &d, &[x, coef, dy.dy, dy.x, dy.coef, dw]) {
+            return None;
+        }
+        let affine = dy.coef != Address::NONE;
+        FilterKernel::of(&d, affine).map(|kernel| self.launch_kernel::<T>(cuda, kernel))
+    }
+
+    fn launch_kernel<T: CudaElement>(&self, cuda: &Cuda, kernel: FilterKernel) -> Result<()> {
+        let Self { dims: d, x, coef, dy: grad, dw } = *self;
+        let rows = d.rows_in();
+        let parts = d.c.div_ceil(kernel.channels) * d.k.div_ceil(kernel.filters);
+        let splits = Splits::new(cuda, dw, d.len_filter(), rows.div_ceil(STEP), parts, cuda.facts().multiprocessors);
+        let dy = matrix(cuda, grad.dy, [rows, d.k], STEP)?;
+        let args = FilterArgs {
+            x: matrix(cuda, x, [rows, d.c], STEP)?,
+            dy,
+            grad_x: if grad.x == Address::NONE { dy } else { matrix(cuda, grad.x, [rows, d.k], STEP)? },
+            norm: coef,
+            coef: grad.coef,
+            out: splits.out,
+            rows: rows as i32,
+            c: d.c as i32,
+            k: d.k as i32,
+            splits: splits.count as i32,
+            unused: [0; 6],
+        };
+        let kind = if grad.coef == Address::NONE { "plain" } else { "affine" };
+        let name = format!("norm_relu_conv_backward_filter_hopper_{}_{kind}", kernel.name);
+        let grid = Grid { blocks: [parts * splits.count, 1, 1], threads: 512, shared_bytes: kernel.shared_bytes() };
+        cuda.launch::<T>("backward_filter_sm90", &name, grid, &args)?;
+        splits.add(cuda)
     }
 }
 

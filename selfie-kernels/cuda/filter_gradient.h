@@ -74,7 +74,9 @@ struct PlainFilterGradient {
   int filter, column, row, tap_y, tap_x, channel;
   float scale, shift, coef[3];
   float g_next[EACH], a_next[EACH];
-  float sums[4][4];
+  // Of the last pixels, which totals take in every so often: rounding grows with the length of a sum.
+  float sums[4][4], totals[4][4];
+  static constexpr int SUMMED = 16 * STEP;
 
   DEV_MEMBER PlainFilterGradient(const FilterGradientArgs<T>& args, Window (&windows)[STEP], float (&g)[STEP][TILE],
                                  float (&a)[STEP][TILE])
@@ -94,7 +96,15 @@ struct PlainFilterGradient {
     scale = norm ? args.norm[2 * d.c + channel] : 0.0f;
     shift = norm ? args.norm[3 * d.c + channel] : 0.0f;
     for (int i = 0; i < 3; i++) coef[i] = args.coef && filter < d.k ? args.coef[i * d.k + filter] : 0.0f;
-    for (int i = 0; i < 16; i++) sums[i / 4][i % 4] = 0.0f;
+    for (int i = 0; i < 16; i++) sums[i / 4][i % 4] = totals[i / 4][i % 4] = 0.0f;
+  }
+
+  DEV_MEMBER void take_in() {
+#pragma unroll
+    for (int i = 0; i < 16; i++) {
+      totals[i / 4][i % 4] += sums[i / 4][i % 4];
+      sums[i / 4][i % 4] = 0.0f;
+    }
   }
 
   // The windows of the pixels from `pixel`; past the last one some that exists, as its gradient is zero.
@@ -158,7 +168,9 @@ struct PlainFilterGradient {
       __syncthreads();
       if (pixel + STEP < end) load(pixel + STEP, end);
       multiply();
+      if ((pixel - first) % SUMMED == SUMMED - STEP) take_in();
     }
+    take_in();
   }
 
   DEV_MEMBER void store(int first_filter, int first_column, int split) const {
@@ -167,7 +179,7 @@ struct PlainFilterGradient {
 #pragma unroll
       for (int j = 0; j < 4; j++) {
         int k = first_filter + (int)threadIdx.x / 16 * 4 + i, at = first_column + (int)threadIdx.x % 16 * 4 + j;
-        if (k < args.conv.k && at < columns()) args.out[((size_t)split * args.conv.k + k) * columns() + at] = sums[i][j];
+        if (k < args.conv.k && at < columns()) args.out[((size_t)split * args.conv.k + k) * columns() + at] = totals[i][j];
       }
   }
 };

@@ -110,9 +110,12 @@ impl<'a> Asked<'a> {
     /// The plan that this makes, with `steps` still to be reckoned if it is sized by the clock.
     ///
     /// # Errors
-    /// Usage: nothing to start from; too few labels for a validation part.
+    /// Usage: a single arm; a length that is none of a table.
     pub fn plan(&self, resolved: &Resolved, labelled: &Labelled, data: Value) -> anyhow::Result<Plan> {
         let settings = resolved.settings();
+        if self.arms.len() < 2 {
+            return Err(Problem::usage("a comparison needs two arms: give one more --init, or leave --no-scratch out"));
+        }
         let budgets = if self.budgets.is_empty() {
             budgets(&LABELS.map(String::from), &*labelled.train)?
         } else {
@@ -311,9 +314,6 @@ fn arms(arguments: &Fewlabel) -> anyhow::Result<Vec<Arm>> {
         }
         let name = unused(&name_of(&init), arms.iter().map(|arm| &arm.name));
         arms.push(Arm { name, init, weights });
-    }
-    if arms.len() < 2 {
-        return Err(Problem::usage("a comparison needs two arms: give one more --init, or leave --no-scratch out"));
     }
     Ok(arms)
 }

@@ -544,7 +544,7 @@ impl Clock {
 
 /// The configuration that all runs share: for `finetune`, from the first arm's network.
 fn resolve(arguments: &Fewlabel) -> anyhow::Result<Resolved> {
-    let first = arguments.init.iter().find(|init| *init != SCRATCH).or(arguments.init.first());
+    let first = arguments.init.iter().find(|init| says_its_network(init)).or(arguments.init.first());
     let typed = with_init(arguments, first)?;
     let resolved = Resolved::new(Task::Finetune, &typed)?;
     if resolved.settings().run.out.as_os_str().is_empty() {
@@ -568,6 +568,11 @@ fn resolve(arguments: &Fewlabel) -> anyhow::Result<Resolved> {
     Resolved::new(Task::Finetune, &request)
 }
 
+/// Whether these are the weights of a run: a file alone says nothing of the network that it fits.
+fn says_its_network(init: &str) -> bool {
+    Path::new(init).join("config.toml").is_file()
+}
+
 /// What was typed, with these first weights.
 fn with_init(arguments: &Fewlabel, init: Option<&String>) -> anyhow::Result<Request> {
     let typed = &arguments.flags.request;
@@ -584,7 +589,7 @@ fn with_init(arguments: &Fewlabel, init: Option<&String>) -> anyhow::Result<Requ
 
 /// All arms train the same network, or the table would compare networks.
 fn check_networks(arguments: &Fewlabel, shared: &Resolved) -> anyhow::Result<()> {
-    for init in arguments.init.iter().filter(|init| *init != SCRATCH) {
+    for init in arguments.init.iter().filter(|init| says_its_network(init)) {
         let own = Resolved::new(Task::Finetune, &with_init(arguments, Some(init))?)?;
         for entry in own.entries().filter(|entry| entry.key.describes_network()) {
             let first = shared.entry(entry.key.name);

@@ -110,9 +110,12 @@ impl<'a> Asked<'a> {
     /// The plan that this makes, with `steps` still to be reckoned if it is sized by the clock.
     ///
     /// # Errors
-    /// Usage: nothing to start from; too few labels for a validation part.
+    /// Usage: a single arm; a length that is none of a table.
     pub fn plan(&self, resolved: &Resolved, labelled: &Labelled, data: Value) -> anyhow::Result<Plan> {
         let settings = resolved.settings();
+        if self.arms.len() < 2 {
+            return Err(Problem::usage("a comparison needs two arms: give one more --init, or leave --no-scratch out"));
+        }
         let budgets = if self.budgets.is_empty() {
             budgets(&LABELS.map(String::from), &*labelled.train)?
         } else {
@@ -152,24 +155,20 @@ impl<'a> Asked<'a> {
         let arguments = self.arguments;
         let names = |list: &[Budget]| list.iter().map(|budget| budget.labels.clone()).collect::<Vec<_>>().join(",");
         let numbers = |list: &[f64]| list.iter().map(f64::to_string).collect::<Vec<_>>().join(",");
-        let optional = |value: Option<f64>| value.map_or("none".into(), |value| value.to_string());
-        let given = [
-            (!self.budgets.is_empty(), "--labels", names(&self.budgets), names(&plan.budgets)),
-            (!self.rates.is_empty(), "--lr", numbers(&self.rates), numbers(&plan.rates)),
-            (arguments.seeds.is_some(), "--seeds", arguments.seeds.unwrap_or(0).to_string(), plan.seeds.to_string()),
-            (arguments.steps.is_some(), "--steps", arguments.steps.unwrap_or(0).to_string(), plan.steps.to_string()),
-            (arguments.minutes.is_some(), "--minutes", optional(arguments.minutes), optional(plan.minutes)),
-            (
-                arguments.validation.is_some(),
-                "--validation",
-                optional(arguments.validation),
-                optional(Some(plan.validation)),
-            ),
+        let given = |list: &[f64]| (!list.is_empty()).then(|| numbers(list));
+        let minutes = plan.minutes.map_or("none".into(), |minutes| minutes.to_string());
+        let compared = [
+            ("--labels", (!self.budgets.is_empty()).then(|| names(&self.budgets)), names(&plan.budgets)),
+            ("--lr", given(&self.rates), numbers(&plan.rates)),
+            ("--seeds", arguments.seeds.map(|seeds| seeds.to_string()), plan.seeds.to_string()),
+            ("--steps", arguments.steps.map(|steps| steps.to_string()), plan.steps.to_string()),
+            ("--minutes", arguments.minutes.map(|minutes| minutes.to_string()), minutes),
+            ("--validation", arguments.validation.map(|part| part.to_string()), plan.validation.to_string()),
         ];
-        for (_, flag, asked, planned) in
-            given.into_iter().filter(|(given, _, asked, planned)| *given && asked != planned)
-        {
-            return Err(refused(&format!("{flag} {asked} where the table has {planned}"), out));
+        for (flag, asked, planned) in compared {
+            if let Some(asked) = asked.filter(|asked| *asked != planned) {
+                return Err(refused(&format!("{flag} {asked} where the table has {planned}"), out));
+            }
         }
         if arguments.no_scratch && plan.arms.iter().any(|arm| arm.init == SCRATCH) {
             return Err(refused("--no-scratch where the table has an arm from scratch", out));
@@ -311,9 +310,6 @@ fn arms(arguments: &Fewlabel) -> anyhow::Result<Vec<Arm>> {
         }
         let name = unused(&name_of(&init), arms.iter().map(|arm| &arm.name));
         arms.push(Arm { name, init, weights });
-    }
-    if arms.len() < 2 {
-        return Err(Problem::usage("a comparison needs two arms: give one more --init, or leave --no-scratch out"));
     }
     Ok(arms)
 }

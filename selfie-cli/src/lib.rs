@@ -27,6 +27,7 @@ mod shell;
 mod signals;
 mod system;
 mod training;
+mod vectors;
 
 use std::process::ExitCode;
 
@@ -56,6 +57,9 @@ fn run(command: &Command) -> anyhow::Result<Exit> {
         Command::Finetune(arguments) => commands::finetune::run(arguments),
         Command::Fewlabel(arguments) => commands::fewlabel::run(arguments),
         Command::Evaluate(arguments) => commands::evaluate::run(arguments),
+        Command::Probe(command) => commands::probe::run(command),
+        Command::Embed(arguments) => commands::embed::run(arguments),
+        Command::Predict(arguments) => commands::predict::run(arguments),
         Command::Inspect(arguments) => commands::inspect::run(arguments),
         Command::Replay(arguments) => commands::replay::run(arguments),
         Command::Doctor(arguments) => commands::doctor::run(arguments),

@@ -22,6 +22,7 @@ mod downsampled;
 mod draws;
 mod error;
 mod exif;
+mod files;
 mod folder;
 mod foreign;
 #[cfg(fuzzing)]
@@ -52,6 +53,7 @@ pub use augment::{Augment, CROP_PADDING, Draw};
 pub use dataset::{Dataset, Geometry, Matched, Need, Split, match_classes, open};
 pub use draws::{Draws, Purpose, Seeded};
 pub use error::{BadFile, Error, ErrorKind, Result};
+pub use files::files;
 pub use foreign::Foreign;
 pub use labels::{LabelBudget, sample_indices, split_validation, write_labels};
 pub use loader::{Batch, DEFAULT_MAX_BAD, EvalLoader, LoaderConfig, TrainLoader, UNLABELLED, allowed_bad};

@@ -131,7 +131,7 @@ where
 
 /// Runs the network forward over `images`, batch by batch; `visit` gets the batch and its targets. Returns the images
 /// that could not be read.
-fn for_each_batch<B, T, N>(
+pub(crate) fn for_each_batch<B, T, N>(
     network: &mut N,
     images: &Images,
     mut visit: impl FnMut(&mut N, &Batch, &[u32]) -> Result<()>,
@@ -211,14 +211,15 @@ pub(crate) fn crops(batch: &[Draw], draws: &mut Vec<i32>) {
     draws.extend(batch.iter().flat_map(|draw| [i32::from(draw.dy), i32::from(draw.dx), i32::from(draw.flip)]));
 }
 
-/// Overwrites `targets` with what a network learns of a batch: orders of the patches, or labels.
+/// Overwrites `targets` with what a network learns of a batch: nothing, labels, or orders of the patches.
 ///
 /// # Errors
 /// [`Error::Malformed`] for an image without a label, where labels are learned.
 pub(crate) fn targets_of(sizes: &Sizes, dataset: &dyn Dataset, batch: &Batch, targets: &mut Vec<u32>) -> Result<()> {
     targets.clear();
-    match sizes.ordered_patches() {
-        0 => labels(dataset, batch, targets)?,
+    match sizes.targets {
+        0 => {}
+        1 => labels(dataset, batch, targets)?,
         _ => targets.extend(&batch.orders),
     }
     Ok(())

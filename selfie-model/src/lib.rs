@@ -8,6 +8,7 @@ mod classifier;
 mod config;
 mod draws;
 pub mod durable;
+mod encoder;
 mod error;
 mod evaluation;
 #[cfg(fuzzing)]
@@ -20,6 +21,7 @@ mod memory_plan;
 mod metrics;
 mod network;
 mod parameters;
+pub mod probe;
 mod recording;
 mod replay;
 mod resnet;
@@ -38,6 +40,7 @@ pub use checkpoint::{Checkpoint, CheckpointStore, Difference, Newest, Progress, 
 pub use classifier::Classifier;
 pub use config::{LogitScale, ModelConfig, NamedScale, Positions, Preset, Query, Stem};
 pub use draws::{PhiloxDraws, evaluation_order, training_order};
+pub use encoder::{Encoded, Encoder, EncoderLayers};
 pub use error::{Error, ErrorKind, Result};
 pub use evaluation::{Classification, Classify, Evaluation, Images, classify, evaluate, evaluation_loader};
 pub use memory_plan::MemoryPlan;

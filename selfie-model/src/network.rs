@@ -140,14 +140,14 @@ pub struct Sizes {
     pub batch: usize,
     /// Height and width of an image as loaded.
     pub image: [usize; 2],
-    /// Elements of [`Inputs::targets`] for an image: patches, or 1.
+    /// Elements of [`Inputs::targets`] for an image: patches, 1, or 0 where nothing is learned.
     pub targets: usize,
 }
 
 impl Sizes {
-    /// Patches whose order is an image's target; 0 for a classifier.
+    /// Patches whose order is an image's target; 0 where labels or nothing are.
     pub(crate) fn ordered_patches(&self) -> usize {
-        if self.targets == 1 { 0 } else { self.targets }
+        if self.targets > 1 { self.targets } else { 0 }
     }
 }
 

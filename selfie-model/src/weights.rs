@@ -22,7 +22,7 @@ pub const POOL_FILE: &str = "pool.safetensors";
 /// File of all parameters in a checkpoint's folder.
 pub(crate) const CHECKPOINT_FILE: &str = "weights.safetensors";
 const POOL: &str = "pool.";
-const HEAD: &str = "head.fc.weight";
+pub(crate) const HEAD: &str = "head.fc.weight";
 
 /// What the weights are of, for those who load them.
 #[derive(Debug, Clone, Copy)]
@@ -324,7 +324,7 @@ fn stage(name: &str) -> Option<usize> {
 }
 
 /// Number of stages that names speak of.
-fn stages<'a>(names: impl Iterator<Item = &'a str>) -> usize {
+pub(crate) fn stages<'a>(names: impl Iterator<Item = &'a str>) -> usize {
     names.filter_map(stage).max().map_or(0, |last| last.saturating_add(1))
 }
 

@@ -106,18 +106,23 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
-    /// Those of a finetuned run.
-    fn of_run(run: &Path) -> anyhow::Result<Self> {
+    /// Those of any run.
+    pub(super) fn of_any_run(run: &Path) -> anyhow::Result<Self> {
         if !run.join("config.toml").is_file() {
             return Err(Problem::input(format!(
-                "{}: expected the folder of a finetuned run, with config.toml and weights/, found none; \
+                "{}: expected the folder of a run, with config.toml and weights/, found none; `selfie pretrain` or \
                  `selfie finetune` makes one",
                 run.display()
             )));
         }
         let path = find_weights(run)?.with_file_name("config.json");
         let text = std::fs::read(&path).map_err(|error| wrong(&path, error))?;
-        let weights = Self::parse(&path, &text)?;
+        Self::parse(&path, &text)
+    }
+
+    /// Those of a finetuned run.
+    pub(super) fn of_run(run: &Path) -> anyhow::Result<Self> {
+        let weights = Self::of_any_run(run)?;
         if weights.classes.is_empty() {
             return Err(Problem::input(format!(
                 "{} has no classes: it is a pretraining run; finetune from it first: \

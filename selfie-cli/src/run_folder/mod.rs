@@ -141,11 +141,14 @@ pub fn classes(run: &Path) -> usize {
 }
 
 /// Nothing is ever written into the data.
-fn refuse_inside(root: &Path, data: &Path) -> anyhow::Result<()> {
+///
+/// # Errors
+/// Usage: `root`, a folder or a file, lies inside `data`.
+pub fn refuse_inside(root: &Path, data: &Path) -> anyhow::Result<()> {
     let Ok(data) = data.canonicalize() else { return Ok(()) };
     if data.is_dir() && resolved(root).starts_with(&data) {
         return Err(Problem::usage(format!(
-            "--out {} lies inside the data, {}: nothing is written there; give a folder outside",
+            "--out {} lies inside the data, {}: nothing is written there; give a place outside",
             root.display(),
             data.display()
         )));

@@ -258,7 +258,7 @@ fn a_folder_of_images_without_a_test_part() {
     let common = format!("--data {} --preset tiny --steps 2 --batch 4 --image-size 32", text(&data));
     works(&format!("pretrain {common} --out {} --holdout 0.25", text(&pre))).says(&["3 training images", "n = 3"]);
     let done = works(&format!("finetune {common} --out {} --init {} --json", text(&fine), text(&pre)));
-    done.says(&["not measured: the data have no test part"]);
+    done.says(&["test      none: the data have no test part", "test      not measured, as said above"]);
     assert_eq!(done.json()["result"]["top1"], Value::Null);
     works(&format!("evaluate {}", text(&fine))).says(&["no test part", "all 12 images are used"]);
 }

@@ -154,7 +154,7 @@ pub fn finetune<B: Backend<T>, T: Element>(
         tested = Some(found);
     } else {
         result["top1"] = Value::Null;
-        begin.reporter.say("test      not measured");
+        begin.reporter.say("test      not measured, as said above");
     }
     let mut status = Status::new(Task::Finetune.name(), State::Finished, step, Some(step));
     status.result = result;

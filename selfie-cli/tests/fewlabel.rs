@@ -6,9 +6,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use support::moments::{Moments, number};
 use support::{fails, ran, selfie, text, works, write, write_images};
 
 const DATA: &str = "synthetic:train=60,test=200,classes=4";
@@ -224,11 +225,6 @@ fn several_pretrainings_are_compared() {
     fails(&table(&both, ""), 2, &["scratch", "where the table has"]);
 }
 
-/// Numbers from the environment, as the test is run by hand.
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
-}
-
 #[test]
 fn killed_at_random_moments_it_ends_with_the_same_table() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -238,19 +234,13 @@ fn killed_at_random_moments_it_ends_with_the_same_table() {
     works(&(fewlabel(&init, &whole) + " --threads 1 --save-every 2"));
     let span = began.elapsed().as_secs_f64();
 
-    let seed = number("SELFIE_KILL_SEED")
-        .unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").subsec_nanos().into());
-    eprintln!("SELFIE_KILL_SEED={seed}");
+    let mut moments = Moments::new();
     let kills = number("SELFIE_KILLS").unwrap_or(6);
-    let mut state = seed;
     let (mut done, mut began_runs) = (0, BTreeSet::new());
     while done < kills {
-        // Numerical Recipes' generator: its upper bits will do for moments.
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        let moment = (state >> 33) as f64 / (1u64 << 31) as f64;
         let line = fewlabel(&init, &killed) + &format!(" --threads {} --save-every 2", 1 + done % 2);
         let mut child = selfie(&line).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("it starts");
-        std::thread::sleep(Duration::from_secs_f64(2.0 * span / kills as f64 * moment));
+        std::thread::sleep(Duration::from_secs_f64(2.0 * span / kills as f64 * moments.next()));
         if child.try_wait().expect("it is ours").is_some() {
             assert_same(&whole, &killed);
             fs::remove_dir_all(&killed).expect("ours");

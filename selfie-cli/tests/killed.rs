@@ -7,35 +7,11 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
+use support::moments::{Moments, number};
 use support::traces::assert_same;
 use support::{selfie, text, works, write, write_images};
-
-/// Numbers from the environment, as the test is run by hand.
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
-}
-
-/// Moments between 0 and 1: splitmix64.
-struct Moments(u64);
-
-impl Moments {
-    fn new() -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
-        let seed = number("SELFIE_KILL_SEED").unwrap_or(now.subsec_nanos().into());
-        eprintln!("SELFIE_KILL_SEED={seed}");
-        Self(seed)
-    }
-
-    fn next(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    }
-}
 
 /// Runs `command --out FOLDER` to the end on one thread, then on two with kills, and compares.
 #[track_caller]

@@ -1,6 +1,7 @@
 //! Runs the binary as a user would.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod moments;
 pub(crate) mod traces;
 
 use std::fs;

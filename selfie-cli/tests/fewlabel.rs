@@ -237,7 +237,8 @@ fn killed_at_random_moments_it_ends_with_the_same_table() {
     let mut moments = Moments::new();
     let kills = number("SELFIE_KILLS").unwrap_or(6);
     let (mut done, mut began_runs) = (0, BTreeSet::new());
-    while done < kills {
+    // Until they came in different runs: else all it shows is the first one going on.
+    while done < kills || began_runs.len() < 2 {
         let line = fewlabel(&init, &killed) + &format!(" --threads {} --save-every 2", 1 + done % 2);
         let mut child = selfie(&line).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("it starts");
         std::thread::sleep(Duration::from_secs_f64(2.0 * span / kills as f64 * moments.next()));
@@ -254,7 +255,6 @@ fn killed_at_random_moments_it_ends_with_the_same_table() {
     }
     works(&fewlabel(&init, &killed));
     assert_same(&whole, &killed);
-    assert!(began_runs.len() > 1, "the kills came at {began_runs:?} runs done");
 }
 
 #[cfg(unix)]

@@ -131,11 +131,15 @@ class Backbone(nn.Module):
         self.norm = NormAct(cin)
         self.head = nn.ModuleDict({"fc": nn.Linear(cin, classes)}) if classes else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cells: int = 1) -> Tensor:
+        """With several `cells` along a side their averages instead, [B, cells^2, dim]."""
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
-        x = self.norm(x).mean((2, 3))
+        x = self.norm(x)
+        if cells > 1:
+            return F.avg_pool2d(x, x.shape[3] // cells).flatten(2).transpose(1, 2)
+        x = x.mean((2, 3))
         return self.head["fc"](x) if self.head else x
 
 
@@ -269,12 +273,29 @@ class Selfie(nn.Module):
         return F.cross_entropy(logits, target), accuracy
 
 
+class AttentionClassifier(nn.Module):
+    """P and A on whole images: the pooling sums up the cells of P's map, none of them hidden."""
+
+    def __init__(self, selfie: Selfie, classes: int):
+        super().__init__()
+        self.encoder_positions = selfie.encoder_positions
+        self.backbone = selfie.backbone
+        self.pool = selfie.pool
+        self.head = nn.ModuleDict({"fc": nn.Linear(selfie.backbone.dim, classes)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.backbone(x, self.pool.grid)
+        if self.encoder_positions:
+            h = h + self.pool.positions()
+        return self.head["fc"](self.pool(h)[:, 0])
+
+
 def build(args: argparse.Namespace, drop: float = 0.1, pool_blocks: int = 3) -> nn.Module:
     small = args.image_size <= 64
     depths = tuple(int(d) for d in args.depths.split(","))
-    if args.task != "pretrain":
+    if args.task != "pretrain" and args.head == "conv":
         return Backbone(4, small, args.classes, depths, args.width)
-    return Selfie(
+    selfie = Selfie(
         args.image_size,
         patch=8 if small else 32,
         drop=drop,
@@ -287,6 +308,7 @@ def build(args: argparse.Namespace, drop: float = 0.1, pool_blocks: int = 3) -> 
         query=args.query,
         pool_blocks=pool_blocks,
     )
+    return selfie if args.task == "pretrain" else AttentionClassifier(selfie, args.classes)
 
 
 # ------------------------------------------------------------------------- bench
@@ -557,6 +579,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--width", type=int, default=64)
         command.add_argument("--logit-scale", type=float, default=1.0)
         command.add_argument("--no-encoder-positions", action="store_true")
+        command.add_argument("--head", choices=["conv", "attention"], default="conv")
         command.add_argument("--query", choices=["summary", "places"], default="summary")
 
     timing = commands.add_parser("bench", help="time whole steps on random data")

@@ -38,6 +38,8 @@ pub struct ModelConfig {
     pub query: Query,
     /// Factor of the objective's logits.
     pub logit_scale: LogitScale,
+    /// The last layers of a classifier.
+    pub head: Head,
     /// Added to the variance by batch normalisation.
     pub bn_eps: f64,
     /// Weight of a batch in the running statistics.
@@ -82,6 +84,17 @@ pub enum Query {
     /// A token for each hidden place, `u0 + e(l)`, as BERT's masks: `v_l = u_l + e(l)`, so that what is visible around
     /// a place counts.
     Places,
+}
+
+/// The last layers of a classifier, below its classes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Head {
+    /// The fourth stage, and the average over its map.
+    Conv,
+    /// The attention pooling of pretraining, over the cells of the third stage's map: nothing is hidden, and u0 sums up all
+    /// of them. Source: Trinh, Luong, Le 2019 (arXiv 1906.02940).
+    Attention,
 }
 
 /// Factor of the objective's logits.
@@ -166,6 +179,7 @@ impl ModelConfig {
             encoder_positions: true,
             query,
             logit_scale: LogitScale::Named(NamedScale::None),
+            head: Head::Conv,
             bn_eps: 1e-5,
             bn_momentum: 0.1,
             mean: [0.5; 3],
@@ -183,9 +197,17 @@ impl ModelConfig {
         self.channels(2)
     }
 
+    /// Stages of a classifier's backbone.
+    pub fn stages(&self) -> usize {
+        match self.head {
+            Head::Conv => 4,
+            Head::Attention => 3,
+        }
+    }
+
     /// Width of a classifier's pooled features.
     pub fn feature_width(&self) -> usize {
-        self.channels(3)
+        self.channels(self.stages() - 1)
     }
 
     /// Side of a patch in pixels.
@@ -243,8 +265,8 @@ impl ModelConfig {
         self.pretext(1).map(|_| ())
     }
 
-    /// The pretext task for a batch of `b` images.
-    pub(crate) fn pretext(&self, b: usize) -> Result<Pretext> {
+    /// The places of an image, all of them visible, for a batch of `b`: what the attention pooling reads as a head.
+    pub(crate) fn places(&self, b: usize) -> Result<PatchDims> {
         self.check()?;
         let (image, patch, width) = (self.image_size, self.patch_side(), self.pool_width());
         require(patch > 0 && image.is_multiple_of(patch), "patch_size", patch, || {
@@ -255,26 +277,33 @@ impl ModelConfig {
         })?;
         require((1..=1000).contains(&self.pool_blocks), "pool_blocks", self.pool_blocks, || "1 to 1000".into())?;
         require((0.0..1.0).contains(&self.dropout), "dropout", self.dropout, || "0 up to, not including, 1".into())?;
-        let (n, hidden) = (self.patches(), self.hidden_patches());
+        let n = self.patches();
         require(n < MAX_TOKENS, "patch_size", patch, || {
             format!("at most {} patches of an image, not {n}", MAX_TOKENS - 1)
-        })?;
-        require((1..n).contains(&hidden), "hidden_fraction", self.hidden_fraction, || {
-            format!("at least one hidden and one visible of the {n} patches, not {hidden} hidden")
-        })?;
-        let logit_scale = match self.logit_scale {
-            LogitScale::Named(NamedScale::None) => 1.0,
-            LogitScale::Named(NamedScale::InverseSqrt) => 1.0 / (width as f64).sqrt(),
-            LogitScale::Factor(factor) => factor,
-        };
-        require(logit_scale > 0.0 && logit_scale.is_finite(), "logit_scale", logit_scale, || {
-            "\"none\", \"1/sqrt(d)\" or a positive number".into()
         })?;
         let positions = match self.positions {
             Positions::Auto if n <= 16 => PositionKind::Table,
             Positions::Table => PositionKind::Table,
             Positions::Auto | Positions::RowCol => PositionKind::RowCol,
         };
+        Ok(PatchDims { b, grid: image / patch, hidden: 0, d: width, positions, queries: QueryKind::Summary })
+    }
+
+    /// The pretext task for a batch of `b` images.
+    pub(crate) fn pretext(&self, b: usize) -> Result<Pretext> {
+        let places = self.places(b)?;
+        let (n, hidden) = (places.n(), self.hidden_patches());
+        require((1..n).contains(&hidden), "hidden_fraction", self.hidden_fraction, || {
+            format!("at least one hidden and one visible of the {n} patches, not {hidden} hidden")
+        })?;
+        let logit_scale = match self.logit_scale {
+            LogitScale::Named(NamedScale::None) => 1.0,
+            LogitScale::Named(NamedScale::InverseSqrt) => 1.0 / (places.d as f64).sqrt(),
+            LogitScale::Factor(factor) => factor,
+        };
+        require(logit_scale > 0.0 && logit_scale.is_finite(), "logit_scale", logit_scale, || {
+            "\"none\", \"1/sqrt(d)\" or a positive number".into()
+        })?;
         let queries = match self.query {
             Query::Summary => QueryKind::Summary,
             Query::Places => QueryKind::Places,
@@ -282,8 +311,7 @@ impl ModelConfig {
         require(self.encoder_positions || self.query == Query::Summary, "query", "places", || {
             "summary, or model.encoder_positions = true: a place that asks must know where it is".into()
         })?;
-        let dims = PatchDims { b, grid: image / patch, hidden, d: width, positions, queries };
-        Ok(Pretext { patch, dims, logit_scale })
+        Ok(Pretext { patch: self.patch_side(), dims: PatchDims { hidden, queries, ..places }, logit_scale })
     }
 }
 
@@ -336,6 +364,8 @@ mod tests {
         assert_eq!((paper.pool_width(), paper.heads, paper.ffn, paper.feature_width()), (1024, 32, 640, 2048));
         assert_eq!((paper.patch_side(), paper.has_large_stem()), (32, true));
         assert_eq!((paper.query, paper.pool_blocks, paper.dropout), (Query::Summary, 3, 0.1));
+        let attention = ModelConfig { head: Head::Attention, ..paper };
+        assert_eq!((attention.stages(), attention.feature_width()), (3, 1024));
     }
 
     #[test]

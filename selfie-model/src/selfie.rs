@@ -53,7 +53,7 @@ impl<B: Memory, T: Element> Selfie<B, T> {
         let mut tables = Tables::default();
         let patches = Resnet::new(&mut tables, config, STAGES, batch * n, pretext.patch);
         build.check_rows(patches.rows())?;
-        let pool = AttentionPool::new(&mut tables, config, &pretext);
+        let pool = AttentionPool::new(&mut tables, config, pretext.dims);
 
         let input = Input::new(ledger, config, batch, pretext.dims.grid, n)?;
         let patches_acts = patches.acts(ledger, purpose)?;

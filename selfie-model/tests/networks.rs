@@ -2,7 +2,7 @@
 
 use selfie_kernels::{Cpu, Element, Wide};
 use selfie_model::{
-    Begin, Build, Classifier, Classify, Inputs, LogitScale, MemoryPlan, Mode, ModelConfig, NamedScale, Network,
+    Begin, Build, Classifier, Classify, Head, Inputs, LogitScale, MemoryPlan, Mode, ModelConfig, NamedScale, Network,
     Positions, Preset, Purpose, Query, Selfie, Stem, Update,
 };
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -177,6 +177,13 @@ fn gradients_of_classification_with_the_large_stem() {
 }
 
 #[test]
+fn gradients_of_classification_by_attention() {
+    for config in [small_stem(), large_stem()] {
+        check_gradient(&mut classifier(&ModelConfig { head: Head::Attention, ..config }, 3, Purpose::Train));
+    }
+}
+
+#[test]
 fn micro_batches_add_up() {
     let plain = Update { momentum: 0.0, weight_decay: 0.0 };
     let mut network = selfie(&small_stem(), 2, Purpose::Accumulate);
@@ -242,20 +249,23 @@ fn a_step_that_is_not_finite_writes_nothing() {
 #[test]
 fn evaluation_is_the_same_in_either_network() {
     let config = ModelConfig { depths: [2, 2, 1, 2], ..small_stem() };
-    let mut training = classifier(&config, 2, Purpose::Train);
-    training.feed(1);
-    training.train_step(NESTEROV).expect("a working device");
-    let mut evaluation = classifier(&config, 2, Purpose::Evaluate);
-    evaluation.parameters_mut().master.copy_from_slice(&training.parameters().master);
-    evaluation.statistics_mut().running.copy_from_slice(&training.statistics().running);
-    evaluation.refresh_copy().expect("a working device");
-    for network in [&mut training, &mut evaluation] {
-        network.feed(2);
-        network.forward(Mode::Evaluate).expect("a working device");
+    for head in [Head::Conv, Head::Attention] {
+        let config = ModelConfig { head, ..config.clone() };
+        let mut training = classifier(&config, 2, Purpose::Train);
+        training.feed(1);
+        training.train_step(NESTEROV).expect("a working device");
+        let mut evaluation = classifier(&config, 2, Purpose::Evaluate);
+        evaluation.parameters_mut().master.copy_from_slice(&training.parameters().master);
+        evaluation.statistics_mut().running.copy_from_slice(&training.statistics().running);
+        evaluation.refresh_copy().expect("a working device");
+        for network in [&mut training, &mut evaluation] {
+            network.feed(2);
+            network.forward(Mode::Evaluate).expect("a working device");
+        }
+        assert_eq!(training.logits(), evaluation.logits());
+        assert!(evaluation.forward(Mode::Train).is_err() && evaluation.backward().is_err());
+        assert!(training.backward().is_err(), "the last forward was an evaluation");
     }
-    assert_eq!(training.logits(), evaluation.logits());
-    assert!(evaluation.forward(Mode::Train).is_err() && evaluation.backward().is_err());
-    assert!(training.backward().is_err(), "the last forward was an evaluation");
 
     let (mut training, mut evaluation) = (selfie(&config, 2, Purpose::Train), selfie(&config, 2, Purpose::Evaluate));
     for network in [&mut training, &mut evaluation] {
@@ -463,12 +473,16 @@ fn the_plan_is_what_is_allocated() {
                 let build = build(&config, batch, purpose);
                 let plan = Selfie::<Cpu, f32>::memory_plan(build).expect("a sound configuration");
                 let selfie = beyond_the_plan(plan, || Selfie::<Cpu, f32>::new(device.clone(), build));
-                let plan = Classifier::<Cpu, f32>::memory_plan(build, 3).expect("a sound configuration");
-                let classifier = beyond_the_plan(plan, || Classifier::<Cpu, f32>::new(device.clone(), build, 3));
-                (selfie, classifier)
+                let classifier = |head| {
+                    let config = ModelConfig { head, ..config.clone() };
+                    let build = Build { config: &config, ..build };
+                    let plan = Classifier::<Cpu, f32>::memory_plan(build, 3).expect("a sound configuration");
+                    beyond_the_plan(plan, || Classifier::<Cpu, f32>::new(device.clone(), build, 3))
+                };
+                [selfie, classifier(Head::Conv), classifier(Head::Attention)]
             };
             let overhead = beyond(4, 2);
-            assert!(overhead.0 < 1 << 16 && overhead.1 < 1 << 16, "{overhead:?} bytes of names and tables");
+            assert!(overhead.iter().all(|&bytes| bytes < 1 << 16), "{overhead:?} bytes of names and tables");
             assert_eq!(overhead, beyond(4, 5));
             assert_eq!(overhead, beyond(12, 3));
         }

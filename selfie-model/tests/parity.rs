@@ -5,7 +5,7 @@ mod support;
 use half::bf16;
 use selfie_kernels::{Backend, Cpu, Element, Len, Wide};
 use selfie_model::{
-    Begin, Build, Classifier, Classify, Entry, LogitScale, Loss, ModelConfig, Network, Preset, Purpose, Query, Selfie,
+    Begin, Build, Classifier, Classify, Entry, Head, LogitScale, Loss, ModelConfig, Network, Preset, Purpose, Query, Selfie,
     Table, Update,
 };
 use serde_json::Value;
@@ -74,6 +74,9 @@ impl Case {
             dropout: 0.0,
             encoder_positions: config["encoder_positions"].as_bool().expect("a switch"),
             query: serde_json::from_value::<Query>(config["query"].clone()).expect("a kind"),
+            head: config.get("head").map_or(Head::Conv, |head| {
+                serde_json::from_value::<Head>(head.clone()).expect("a kind")
+            }),
             logit_scale: LogitScale::Factor(config["logit_scale"].as_f64().expect("a number")),
             ..ModelConfig::preset(Preset::Resnet50, number("image_size"))
         };
@@ -126,7 +129,8 @@ impl Case {
 
     /// The yardstick's name of a tensor.
     fn name(&self, name: &str) -> String {
-        if self.pretrain && !name.starts_with("pool.") { format!("backbone.{name}") } else { name.into() }
+        let has_pool = self.pretrain || self.model.head == Head::Attention;
+        if has_pool && !name.starts_with("pool.") && !name.starts_with("head.") { format!("backbone.{name}") } else { name.into() }
     }
 
     /// The yardstick's initial values of a parameter, in the order of the file.
@@ -332,6 +336,7 @@ macro_rules! f64_parity {
 f64_parity! {
     pretrain_32 pretrain_32_scaled pretrain_32_places pretrain_32_deep pretrain_32_full
     pretrain_224 pretrain_224_places pretrain_224_deep
+    finetune_32_attention finetune_224_attention
     finetune_32 finetune_32_deep finetune_32_full finetune_224 finetune_224_deep
 }
 

@@ -12,7 +12,7 @@ mod support;
 use half::bf16;
 use selfie_kernels::{Backend, Cpu, Cuda, Element, Wide};
 use selfie_model::{
-    Begin, Build, Classifier, Inputs, LogitScale, Mode, ModelConfig, NamedScale, Network, Preset, Purpose, Query,
+    Begin, Build, Classifier, Head, Inputs, LogitScale, Mode, ModelConfig, NamedScale, Network, Preset, Purpose, Query,
     Selfie, Stem, Table, Update,
 };
 use std::collections::BTreeMap;
@@ -42,7 +42,7 @@ fn reduced(model: ModelConfig) -> ModelConfig {
     ModelConfig { pool_blocks: 2, dropout: 0.1, logit_scale, ..narrow }
 }
 
-/// Both networks, both stems, both kinds of queries, and micro-batches.
+/// Both networks, both stems, both heads, both kinds of queries, and micro-batches.
 fn cases() -> BTreeMap<&'static str, Case> {
     let small = reduced(ModelConfig::preset(Preset::Resnet50, 32));
     let large = ModelConfig { stem: Stem::Large, image_size: 64, patch_size: Some(16), ..small.clone() };
@@ -51,6 +51,7 @@ fn cases() -> BTreeMap<&'static str, Case> {
     BTreeMap::from([
         ("classifier", finetune(small.clone())),
         ("classifier, large stem", finetune(large.clone())),
+        ("classifier by attention", finetune(ModelConfig { head: Head::Attention, ..small.clone() })),
         ("classifier, micro-batches", Case { parts: 2, ..finetune(small.clone()) }),
         ("puzzle by summary", pretrain(ModelConfig { query: Query::Summary, ..small.clone() })),
         ("puzzle by places, large stem", pretrain(ModelConfig { query: Query::Places, ..large })),
@@ -325,6 +326,7 @@ macro_rules! follows_f64 {
             follows_f64!(@cases [$(#[$attribute])*] $backend, $element, $device;
                 classifier "classifier",
                 classifier_with_large_stem "classifier, large stem",
+                classifier_by_attention "classifier by attention",
                 classifier_by_micro_batches "classifier, micro-batches",
                 puzzle_by_summary "puzzle by summary",
                 puzzle_by_places_with_large_stem "puzzle by places, large stem",

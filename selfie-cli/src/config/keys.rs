@@ -281,7 +281,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Whole(1, 4096),
         default: "8",
         help: "Heads of the attention pooling; must divide 16 * stem_width.",
-        used_by: PRETRAIN,
+        used_by: TRAINING,
         on_resume: Fixed,
     },
     Key {
@@ -291,7 +291,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Whole(1, 1 << 20),
         default: "160",
         help: "Width inside the blocks of the attention pooling.",
-        used_by: PRETRAIN,
+        used_by: TRAINING,
         on_resume: Fixed,
     },
     Key {
@@ -301,7 +301,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Whole(1, 1000),
         default: "3",
         help: "Blocks of the attention pooling.",
-        used_by: PRETRAIN,
+        used_by: TRAINING,
         on_resume: Fixed,
     },
     Key {
@@ -311,7 +311,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Number(0.0, 0.99),
         default: "0.1",
         help: "Dropout inside the attention pooling.",
-        used_by: PRETRAIN,
+        used_by: TRAINING,
         on_resume: Fixed,
     },
     Key {
@@ -321,7 +321,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Choice(&["auto", "table", "rowcol"]),
         default: "auto",
         help: "Embedding of a place: a table of vectors, or the sum of a row's and a column's; auto is a table up to 16 places.",
-        used_by: PRETRAIN,
+        used_by: TRAINING,
         on_resume: Fixed,
     },
     Key {
@@ -330,8 +330,8 @@ pub const KEYS: &[Key] = &[
         value_name: "SWITCH",
         kind: Kind::Switch,
         default: "true",
-        help: "Whether the visible patches carry the embedding of their place.",
-        used_by: PRETRAIN,
+        help: "Whether the patches that the attention pooling reads carry the embedding of their place.",
+        used_by: TRAINING,
         on_resume: Fixed,
     },
     Key {
@@ -340,8 +340,9 @@ pub const KEYS: &[Key] = &[
         value_name: "KIND",
         kind: Kind::Choice(&["summary", "places"]),
         default: "summary",
-        help: "What asks for the hidden patches: one summary of the visible ones (the paper), or a token for each place.",
-        used_by: PRETRAIN,
+        help: "What asks for the hidden patches: one summary of the visible ones (the paper), or a token for each place. Decides how \
+               the attention pooling begins, too.",
+        used_by: TRAINING,
         on_resume: Fixed,
     },
     Key {
@@ -352,6 +353,17 @@ pub const KEYS: &[Key] = &[
         default: "none",
         help: "Factor of the puzzle's logits: none (the paper), 1/sqrt(d), or a number.",
         used_by: PRETRAIN,
+        on_resume: Fixed,
+    },
+    Key {
+        name: "model.head",
+        flag: Some("head"),
+        value_name: "KIND",
+        kind: Kind::Choice(&["conv", "attention"]),
+        default: "conv",
+        help: "Last layers of the classifier: conv is the fourth stage; attention is pretraining's attention pooling over the cells of \
+               the third stage's map, from its weights where there are some (the paper's variant).",
+        used_by: FINETUNE,
         on_resume: Fixed,
     },
     Key {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use selfie_model::{LogitScale, ModelConfig, NamedScale, Positions, Preset, Query, Stem, TrainConfig};
+use selfie_model::{Head, LogitScale, ModelConfig, NamedScale, Positions, Preset, Query, Stem, TrainConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::exit::Problem;
@@ -55,6 +55,7 @@ pub struct Model {
     pub encoder_positions: bool,
     pub query: Query,
     pub logit_scale: String,
+    pub head: Head,
     pub reuse_patch_norm: bool,
 }
 
@@ -125,6 +126,7 @@ impl Settings {
             encoder_positions: model.encoder_positions,
             query: model.query,
             logit_scale,
+            head: model.head,
             mean: self.data.mean,
             std: self.data.std,
             // The rest is PyTorch's batch normalisation, the same in all presets.

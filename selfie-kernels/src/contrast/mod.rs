@@ -64,6 +64,7 @@ impl<M: Memory, T: Element> Args<'_, M, T> {
         const OP: &str = "contrast";
         let d = &self.dims;
         d.check(OP)?;
+        require(OP, d.hidden > 0, || "no patch is hidden".into())?;
         require(OP, (1..=d.b).contains(&self.valid), || format!("{} of {} images valid", self.valid, d.b))?;
         require(OP, self.gradients.is_none() || self.valid == d.b, || "gradients of a padded batch".into())?;
         let width = d.q() * d.d;

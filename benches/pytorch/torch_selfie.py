@@ -231,6 +231,8 @@ class Selfie(nn.Module):
         logit_scale: float = 1.0,
         query: str = "summary",
         pool_blocks: int = 3,
+        negatives: str = "image",
+        temperature: float = 0.1,
     ):
         super().__init__()
         self.patch = patch
@@ -239,6 +241,8 @@ class Selfie(nn.Module):
         self.encoder_positions = encoder_positions
         self.logit_scale = logit_scale
         self.query = query
+        self.negatives = negatives
+        self.temperature = temperature
         self.backbone = Backbone(3, image_size <= 64, None, depths, width)
         self.pool = AttentionPool(self.grid, self.backbone.dim, heads, ffn, pool_blocks, drop)
 
@@ -266,11 +270,24 @@ class Selfie(nn.Module):
         key = take(masked)
         wide = torch.float64 if h.dtype == torch.float64 else torch.float32
         with torch.autocast(x.device.type, enabled=False):  # the logits are computed in f32
+            if self.negatives == "batch":
+                return self.against_the_batch(query.to(wide), key.to(wide))
             logits = query.to(wide) @ key.to(wide).transpose(1, 2)
             logits = logits.flatten(0, 1) * self.logit_scale
         target = torch.arange(self.hidden_patches, device=x.device).repeat(b)
         accuracy = (logits.argmax(1) == target).float().mean()
         return F.cross_entropy(logits, target), accuracy
+
+    def against_the_batch(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit vectors [B, M, dim] against those of all images; the accuracy is within an image."""
+        b, m, _ = query.shape
+        query, key = (F.normalize(v.flatten(0, 1), dim=1) for v in (query, key))
+        logits = query @ key.T / self.temperature
+        own = torch.arange(b, device=query.device)
+        within = logits.view(b, m, b, m)[own, :, own]
+        right = within.argmax(2) == torch.arange(m, device=query.device)
+        target = torch.arange(b * m, device=query.device)
+        return F.cross_entropy(logits, target), right.float().mean()
 
 
 class AttentionClassifier(nn.Module):
@@ -307,6 +324,8 @@ def build(args: argparse.Namespace, drop: float = 0.1, pool_blocks: int = 3) -> 
         logit_scale=args.logit_scale,
         query=args.query,
         pool_blocks=pool_blocks,
+        negatives=args.negatives,
+        temperature=args.temperature,
     )
     return selfie if args.task == "pretrain" else AttentionClassifier(selfie, args.classes)
 
@@ -579,6 +598,8 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--width", type=int, default=64)
         command.add_argument("--logit-scale", type=float, default=1.0)
         command.add_argument("--no-encoder-positions", action="store_true")
+        command.add_argument("--negatives", choices=["image", "batch"], default="image")
+        command.add_argument("--temperature", type=float, default=0.1)
         command.add_argument("--head", choices=["conv", "attention"], default="conv")
         command.add_argument("--query", choices=["summary", "places"], default="summary")
 

@@ -118,6 +118,7 @@ impl<B: Backend<T>, T: Element> Passes<B, T> for Classifier<B, T> {
             n: input.batch(),
             valid: input.about.valid,
             classes: *classes,
+            rivals: *classes,
             logits: B::all(logits),
             labels: B::all(input.targets()),
             loss: state.metrics.loss_mut(),

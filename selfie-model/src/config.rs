@@ -36,8 +36,12 @@ pub struct ModelConfig {
     pub encoder_positions: bool,
     /// What asks for the hidden patches.
     pub query: Query,
-    /// Factor of the objective's logits.
+    /// Factor of the objective's logits, with negatives of the same image.
     pub logit_scale: LogitScale,
+    /// What a hidden place's patch is told apart from.
+    pub negatives: Negatives,
+    /// Divides the logits with negatives of the whole batch.
+    pub temperature: f64,
     /// The last layers of a classifier.
     pub head: Head,
     /// Added to the variance by batch normalisation.
@@ -84,6 +88,17 @@ pub enum Query {
     /// A token for each hidden place, `u0 + e(l)`, as BERT's masks: `v_l = u_l + e(l)`, so that what is visible around
     /// a place counts.
     Places,
+}
+
+/// What a hidden place's patch is told apart from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Negatives {
+    /// The other hidden patches of the same image: the paper.
+    Image,
+    /// Those of all images that go through the network together (a micro-batch), too; vectors are brought to unit length and
+    /// logits divided by a temperature, as in SimCLR (Chen et al. 2020, arXiv 2002.05709).
+    Batch,
 }
 
 /// The last layers of a classifier, below its classes.
@@ -137,8 +152,10 @@ pub(crate) struct Pretext {
     pub(crate) patch: usize,
     /// Patches, for a batch.
     pub(crate) dims: PatchDims,
-    /// Factor of the logits.
+    /// Factor of the logits, with negatives of the same image.
     pub(crate) logit_scale: f64,
+    /// With negatives of the whole batch.
+    pub(crate) temperature: Option<f64>,
 }
 
 /// Images up to this side get the 32px geometry.
@@ -179,6 +196,8 @@ impl ModelConfig {
             encoder_positions: true,
             query,
             logit_scale: LogitScale::Named(NamedScale::None),
+            negatives: Negatives::Image,
+            temperature: 0.1,
             head: Head::Conv,
             bn_eps: 1e-5,
             bn_momentum: 0.1,
@@ -304,6 +323,13 @@ impl ModelConfig {
         require(logit_scale > 0.0 && logit_scale.is_finite(), "logit_scale", logit_scale, || {
             "\"none\", \"1/sqrt(d)\" or a positive number".into()
         })?;
+        let temperature = (self.negatives == Negatives::Batch).then_some(self.temperature);
+        require(temperature.is_none() || logit_scale == 1.0, "logit_scale", logit_scale, || {
+            "none where objective.negatives = batch: objective.temperature divides the logits there".into()
+        })?;
+        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
+            return Err(Error::usage("objective.temperature", self.temperature, "a positive number"));
+        }
         let queries = match self.query {
             Query::Summary => QueryKind::Summary,
             Query::Places => QueryKind::Places,
@@ -311,7 +337,8 @@ impl ModelConfig {
         require(self.encoder_positions || self.query == Query::Summary, "query", "places", || {
             "summary, or model.encoder_positions = true: a place that asks must know where it is".into()
         })?;
-        Ok(Pretext { patch: self.patch_side(), dims: PatchDims { hidden, queries, ..places }, logit_scale })
+        let dims = PatchDims { hidden, queries, ..places };
+        Ok(Pretext { patch: self.patch_side(), dims, logit_scale, temperature })
     }
 }
 
@@ -327,7 +354,7 @@ mod tests {
     #[test]
     fn impossible_configurations_name_the_key() {
         type Change = fn(&mut ModelConfig);
-        let cases: [(&str, Change); 17] = [
+        let cases: [(&str, Change); 18] = [
             ("image_size", |c| c.image_size = 0),
             ("patch_size", |c| c.image_size = 36),
             ("patch_size", |c| c.patch_size = Some(0)),
@@ -343,6 +370,9 @@ mod tests {
             ("hidden_fraction", |c| c.hidden_fraction = 0.02),
             ("hidden_fraction", |c| c.hidden_fraction = 1.0),
             ("logit_scale", |c| c.logit_scale = LogitScale::Factor(f64::NAN)),
+            ("logit_scale", |c| {
+                (c.negatives, c.logit_scale) = (Negatives::Batch, LogitScale::Named(NamedScale::InverseSqrt));
+            }),
             ("std", |c| c.std[1] = 0.0),
             ("query", |c| (c.query, c.encoder_positions) = (Query::Places, false)),
         ];
@@ -353,6 +383,8 @@ mod tests {
             let message = config.check_pretext().expect_err(key).to_string();
             assert!(message.contains(&format!("model.{key} = ")), "{message}");
         }
+        let frozen = ModelConfig { temperature: 0.0, ..ModelConfig::preset(Preset::Small, 32) };
+        assert!(frozen.check_pretext().expect_err("zero").to_string().contains("objective.temperature = 0"));
     }
 
     #[test]

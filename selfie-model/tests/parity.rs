@@ -5,7 +5,7 @@ mod support;
 use half::bf16;
 use selfie_kernels::{Backend, Cpu, Element, Len, Wide};
 use selfie_model::{
-    Begin, Build, Classifier, Classify, Entry, Head, LogitScale, Loss, ModelConfig, Network, Preset, Purpose, Query, Selfie,
+    Begin, Build, Classifier, Classify, Entry, Head, LogitScale, Loss, ModelConfig, Negatives, Network, Preset, Purpose, Query, Selfie,
     Table, Update,
 };
 use serde_json::Value;
@@ -74,6 +74,10 @@ impl Case {
             dropout: 0.0,
             encoder_positions: config["encoder_positions"].as_bool().expect("a switch"),
             query: serde_json::from_value::<Query>(config["query"].clone()).expect("a kind"),
+            negatives: config.get("negatives").map_or(Negatives::Image, |negatives| {
+                serde_json::from_value::<Negatives>(negatives.clone()).expect("a kind")
+            }),
+            temperature: config.get("temperature").map_or(1.0, |value| value.as_f64().expect("a number")),
             head: config.get("head").map_or(Head::Conv, |head| {
                 serde_json::from_value::<Head>(head.clone()).expect("a kind")
             }),
@@ -335,6 +339,7 @@ macro_rules! f64_parity {
 }
 f64_parity! {
     pretrain_32 pretrain_32_scaled pretrain_32_places pretrain_32_deep pretrain_32_full
+    pretrain_32_batch pretrain_224_batch
     pretrain_224 pretrain_224_places pretrain_224_deep
     finetune_32_attention finetune_224_attention
     finetune_32 finetune_32_deep finetune_32_full finetune_224 finetune_224_deep

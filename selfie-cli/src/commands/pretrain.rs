@@ -1,7 +1,7 @@
 //! `pretrain`: the puzzle, on images without labels.
 
 use selfie_kernels::{Backend, Element};
-use selfie_model::{Build, Evaluation, MODEL_FILE, Purpose, Selfie, Trainer};
+use selfie_model::{Build, Evaluation, MODEL_FILE, Negatives, Purpose, Selfie, Trainer};
 use serde_json::json;
 
 use super::begin::{Beginning, Outcome};
@@ -65,8 +65,15 @@ pub fn pretrain<B: Backend<T>, T: Element>(
     begin.check_memory(plan, &device)?;
     begin.describe(checkpoint.as_ref())?;
     let chance = 1.0 / begin.model.hidden_patches() as f64;
+    let negatives = match begin.model.negatives {
+        Negatives::Image => String::new(),
+        Negatives::Batch => format!(
+            "; told apart from those of {} images at once, at the temperature {}",
+            build.batch, begin.model.temperature
+        ),
+    };
     begin.reporter.say(format!(
-        "puzzle    {} of {} patches hidden; guessing finds {:.1}%",
+        "puzzle    {} of {} patches hidden; guessing finds {:.1}%{negatives}",
         begin.model.hidden_patches(),
         begin.model.patches(),
         100.0 * chance

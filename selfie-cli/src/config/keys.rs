@@ -351,7 +351,7 @@ pub const KEYS: &[Key] = &[
         value_name: "SCALE",
         kind: Kind::Text,
         default: "none",
-        help: "Factor of the puzzle's logits: none (the paper), 1/sqrt(d), or a number.",
+        help: "Factor of the puzzle's logits with negatives of the same image: none (the paper), 1/sqrt(d), or a number.",
         used_by: PRETRAIN,
         on_resume: Fixed,
     },
@@ -374,6 +374,28 @@ pub const KEYS: &[Key] = &[
         default: "false",
         help: "Start the first norm of stage 4 from the patch network's last one.",
         used_by: FINETUNE,
+        on_resume: Fixed,
+    },
+    Key {
+        name: "objective.negatives",
+        flag: Some("negatives"),
+        value_name: "KIND",
+        kind: Kind::Choice(&["image", "batch"]),
+        default: "image",
+        help: "What a hidden place's patch is told apart from: image, the other hidden patches of the same image (the paper); batch, \
+               those of all images of the batch, too, as unit vectors at a temperature. With --accumulate that is each part of \
+               the batch.",
+        used_by: PRETRAIN,
+        on_resume: Fixed,
+    },
+    Key {
+        name: "objective.temperature",
+        flag: Some("temperature"),
+        value_name: "T",
+        kind: Kind::Above(0.0, 100.0),
+        default: "0.1",
+        help: "Divides the logits where the negatives are those of the batch.",
+        used_by: PRETRAIN,
         on_resume: Fixed,
     },
     Key {
@@ -601,7 +623,7 @@ mod tests {
         let (mut names, mut flags) = (HashSet::new(), HashSet::new());
         for key in KEYS {
             let (section, name) = key.split();
-            assert!(["data", "model", "train", "run"].contains(&section), "{}", key.name);
+            assert!(["data", "model", "objective", "train", "run"].contains(&section), "{}", key.name);
             assert!(names.insert(key.name), "{} twice", key.name);
             assert!(key.kind.parse(key.default).is_some(), "{} = {}", key.name, key.default);
             assert!(!key.used_by.is_empty(), "{}", key.name);

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use selfie_model::{Head, LogitScale, ModelConfig, NamedScale, Positions, Preset, Query, Stem, TrainConfig};
+use selfie_model::{Head, LogitScale, ModelConfig, NamedScale, Negatives, Positions, Preset, Query, Stem, TrainConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::exit::Problem;
@@ -15,6 +15,8 @@ pub struct Settings {
     pub data: Data,
     /// `[model]`
     pub model: Model,
+    /// `[objective]`
+    pub objective: Objective,
     /// `[train]`
     pub train: Train,
     /// `[run]`
@@ -57,6 +59,14 @@ pub struct Model {
     pub logit_scale: String,
     pub head: Head,
     pub reuse_patch_norm: bool,
+}
+
+/// `[objective]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Objective {
+    pub negatives: Negatives,
+    pub temperature: f64,
 }
 
 /// `[train]`
@@ -126,6 +136,8 @@ impl Settings {
             encoder_positions: model.encoder_positions,
             query: model.query,
             logit_scale,
+            negatives: self.objective.negatives,
+            temperature: self.objective.temperature,
             head: model.head,
             mean: self.data.mean,
             std: self.data.std,

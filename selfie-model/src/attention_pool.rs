@@ -9,7 +9,7 @@ use crate::layers::{Tables, before_and_own};
 use crate::memory_plan::Ledger;
 use crate::state::{Buffer, State};
 use crate::transformer::{Block, BlockActs, Scratch};
-use crate::{Layout, Mode, ModelConfig, Purpose};
+use crate::{Layout, ModelConfig, Purpose};
 use selfie_kernels::attention::AttentionDims;
 use selfie_kernels::tokens::{self, PatchDims, PositionKind};
 use selfie_kernels::{Backend, Element, Memory, Result};
@@ -140,17 +140,13 @@ impl AttentionPool {
         M::view(self.output(acts), 0..self.dims.b * self.query_stride())
     }
 
-    /// The summary and, in training, where its gradient belongs before [`AttentionPool::backward`]; both
-    /// `[b, query_stride]`.
-    pub(crate) fn summary_and_gradient<'a, M: Memory, T: Element>(
+    /// Both, `[b, query_stride]`, and perhaps room behind.
+    pub(crate) fn output_and_gradient<'a, M: Memory, T: Element>(
         &self,
         acts: &'a mut AttentionPoolActs<M, T>,
-        mode: Mode,
-    ) -> (M::View<'a, T>, Option<M::ViewMut<'a, T>>) {
+    ) -> (&'a Buffer<M, T>, &'a mut Buffer<M, T>) {
         let last = &acts.blocks[(self.blocks.len() - 1) % acts.blocks.len()];
-        let len = self.dims.b * self.query_stride();
-        let gradient = acts.scratch.output_gradient_mut(self.blocks.len());
-        (M::view(last.output(), 0..len), (mode == Mode::Train).then(|| M::view_mut(gradient, 0..len)))
+        (last.output(), acts.scratch.output_gradient_mut(self.blocks.len()))
     }
 
     /// All parameters' gradients, and `dh` at the visible patches; the positions' gradient is added to.

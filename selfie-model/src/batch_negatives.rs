@@ -7,7 +7,7 @@ use crate::state::{Buffer, State};
 use crate::{Mode, Purpose};
 use selfie_kernels::gemm::{self, GemmDims};
 use selfie_kernels::tokens::PatchDims;
-use selfie_kernels::{Backend, Element, Memory, Result, View, contrast, softmax_cross_entropy};
+use selfie_kernels::{Backend, Element, Memory, Result, contrast, softmax_cross_entropy};
 use std::ops::Range;
 
 /// The objective's buffers; a row is a hidden place of an image, and so is a column.
@@ -39,9 +39,9 @@ pub(crate) struct Puzzle<'a, M: Memory, T: Element> {
     pub(crate) valid: usize,
     /// From one image's u to the next.
     pub(crate) u_stride: usize,
-    /// What asks, as [`contrast::Units`] says, and in training where its gradient belongs.
-    pub(crate) u: View<'a, M, T>,
-    pub(crate) du: Option<M::ViewMut<'a, T>>,
+    /// What asks, as [`contrast::Units`] says, and in training where its gradient belongs; there may be room behind.
+    pub(crate) u: &'a Buffer<M, T>,
+    pub(crate) du: &'a mut Buffer<M, T>,
     /// `[b, n, d]`, and the gradient of which the hidden patches' rows are written.
     pub(crate) h: &'a Buffer<M, T>,
     pub(crate) dh: &'a mut Buffer<M, T>,
@@ -90,7 +90,7 @@ impl<B: Backend<T>, T: Element> BatchNegatives<B, T> {
             dims,
             temperature,
             u_stride,
-            u,
+            u: B::view(u, 0..dims.b * u_stride),
             h: B::all(h),
             order: B::all(order),
             positions: B::view(&state.parameters.master, positions.clone()),
@@ -119,7 +119,9 @@ impl<B: Backend<T>, T: Element> BatchNegatives<B, T> {
             loss: state.metrics.loss_mut(),
             dlogits: (state.mode == Mode::Train).then(|| B::all_mut(dlogits)),
         })?;
-        let Some(du) = du else { return Ok(()) };
+        if state.mode == Mode::Evaluate {
+            return Ok(());
+        }
         state.device.gemm_backward_data(gemm::BackwardData {
             dims: product,
             dy: B::all(dlogits),
@@ -148,7 +150,7 @@ impl<B: Backend<T>, T: Element> BatchNegatives<B, T> {
             dkeys: B::all(dkeys),
             along: B::all_mut(along),
             gradients: contrast::Gradients {
-                du,
+                du: B::view_mut(du, 0..dims.b * u_stride),
                 dh: B::all_mut(dh),
                 dpositions: B::view_mut(&mut state.parameters.gradient, positions),
             },

@@ -69,11 +69,6 @@ impl<B: Backend<T>, T: Element> Classifier<B, T> {
         network.state.initialise(build.config)?;
         Ok(network)
     }
-
-    /// `[n, width]`: the features of the last forward.
-    pub fn features(&self) -> View<'_, B, T> {
-        self.features.vectors(&self.acts)
-    }
 }
 
 impl<B: Backend<T>, T: Element> Classify<B, T> for Classifier<B, T> {
@@ -97,6 +92,10 @@ impl<B: Backend<T>, T: Element> Passes<B, T> for Classifier<B, T> {
 
     fn parts_mut(&mut self) -> (&mut State<B, T>, &mut Input<B, T>) {
         (&mut self.state, &mut self.input)
+    }
+
+    fn vectors(&self) -> (View<'_, B, T>, usize) {
+        (self.features.vectors(&self.acts), self.features.width())
     }
 
     fn check_targets(&self, labels: &[u32]) -> selfie_kernels::Result<()> {

@@ -9,10 +9,10 @@ use crate::memory_plan::{Dry, Ledger};
 use crate::network::{Build, Passes};
 use crate::state::{Buffer, State, StateArgs};
 use crate::transfer::{download, download_view};
-use crate::weights::{Initialized, layers_of, load_weights};
-use crate::{Head, MemoryPlan, Purpose};
+use crate::weights::{Initialized, give, layers_of, load_weights};
+use crate::{Head, MemoryPlan, Network, Purpose, Table};
 use selfie_data::BadFile;
-use selfie_kernels::{Backend, Element, Memory, Wide};
+use selfie_kernels::{Backend, Element, Memory, View, Wide};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -139,6 +139,18 @@ impl<B: Backend<T>, T: Element> Encoder<B, T> {
         load_weights(&mut self.network, source)
     }
 
+    /// Takes every parameter and running statistic from a network that has them, such as one that is in training.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a network without one of them; those of the device.
+    pub fn take(&mut self, other: &impl Network<B, T>) -> Result<()> {
+        let (parameters, statistics) = (other.parameters(), other.statistics());
+        let own = &self.network.state;
+        let master = shared(&own.parameters.table, &parameters.table, &download(&**other.device(), &parameters.master)?)?;
+        let running = shared(&own.statistics.table, &statistics.table, &download(&**other.device(), &statistics.running)?)?;
+        give(&mut self.network, &master, &running)
+    }
+
     /// Encodes `images`, in their order; those that cannot be read are left out, and returned.
     ///
     /// # Errors
@@ -168,6 +180,23 @@ impl<B: Backend<T>, T: Element> Encoder<B, T> {
     }
 }
 
+/// The tensors of `table`, from a flat buffer that has them under the same names.
+fn shared<W: Wide>(table: &Table, other: &Table, flat: &[W]) -> Result<Vec<W>> {
+    let mut values = vec![W::zero(); table.len()];
+    for entry in table.entries() {
+        match other.get(&entry.name) {
+            Some(found) if found.shape == entry.shape => {
+                values[entry.range.clone()].copy_from_slice(&flat[found.range.clone()]);
+            }
+            found => {
+                let found = found.map_or("none".into(), |found| format!("{:?}", found.shape));
+                return Err(Error::usage(&entry.name, found, format!("{:?}, as in the encoder", entry.shape)));
+            }
+        }
+    }
+    Ok(values)
+}
+
 impl<B: Backend<T>, T: Element> Passes<B, T> for Forward<B, T> {
     fn state(&self) -> &State<B, T> {
         &self.state
@@ -179,6 +208,10 @@ impl<B: Backend<T>, T: Element> Passes<B, T> for Forward<B, T> {
 
     fn parts_mut(&mut self) -> (&mut State<B, T>, &mut Input<B, T>) {
         (&mut self.state, &mut self.input)
+    }
+
+    fn vectors(&self) -> (View<'_, B, T>, usize) {
+        (self.features.vectors(&self.acts), self.features.width())
     }
 
     fn check_targets(&self, targets: &[u32]) -> selfie_kernels::Result<()> {

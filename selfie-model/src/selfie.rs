@@ -9,7 +9,7 @@ use crate::memory_plan::{Dry, Ledger};
 use crate::network::{Build, Passes};
 use crate::resnet::{Resnet, ResnetActs};
 use crate::state::{Buffer, State, StateArgs};
-use crate::{MemoryPlan, Result};
+use crate::{MemoryPlan, Mode, Result};
 use selfie_kernels::attention::MAX_TOKENS;
 use selfie_kernels::tokens::PositionKind;
 use selfie_kernels::{Backend, Element, Error, Memory, View, Wide, contrast};
@@ -86,11 +86,6 @@ impl<B: Backend<T>, T: Element> Selfie<B, T> {
         Ok(network)
     }
 
-    /// `[b, n, d]`: the patch network's vectors of the last forward.
-    pub fn patch_features(&self) -> View<'_, B, T> {
-        B::all(&self.h)
-    }
-
     /// `[b, q, d]`: the attention pooling's summaries of the visible patches in the last forward. With `Query::Places` q
     /// is the number of patches, of which the first ones, the hidden ones, ask.
     pub fn summaries(&self) -> View<'_, B, T> {
@@ -111,7 +106,7 @@ impl<B: Backend<T>, T: Element> Selfie<B, T> {
                 1.0 / (temperature * (squares(query) * squares(key)).sqrt())
             }
         };
-        let (h, u) = (self.state.read(self.patch_features())?, self.state.read(self.summaries())?);
+        let (h, u) = (self.state.read(B::all(&self.h))?, self.state.read(self.summaries())?);
         let positions = self.state.read(B::view(&self.state.parameters.master, self.pool.positions()))?;
         let mut order = vec![0; dims.b * dims.n()];
         self.state.device.download(B::all(self.input.targets()), &mut order)?;
@@ -154,6 +149,10 @@ impl<B: Backend<T>, T: Element> Passes<B, T> for Selfie<B, T> {
         (&mut self.state, &mut self.input)
     }
 
+    fn vectors(&self) -> (View<'_, B, T>, usize) {
+        (B::all(&self.h), self.pretext.dims.d)
+    }
+
     /// Each image's order must be a permutation: the operations index by it.
     fn check_targets(&self, order: &[u32]) -> selfie_kernels::Result<()> {
         self.input.check_len(order)?;
@@ -175,25 +174,26 @@ impl<B: Backend<T>, T: Element> Passes<B, T> for Selfie<B, T> {
         let Self { pretext, patches, pool, state, input, patches_acts, h, dh, pool_acts, batch_negatives } = self;
         patches.forward(state, &input.pixels, patches_acts, h)?;
         pool.forward(state, h, input.targets(), pool_acts)?;
-        let (u, du) = pool.summary_and_gradient(pool_acts, state.mode);
+        let (u, du) = pool.output_and_gradient(pool_acts);
+        let (valid, u_stride, positions) = (input.about.valid, pool.query_stride(), pool.positions());
         if let Some(negatives) = batch_negatives {
-            let (valid, u_stride, positions) = (input.about.valid, pool.query_stride(), pool.positions());
             return negatives.score(state, Puzzle { valid, u_stride, u, du, h, dh, order: input.targets(), positions });
         }
+        let len = pretext.dims.b * u_stride;
         state.device.contrast(contrast::Args {
             dims: pretext.dims,
-            valid: input.about.valid,
+            valid,
             logit_scale: pretext.logit_scale,
-            u_stride: pool.query_stride(),
-            u,
+            u_stride,
+            u: B::view(u, 0..len),
             h: B::all(h),
             order: B::all(input.targets()),
-            positions: B::view(&state.parameters.master, pool.positions()),
+            positions: B::view(&state.parameters.master, positions.clone()),
             loss: state.metrics.loss_mut(),
-            gradients: du.map(|du| contrast::Gradients {
-                du,
+            gradients: (state.mode == Mode::Train).then(|| contrast::Gradients {
+                du: B::view_mut(du, 0..len),
                 dh: B::all_mut(dh),
-                dpositions: B::view_mut(&mut state.parameters.gradient, pool.positions()),
+                dpositions: B::view_mut(&mut state.parameters.gradient, positions),
             }),
         })
     }

@@ -339,7 +339,7 @@ where
 }
 
 /// Overwrites parameters and statistics.
-fn give<B, T, N>(network: &mut N, master: &[T::Wide], running: &[T::Wide]) -> Result<()>
+pub(crate) fn give<B, T, N>(network: &mut N, master: &[T::Wide], running: &[T::Wide]) -> Result<()>
 where
     B: Backend<T>,
     T: Element,

@@ -171,7 +171,7 @@ fn a_patch_as_an_image_has_the_patch_networks_features() {
     let inputs = Inputs { images: &whole.pixels, draws: &[0; 3], targets: &order, first_sample: 0, valid: 1 };
     network.load(&inputs, Begin::Evaluation).expect("fits");
     network.forward(Mode::Evaluate).expect("forward");
-    let expected: Vec<Vec<f32>> = network.patch_features().chunks(128).map(<[f32]>::to_vec).collect();
+    let expected: Vec<Vec<f32>> = network.features().chunks(128).map(<[f32]>::to_vec).collect();
 
     // The 4 x 4 patches, row by row, as images of 8 x 8.
     let mut patches = Noise { side: 8, pixels: Vec::new(), bad: None };

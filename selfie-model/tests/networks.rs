@@ -320,7 +320,7 @@ fn negatives_are_those_of_the_images_that_count() {
         // The same image, with another one that counts, or does not.
         let side = config.image_size;
         let images: Vec<u8> = noise(1, 2 * side * side * 3).map(|v| (127.5 * (v + 1.0)) as u8).collect();
-        let mut score = |batch: usize, valid: usize| {
+        let score = |batch: usize, valid: usize| {
             let mut network = selfie(&config, batch, Purpose::Evaluate);
             let (draws, targets) = (vec![0; 3 * batch], orders(batch, 0));
             let images = &images[..batch * side * side * 3];

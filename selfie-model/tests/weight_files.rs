@@ -122,9 +122,9 @@ fn an_attention_head_takes_all_that_was_pretrained_and_is_read_back() {
 
     // Written, the classes stand beside the pooling, so that timm takes the rest.
     write(&network, &config, finetuning.path());
-    let (model, _) = header(&finetuning.path().join(MODEL_FILE));
+    let (backbone, _) = header(&finetuning.path().join(MODEL_FILE));
     let (pool, _) = header(&finetuning.path().join(POOL_FILE));
-    assert!(model.iter().all(|(name, _)| !name.starts_with("pool.") && !name.starts_with("head.")));
+    assert!(backbone.iter().all(|(name, _)| !name.starts_with("pool.") && !name.starts_with("head.")));
     assert!(pool.contains(&("head.fc.weight".into(), vec![3, 128, 1, 1])));
     let text = std::fs::read(finetuning.path().join("config.json")).expect("written");
     assert_eq!(serde_json::from_slice::<Value>(&text).expect("JSON")["num_classes"], 0);

@@ -6,11 +6,12 @@ use serde_json::json;
 
 use super::begin::{Beginning, Outcome};
 use super::next;
+use super::probing::Probing;
 use crate::args::{ForPretrain, Training};
 use crate::config::Task;
 use crate::device::Work;
 use crate::exit::Exit;
-use crate::progress::Voice;
+use crate::progress::{Reporter, Voice};
 use crate::run_folder::{State, Status};
 use crate::shell;
 use crate::signals::Signals;
@@ -54,7 +55,12 @@ pub fn pretrain<B: Backend<T>, T: Element>(
 ) -> anyhow::Result<Outcome<Option<Evaluation>>> {
     let purpose = if begin.training.accumulate > 1 { Purpose::Accumulate } else { Purpose::Train };
     let build = Build { config: &begin.model, batch: begin.training.micro_batch(), purpose, seed: begin.training.seed };
+    let probing = Probing::open(begin)?;
     let plan = Selfie::<B, T>::memory_plan(build)?;
+    let plan = match &probing {
+        Some(probing) => plan.beside("probe", &probing.memory_plan::<B, T>(build)?),
+        None => plan,
+    };
     let checkpoint = begin.checkpoint::<T::Wide>()?;
     if let Some(checkpoint) = &checkpoint
         && begin.is_finished(checkpoint)?
@@ -79,6 +85,13 @@ pub fn pretrain<B: Backend<T>, T: Element>(
         100.0 * chance
     ));
     let network = Selfie::new(device, build)?;
+    if let Some(probing) = &probing {
+        begin.reporter.say(probing.describe());
+    }
+    let encoder = probing.as_ref().map(|probing| probing.encoder(&network, build)).transpose()?;
+    let mut probe = probing.as_ref().zip(encoder).map(|(probing, mut encoder)| {
+        move |network: &Selfie<B, T>, reporter: &Reporter| probing.accuracy(&mut encoder, network, reporter)
+    });
     let mut trainer = Trainer::new(network, begin.parts.train.clone(), &begin.training, checkpoint.as_ref())?;
     trainer.recall_bad(begin.known_bad());
     drop(checkpoint);
@@ -93,7 +106,7 @@ pub fn pretrain<B: Backend<T>, T: Element>(
         signals: &begin.signals,
         answer: begin.answer,
     };
-    let evaluation = match train(&mut trainer, &job, &mut begin.reporter, observe)? {
+    let evaluation = match train(&mut trainer, &job, &mut begin.reporter, probe.as_mut().map(|probe| probe as _), observe)? {
         Ended::Stopped => return Ok(Outcome::Stopped),
         Ended::Finished(evaluation) => evaluation,
     };

@@ -83,7 +83,7 @@ impl Key {
 
     /// Whether the value names a file or folder, which has several names.
     pub fn is_path(&self) -> bool {
-        ["data.path", "train.init", "run.out"].contains(&self.name)
+        ["data.path", "train.init", "train.probe_data", "run.out"].contains(&self.name)
     }
 
     /// The name nearest to a mistyped one.
@@ -549,6 +549,37 @@ pub const KEYS: &[Key] = &[
         default: "2000",
         help: "Held-out images used on the way; at the end all of them are.",
         used_by: TRAINING,
+        on_resume: MayChange,
+    },
+    Key {
+        name: "train.probe_every",
+        flag: Some("probe-every"),
+        value_name: "STEPS",
+        kind: Kind::Whole(0, 1 << 40),
+        default: "0",
+        help: "Classify labelled images by their nearest neighbours among the features every N steps, and at the end, as \
+               `selfie probe knn` does; 0 never. Does not change training.",
+        used_by: PRETRAIN,
+        on_resume: MayChange,
+    },
+    Key {
+        name: "train.probe_data",
+        flag: Some("probe-data"),
+        value_name: "PATH",
+        kind: Kind::Text,
+        default: "",
+        help: "The labelled images of --probe-every, with a test part, as --data takes them; those of --data if not given.",
+        used_by: PRETRAIN,
+        on_resume: MayChange,
+    },
+    Key {
+        name: "train.probe_images",
+        flag: Some("probe-images"),
+        value_name: "N",
+        kind: Kind::Whole(1, ANY),
+        default: "5000",
+        help: "Images of each part that the probe uses, always the same ones.",
+        used_by: PRETRAIN,
         on_resume: MayChange,
     },
     Key {

@@ -88,6 +88,9 @@ pub struct Train {
     pub log_every: u64,
     pub eval_every: u64,
     pub eval_images: usize,
+    pub probe_every: u64,
+    pub probe_data: PathBuf,
+    pub probe_images: usize,
     pub save_every: u64,
     pub keep: usize,
 }

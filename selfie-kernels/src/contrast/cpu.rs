@@ -5,7 +5,7 @@ use super::{Args, Gradients, Units, UnitsBackward};
 use crate::cpu::{rows, vectorize};
 use crate::softmax_cross_entropy::Tally;
 use crate::{Cpu, Element, Result, Wide};
-use num_traits::{One, Zero};
+use num_traits::{Float, One, Zero};
 use rayon::prelude::*;
 
 /// Images of a group.

@@ -105,7 +105,7 @@ pub type Observer<'a, B, T, N> =
     &'a mut dyn FnMut(&mut Trainer<B, T, N>, &StepMetrics, &Reporter) -> anyhow::Result<()>;
 
 /// Gives the accuracy of a probe of the network's features, which must not change the network.
-pub type Probe<'a, N> = &'a mut dyn FnMut(&N, &Reporter) -> anyhow::Result<f64>;
+pub type Probe<'a, N> = Box<dyn FnMut(&N, &Reporter) -> anyhow::Result<f64> + 'a>;
 
 /// Trains to the end, or until a signal. The reporter's line of training is begun and ended here.
 ///
@@ -239,11 +239,7 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
 
     fn probe_is_due(&self) -> bool {
         let (step, every) = (self.trainer.progress().step, self.settings.probe_every);
-        self.probe.is_some()
-            && step > 0
-            && every > 0
-            && step.is_multiple_of(every)
-            && !self.metrics.has_probe(step)
+        self.probe.is_some() && step > 0 && every > 0 && step.is_multiple_of(every) && !self.metrics.has_probe(step)
     }
 
     /// A signal need not wait for what is measured, and a kill then costs no step.

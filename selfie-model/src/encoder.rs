@@ -146,8 +146,10 @@ impl<B: Backend<T>, T: Element> Encoder<B, T> {
     pub fn take(&mut self, other: &impl Network<B, T>) -> Result<()> {
         let (parameters, statistics) = (other.parameters(), other.statistics());
         let own = &self.network.state;
-        let master = shared(&own.parameters.table, &parameters.table, &download(&**other.device(), &parameters.master)?)?;
-        let running = shared(&own.statistics.table, &statistics.table, &download(&**other.device(), &statistics.running)?)?;
+        let master =
+            shared(&own.parameters.table, &parameters.table, &download(&**other.device(), &parameters.master)?)?;
+        let running =
+            shared(&own.statistics.table, &statistics.table, &download(&**other.device(), &statistics.running)?)?;
         give(&mut self.network, &master, &running)
     }
 

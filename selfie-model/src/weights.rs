@@ -414,7 +414,8 @@ struct Card<'a> {
 impl<'a> Card<'a> {
     fn new(about: About<'a>, table: &Table) -> Self {
         let apart = goes_apart(table);
-        let classes = |wanted: bool| table.get(HEAD).filter(|head| apart(head) == wanted).map_or(0, |head| head.shape[0]);
+        let classes =
+            |wanted: bool| table.get(HEAD).filter(|head| apart(head) == wanted).map_or(0, |head| head.shape[0]);
         Self {
             about,
             stages: stages(table.entries().iter().map(|entry| entry.name.as_str())),

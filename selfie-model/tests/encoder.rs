@@ -3,8 +3,8 @@
 use selfie_data::{Dataset, Geometry, Image};
 use selfie_kernels::{Backend, Cpu, Element};
 use selfie_model::{
-    About, Begin, Build, Classifier, Classify, Encoder, EncoderLayers, ErrorKind, Head, Images, Inputs, Mode, ModelConfig,
-    Network, Preset, Purpose, Selfie, write_weights,
+    About, Begin, Build, Classifier, Classify, Encoder, EncoderLayers, ErrorKind, Head, Images, Inputs, Mode,
+    ModelConfig, Network, Preset, Purpose, Selfie, write_weights,
 };
 use std::path::Path;
 use std::sync::Arc;

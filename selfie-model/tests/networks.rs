@@ -2,8 +2,8 @@
 
 use selfie_kernels::{Cpu, Element, Wide};
 use selfie_model::{
-    Begin, Build, Classifier, Classify, Head, Inputs, LogitScale, MemoryPlan, Mode, ModelConfig, NamedScale, Negatives, Network,
-    Positions, Preset, Purpose, Query, Selfie, Stem, Update,
+    Begin, Build, Classifier, Classify, Head, Inputs, LogitScale, MemoryPlan, Mode, ModelConfig, NamedScale, Negatives,
+    Network, Positions, Preset, Purpose, Query, Selfie, Stem, Update,
 };
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

@@ -5,8 +5,8 @@ mod support;
 use half::bf16;
 use selfie_kernels::{Backend, Cpu, Element, Len, Wide};
 use selfie_model::{
-    Begin, Build, Classifier, Classify, Entry, Head, LogitScale, Loss, ModelConfig, Negatives, Network, Preset, Purpose, Query, Selfie,
-    Table, Update,
+    Begin, Build, Classifier, Classify, Entry, Head, LogitScale, Loss, ModelConfig, Negatives, Network, Preset,
+    Purpose, Query, Selfie, Table, Update,
 };
 use serde_json::Value;
 use std::cmp::Ordering::{Equal, Less};
@@ -78,9 +78,9 @@ impl Case {
                 serde_json::from_value::<Negatives>(negatives.clone()).expect("a kind")
             }),
             temperature: config.get("temperature").map_or(1.0, |value| value.as_f64().expect("a number")),
-            head: config.get("head").map_or(Head::Conv, |head| {
-                serde_json::from_value::<Head>(head.clone()).expect("a kind")
-            }),
+            head: config
+                .get("head")
+                .map_or(Head::Conv, |head| serde_json::from_value::<Head>(head.clone()).expect("a kind")),
             logit_scale: LogitScale::Factor(config["logit_scale"].as_f64().expect("a number")),
             ..ModelConfig::preset(Preset::Resnet50, number("image_size"))
         };
@@ -134,7 +134,11 @@ impl Case {
     /// The yardstick's name of a tensor.
     fn name(&self, name: &str) -> String {
         let has_pool = self.pretrain || self.model.head == Head::Attention;
-        if has_pool && !name.starts_with("pool.") && !name.starts_with("head.") { format!("backbone.{name}") } else { name.into() }
+        if has_pool && !name.starts_with("pool.") && !name.starts_with("head.") {
+            format!("backbone.{name}")
+        } else {
+            name.into()
+        }
     }
 
     /// The yardstick's initial values of a parameter, in the order of the file.

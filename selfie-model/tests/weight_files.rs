@@ -144,7 +144,8 @@ fn an_attention_head_takes_all_that_was_pretrained_and_is_read_back() {
         let other = ModelConfig { pool_blocks, ..config.clone() };
         let deep = ModelConfig { pool_blocks: 2, ..config.clone() };
         write(&selfie(&deep, 1), &deep, pretraining.path());
-        let error = initialize(&mut classifier(&other, 3, 2), pretraining.path(), PatchNorm::Fresh).expect_err("blocks");
+        let error =
+            initialize(&mut classifier(&other, 3, 2), pretraining.path(), PatchNorm::Fresh).expect_err("blocks");
         assert!(error.to_string().contains("pool.blocks."), "{error}");
     }
 }

@@ -12,8 +12,8 @@ mod support;
 use half::bf16;
 use selfie_kernels::{Backend, Cpu, Cuda, Element, Wide};
 use selfie_model::{
-    Begin, Build, Classifier, Head, Inputs, LogitScale, Mode, ModelConfig, NamedScale, Negatives, Network, Preset, Purpose, Query,
-    Selfie, Stem, Table, Update,
+    Begin, Build, Classifier, Head, Inputs, LogitScale, Mode, ModelConfig, NamedScale, Negatives, Network, Preset,
+    Purpose, Query, Selfie, Stem, Table, Update,
 };
 use std::collections::BTreeMap;
 use support::{cuda, download};

@@ -11,11 +11,11 @@ use crate::args::{ForPretrain, Training};
 use crate::config::Task;
 use crate::device::Work;
 use crate::exit::Exit;
-use crate::progress::{Reporter, Voice};
+use crate::progress::Voice;
 use crate::run_folder::{State, Status};
 use crate::shell;
 use crate::signals::Signals;
-use crate::training::{Ended, Job, Observer, train};
+use crate::training::{Ended, Job, Observer, Probe, train};
 
 /// Runs the command.
 ///
@@ -89,8 +89,8 @@ pub fn pretrain<B: Backend<T>, T: Element>(
         begin.reporter.say(probing.describe());
     }
     let encoder = probing.as_ref().map(|probing| probing.encoder(&network, build)).transpose()?;
-    let mut probe = probing.as_ref().zip(encoder).map(|(probing, mut encoder)| {
-        move |network: &Selfie<B, T>, reporter: &Reporter| probing.accuracy(&mut encoder, network, reporter)
+    let probe = probing.as_ref().zip(encoder).map(|(probing, mut encoder)| -> Probe<'_, Selfie<B, T>> {
+        Box::new(move |network, reporter| probing.accuracy(&mut encoder, network, reporter))
     });
     let mut trainer = Trainer::new(network, begin.parts.train.clone(), &begin.training, checkpoint.as_ref())?;
     trainer.recall_bad(begin.known_bad());
@@ -106,7 +106,7 @@ pub fn pretrain<B: Backend<T>, T: Element>(
         signals: &begin.signals,
         answer: begin.answer,
     };
-    let evaluation = match train(&mut trainer, &job, &mut begin.reporter, probe.as_mut().map(|probe| probe as _), observe)? {
+    let evaluation = match train(&mut trainer, &job, &mut begin.reporter, probe, observe)? {
         Ended::Stopped => return Ok(Outcome::Stopped),
         Ended::Finished(evaluation) => evaluation,
     };

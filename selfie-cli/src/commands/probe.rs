@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use selfie_model::{Encoded, Images};
 use selfie_model::probe::{self, DEFAULT_NEIGHBOURS, Fit, Labelled, Linear, PENALTIES};
+use selfie_model::{Encoded, Images};
 use serde_json::{Value, json};
 
 use super::begin::where_they_were;

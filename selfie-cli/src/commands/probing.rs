@@ -35,7 +35,9 @@ impl Probing {
         if train.probe_every == 0 {
             return match train.probe_data.as_os_str().is_empty() {
                 true => Ok(None),
-                false => Err(Problem::usage("--probe-data is given, and no --probe-every: give the steps between two probes")),
+                false => Err(Problem::usage(
+                    "--probe-data is given, and no --probe-every: give the steps between two probes",
+                )),
             };
         }
         let path = if train.probe_data.as_os_str().is_empty() { &data.path } else { &train.probe_data };

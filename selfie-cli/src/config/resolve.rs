@@ -432,7 +432,8 @@ impl Key {
 
     /// Whether the key belongs to the attention pooling, which a classifier has only as its head.
     pub fn describes_pooling(&self) -> bool {
-        const POOLING: [&str; 7] = ["heads", "ffn", "pool_blocks", "dropout", "positions", "encoder_positions", "query"];
+        const POOLING: [&str; 7] =
+            ["heads", "ffn", "pool_blocks", "dropout", "positions", "encoder_positions", "query"];
         self.split().0 == "model" && POOLING.contains(&self.split().1)
     }
 

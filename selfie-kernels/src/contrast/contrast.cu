@@ -145,6 +145,12 @@ DEV void key_gradients(const Args<T>& args, u32 image, const float* errors) {
   }
 }
 
+// Zero where no u lies, from the end of an image's to the next image's.
+template <class T>
+DEV void zero_between(T* du, u64 end, u64 stride) {
+  for (u64 j = end + threadIdx.x; j < stride; j += THREADS) du[j] = from_float<T>(0.0f);
+}
+
 // Gradient of what asks, and zero where no u lies.
 template <int N, class T>
 DEV void query_gradients(const Args<T>& args, u32 image, const float* errors) {
@@ -163,7 +169,7 @@ DEV void query_gradients(const Args<T>& args, u32 image, const float* errors) {
     }
     store_chunk(du + (u64)i * p.d + j, sum);
   }
-  for (u64 j = (u64)q * p.d + threadIdx.x; j < args.u_stride; j += THREADS) du[j] = from_float<T>(0.0f);
+  zero_between(du, (u64)q * p.d, args.u_stride);
 }
 
 // The tallies of all images, in an order of their own.
@@ -393,7 +399,7 @@ DEV void units_backward(const UnitsBackwardArgs<T>& args) {
     }
     store_chunk(du + (u64)asking * p.d + j, sum);
   }
-  for (u64 j = (u64)q * p.d + threadIdx.x; j < args.u_stride; j += THREADS) du[j] = from_float<T>(0.0f);
+  zero_between(du, (u64)q * p.d, args.u_stride);
 }
 
 KERNEL(contrast_units_backward_f32, UnitsBackwardArgs<float>, 256, 4) { units_backward<4>(args); }

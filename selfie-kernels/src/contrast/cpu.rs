@@ -137,7 +137,8 @@ pub(crate) fn contrast_units<T: Element>(cpu: &Cpu, args: Units<'_, Cpu, T>) -> 
                 vectorize(
                     #[inline(always)]
                     || {
-                        let rows = queries.chunks_exact_mut(d).zip(keys.chunks_exact_mut(d)).zip(norms.chunks_exact_mut(2));
+                        let rows =
+                            queries.chunks_exact_mut(d).zip(keys.chunks_exact_mut(d)).zip(norms.chunks_exact_mut(2));
                         for (l, (((query, key), norms), &place)) in rows.zip(&order[image * n..]).enumerate() {
                             dims.position(positions, place as usize, vector);
                             rows::add(vector, &u[image * u_stride + l.min(q - 1) * d..][..d]);
@@ -165,7 +166,8 @@ fn unit<T: Element>(vector: &[T::Wide], length: T::Wide, to: &mut [T]) -> T::Wid
 }
 
 pub(crate) fn contrast_units_backward<T: Element>(cpu: &Cpu, args: UnitsBackward<'_, Cpu, T>) -> Result<()> {
-    let UnitsBackward { dims, temperature, u_stride, order, queries, keys, norms, dqueries, dkeys, along, gradients } = args;
+    let UnitsBackward { dims, temperature, u_stride, order, queries, keys, norms, dqueries, dkeys, along, gradients } =
+        args;
     let Gradients { du, dh, dpositions } = gradients;
     let (n, d, hidden, q) = (dims.n(), dims.d, dims.hidden, dims.q());
     let (length, squared) = (T::Wide::from_f64(1.0 / temperature), T::Wide::from_f64(temperature * temperature));
@@ -173,7 +175,8 @@ pub(crate) fn contrast_units_backward<T: Element>(cpu: &Cpu, args: UnitsBackward
     let scale = |row: usize| norms[2 * row] * length;
     let of = |row: usize| row * d..(row + 1) * d;
     cpu.install(|| {
-        let tasks = du.par_chunks_mut(u_stride).zip(dh.par_chunks_mut(n * d)).zip(along.par_chunks_mut(hidden)).enumerate();
+        let tasks =
+            du.par_chunks_mut(u_stride).zip(dh.par_chunks_mut(n * d)).zip(along.par_chunks_mut(hidden)).enumerate();
         tasks.for_each_init(
             || [(); 3].map(|()| vec![T::Wide::zero(); d]),
             |[unit, gradient, sum], (image, ((du, dh), along))| {

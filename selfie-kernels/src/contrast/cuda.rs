@@ -140,7 +140,8 @@ struct UnitsBackwardArgs {
 }
 
 pub(crate) fn contrast_units_backward<T: CudaElement>(cuda: &Cuda, args: UnitsBackward<'_, Cuda, T>) -> Result<()> {
-    let UnitsBackward { dims, temperature, u_stride, order, queries, keys, norms, dqueries, dkeys, along, gradients } = args;
+    let UnitsBackward { dims, temperature, u_stride, order, queries, keys, norms, dqueries, dkeys, along, gradients } =
+        args;
     let Gradients { du, dh, dpositions } = gradients;
     let args = UnitsBackwardArgs {
         patches: Patches::new(dims, order.into()),

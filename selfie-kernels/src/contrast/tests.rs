@@ -655,7 +655,8 @@ fn units_refuse_what_does_not_fit<D: Tested<f32>>() {
     }
 
     let run = |dims, temperature, order: &[u32], lens: [usize; 9]| {
-        let [queries, keys, norms, dqueries, dkeys, mut along, mut du, mut dh, mut dpositions] = buffers::<D, f32, 9>(lens);
+        let [queries, keys, norms, dqueries, dkeys, mut along, mut du, mut dh, mut dpositions] =
+            buffers::<D, f32, 9>(lens);
         let order = Guarded::new(D::get(), order);
         D::get().contrast_units_backward(UnitsBackward {
             dims,

@@ -191,19 +191,22 @@ fn bits_do_not_depend_on_threads() {
 }
 
 fn refuses_what_does_not_fit<D: Tested<f32>>() {
-    let grouped = |[n, valid, classes, rivals]: [usize; 4], labels: usize, [logits, loss]: [usize; 2], dlogits: Option<usize>| {
-        let device = D::get();
-        let (logits, labels) = (Guarded::new(device, &vec![0f32; logits]), Guarded::new(device, &vec![0; labels]));
-        let mut loss = Guarded::poisoned(device, loss);
-        let mut dlogits = dlogits.map(|len| Guarded::<D, f32>::poisoned(device, len));
-        let (logits, labels, loss) = (logits.view(), labels.view(), loss.view_mut());
-        let dlogits = dlogits.as_mut().map(Guarded::view_mut);
-        SoftmaxCrossEntropy::<f32>::softmax_cross_entropy(
-            device,
-            Args { n, valid, classes, rivals, logits, labels, loss, dlogits },
-        )
+    let grouped =
+        |[n, valid, classes, rivals]: [usize; 4], labels: usize, [logits, loss]: [usize; 2], dlogits: Option<usize>| {
+            let device = D::get();
+            let (logits, labels) = (Guarded::new(device, &vec![0f32; logits]), Guarded::new(device, &vec![0; labels]));
+            let mut loss = Guarded::poisoned(device, loss);
+            let mut dlogits = dlogits.map(|len| Guarded::<D, f32>::poisoned(device, len));
+            let (logits, labels, loss) = (logits.view(), labels.view(), loss.view_mut());
+            let dlogits = dlogits.as_mut().map(Guarded::view_mut);
+            SoftmaxCrossEntropy::<f32>::softmax_cross_entropy(
+                device,
+                Args { n, valid, classes, rivals, logits, labels, loss, dlogits },
+            )
+        };
+    let run = |sizes: [usize; 3], labels, lens, dlogits| {
+        grouped([sizes[0], sizes[1], sizes[2], sizes[2]], labels, lens, dlogits)
     };
-    let run = |sizes: [usize; 3], labels, lens, dlogits| grouped([sizes[0], sizes[1], sizes[2], sizes[2]], labels, lens, dlogits);
     assert_eq!(run([2, 2, 3], 2, [6, 2], Some(6)), Ok(()));
     assert_eq!(run([2, 1, 3], 2, [6, 2], None), Ok(()));
     assert_refuses_length(run([2, 2, 3], 1, [6, 2], Some(6)), "labels");

@@ -34,16 +34,16 @@ fn lines(out: &Path) -> Vec<Value> {
 fn an_attention_head_is_trained_resumed_and_used() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let pre = pretrained(folder.path());
-    let finetune = |out: &Path, more: &str| {
-        let run = format!("--data {DATA} --init {} --head attention --batch 8 --labels 10", text(&pre));
-        format!("finetune {run} --out {} --eval-every 0 --save-every 3 {more}", text(out))
+    let finetune = |out: &Path, head: &str| {
+        let run = format!("--data {DATA} --init {} --batch 8 --labels 10 --eval-every 0", text(&pre));
+        format!("finetune {run} --save-every 3 --steps 9 --out {} --head {head}", text(out))
     };
     let (whole, out) = (folder.path().join("whole"), folder.path().join("fine"));
-    let done = works(&finetune(&whole, "--steps 9"));
+    let done = works(&finetune(&whole, "attention"));
     done.says(&["stem, stages.0-2, norm, pool from", "pool.safetensors; fresh: head", "memory", "top-1"]);
 
     // Stopped and gone on with, it is the same run.
-    let mut child = selfie(&finetune(&out, "--steps 9")).stderr(Stdio::null()).spawn().expect("it starts");
+    let mut child = selfie(&finetune(&out, "attention")).stderr(Stdio::null()).spawn().expect("it starts");
     let began = Instant::now();
     while !out.join("state/last").exists() {
         assert!(began.elapsed() < Duration::from_secs(60), "no checkpoint came");
@@ -51,9 +51,9 @@ fn an_attention_head_is_trained_resumed_and_used() {
     }
     child.kill().expect("it runs, or has ended");
     child.wait().expect("it ended");
-    works(&finetune(&out, "--steps 9"));
+    works(&finetune(&out, "attention"));
     assert_same(&whole, &out);
-    fails(&finetune(&out, "--steps 9 --head conv"), 2, &["model.head", "conv", "attention"]);
+    fails(&finetune(&out, "conv"), 2, &["model.head", "conv", "attention"]);
 
     let evaluated = works(&format!("evaluate {} --data {DATA} --json", text(&out))).json();
     assert_eq!(evaluated["n"], 20);
@@ -63,7 +63,9 @@ fn an_attention_head_is_trained_resumed_and_used() {
     let embedded = works(&format!("embed {} --data {DATA} --part val --json -o {}", text(&out), text(&vectors))).json();
     assert_eq!((&embedded["n"], &embedded["width"]), (&20.into(), &128.into()));
     let shown = works(&format!("inspect {}", text(&out))).out;
-    assert!(shown.contains("head.fc.weight") && shown.contains("num_classes=0"), "{shown}");
+    for words in ["head.fc.weight", "num_classes=0", "begins afresh: nothing"] {
+        assert!(shown.contains(words), "no `{words}` in {shown}");
+    }
 
     // From scratch there is no pooling to take, and from another network none that fits.
     let (scratch, wide) = (folder.path().join("scratch"), folder.path().join("wide"));

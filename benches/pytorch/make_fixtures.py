@@ -32,10 +32,16 @@ PARITY = {
     "pretrain_32_scaled": f"--task pretrain --image-size 32 --batch 32 {REDUCED}"
     " --no-encoder-positions --logit-scale 0.125",
     "pretrain_32_places": f"--task pretrain --image-size 32 --batch 32 {REDUCED} --query places",
+    "pretrain_32_batch": f"--task pretrain --negatives batch --image-size 32 --batch 32 {REDUCED}",
+    "pretrain_224_batch": "--task pretrain --negatives batch --temperature 0.5 --query places"
+    f" --image-size 224 --batch 4 {REDUCED}",
     "pretrain_224": f"--task pretrain --image-size 224 --batch 4 {REDUCED}",
     "pretrain_224_places": f"--task pretrain --image-size 224 --batch 4 {REDUCED} --query places",
     "finetune_32": "--task finetune --image-size 32 --batch 32 --depths 2,1,2,1 --width 8",
     "finetune_224": f"--task finetune --image-size 224 --batch 4 {REDUCED}",
+    "finetune_32_attention": f"--task finetune --head attention --image-size 32 --batch 32 {REDUCED}",
+    "finetune_224_attention": "--task finetune --head attention --image-size 224 --batch 4"
+    f" {REDUCED}",
     "pretrain_32_deep": f"--task pretrain --image-size 32 --batch 8 {DEEP_PRETRAIN}",
     "pretrain_224_deep": f"--task pretrain --image-size 224 --batch 2 {DEEP_PRETRAIN}",
     "finetune_32_deep": f"--task finetune --image-size 32 --batch 8 {DEEP}",
@@ -69,6 +75,10 @@ def parse(options: str, dtype: str) -> argparse.Namespace:
 
 def configuration(args: argparse.Namespace) -> dict:
     config = {k: v for k, v in vars(args).items() if k not in ("command", "dtype")}
+    if config["head"] == "conv":
+        del config["head"]
+    if config["negatives"] == "image":
+        del config["negatives"], config["temperature"]
     config["depths"] = [int(d) for d in args.depths.split(",")]
     config["encoder_positions"] = not config.pop("no_encoder_positions")
     return config

@@ -131,11 +131,15 @@ class Backbone(nn.Module):
         self.norm = NormAct(cin)
         self.head = nn.ModuleDict({"fc": nn.Linear(cin, classes)}) if classes else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cells: int = 1) -> Tensor:
+        """With several `cells` along a side their averages instead, [B, cells^2, dim]."""
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
-        x = self.norm(x).mean((2, 3))
+        x = self.norm(x)
+        if cells > 1:
+            return F.avg_pool2d(x, x.shape[3] // cells).flatten(2).transpose(1, 2)
+        x = x.mean((2, 3))
         return self.head["fc"](x) if self.head else x
 
 
@@ -227,6 +231,8 @@ class Selfie(nn.Module):
         logit_scale: float = 1.0,
         query: str = "summary",
         pool_blocks: int = 3,
+        negatives: str = "image",
+        temperature: float = 0.1,
     ):
         super().__init__()
         self.patch = patch
@@ -235,6 +241,8 @@ class Selfie(nn.Module):
         self.encoder_positions = encoder_positions
         self.logit_scale = logit_scale
         self.query = query
+        self.negatives = negatives
+        self.temperature = temperature
         self.backbone = Backbone(3, image_size <= 64, None, depths, width)
         self.pool = AttentionPool(self.grid, self.backbone.dim, heads, ffn, pool_blocks, drop)
 
@@ -262,19 +270,49 @@ class Selfie(nn.Module):
         key = take(masked)
         wide = torch.float64 if h.dtype == torch.float64 else torch.float32
         with torch.autocast(x.device.type, enabled=False):  # the logits are computed in f32
+            if self.negatives == "batch":
+                return self.against_the_batch(query.to(wide), key.to(wide))
             logits = query.to(wide) @ key.to(wide).transpose(1, 2)
             logits = logits.flatten(0, 1) * self.logit_scale
         target = torch.arange(self.hidden_patches, device=x.device).repeat(b)
         accuracy = (logits.argmax(1) == target).float().mean()
         return F.cross_entropy(logits, target), accuracy
 
+    def against_the_batch(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit vectors [B, M, dim] against those of all images; the accuracy is within an image."""
+        b, m, _ = query.shape
+        query, key = (F.normalize(v.flatten(0, 1), dim=1) for v in (query, key))
+        logits = query @ key.T / self.temperature
+        own = torch.arange(b, device=query.device)
+        within = logits.view(b, m, b, m)[own, :, own]
+        right = within.argmax(2) == torch.arange(m, device=query.device)
+        target = torch.arange(b * m, device=query.device)
+        return F.cross_entropy(logits, target), right.float().mean()
+
+
+class AttentionClassifier(nn.Module):
+    """P and A on whole images: the pooling sums up the cells of P's map, none of them hidden."""
+
+    def __init__(self, selfie: Selfie, classes: int):
+        super().__init__()
+        self.encoder_positions = selfie.encoder_positions
+        self.backbone = selfie.backbone
+        self.pool = selfie.pool
+        self.head = nn.ModuleDict({"fc": nn.Linear(selfie.backbone.dim, classes)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.backbone(x, self.pool.grid)
+        if self.encoder_positions:
+            h = h + self.pool.positions()
+        return self.head["fc"](self.pool(h)[:, 0])
+
 
 def build(args: argparse.Namespace, drop: float = 0.1, pool_blocks: int = 3) -> nn.Module:
     small = args.image_size <= 64
     depths = tuple(int(d) for d in args.depths.split(","))
-    if args.task != "pretrain":
+    if args.task != "pretrain" and args.head == "conv":
         return Backbone(4, small, args.classes, depths, args.width)
-    return Selfie(
+    selfie = Selfie(
         args.image_size,
         patch=8 if small else 32,
         drop=drop,
@@ -286,7 +324,10 @@ def build(args: argparse.Namespace, drop: float = 0.1, pool_blocks: int = 3) -> 
         logit_scale=args.logit_scale,
         query=args.query,
         pool_blocks=pool_blocks,
+        negatives=args.negatives,
+        temperature=args.temperature,
     )
+    return selfie if args.task == "pretrain" else AttentionClassifier(selfie, args.classes)
 
 
 # ------------------------------------------------------------------------- bench
@@ -557,6 +598,9 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--width", type=int, default=64)
         command.add_argument("--logit-scale", type=float, default=1.0)
         command.add_argument("--no-encoder-positions", action="store_true")
+        command.add_argument("--negatives", choices=["image", "batch"], default="image")
+        command.add_argument("--temperature", type=float, default=0.1)
+        command.add_argument("--head", choices=["conv", "attention"], default="conv")
         command.add_argument("--query", choices=["summary", "places"], default="summary")
 
     timing = commands.add_parser("bench", help="time whole steps on random data")

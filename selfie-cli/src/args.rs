@@ -315,8 +315,8 @@ fn fraction(text: &str) -> Result<f64, String> {
 }
 
 const EMBED_HELP: &str = "\
-One vector for each image: the average over the last map of the network, behind its last norm and ReLU. Images need no
-labels; an image that cannot be read is named and left out. The formats, by the extension of --out:
+One vector for each image: the average over the last map of the network, behind its last norm and ReLU, or, of a run with
+--head attention, the attention pooling's summary. Images need no labels; an image that cannot be read is named and left out. The formats, by the extension of --out:
   .npy          float32 [n, width]; beside it FILE.images.csv with the columns name, label, class, a row for each vector
   .csv          columns name, label, class, f0, f1, ..
   .safetensors  tensors `embedding` (F32 [n, width]) and `label` (I64 [n], -1 where unknown); in the metadata the JSON lists

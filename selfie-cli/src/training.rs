@@ -104,6 +104,9 @@ pub enum Ended {
 pub type Observer<'a, B, T, N> =
     &'a mut dyn FnMut(&mut Trainer<B, T, N>, &StepMetrics, &Reporter) -> anyhow::Result<()>;
 
+/// Gives the accuracy of a probe of the network's features, which must not change the network.
+pub type Probe<'a, N> = Box<dyn FnMut(&N, &Reporter) -> anyhow::Result<f64> + 'a>;
+
 /// Trains to the end, or until a signal. The reporter's line of training is begun and ended here.
 ///
 /// # Errors
@@ -112,6 +115,7 @@ pub fn train<B, T, N>(
     trainer: &mut Trainer<B, T, N>,
     job: &Job<'_>,
     reporter: &mut Reporter,
+    probe: Option<Probe<'_, N>>,
     observe: Observer<'_, B, T, N>,
 ) -> anyhow::Result<Ended>
 where
@@ -121,7 +125,7 @@ where
 {
     job.signals.after_step();
     reporter.begin(job.resolved.task.name(), trainer.fraction(), job.chance);
-    let result = Loop::new(trainer, job, reporter).and_then(|mut state| state.run(observe));
+    let result = Loop::new(trainer, job, reporter, probe).and_then(|mut state| state.run(observe));
     reporter.end();
     result.inspect_err(|error| job.record_failure(error, trainer.progress().step))
 }
@@ -131,6 +135,7 @@ struct Loop<'a, B: Backend<T>, T: Element, N: Network<B, T>> {
     trainer: &'a mut Trainer<B, T, N>,
     job: &'a Job<'a>,
     reporter: &'a mut Reporter,
+    probe: Option<Probe<'a, N>>,
     settings: Train,
     metrics: Metrics,
     store: CheckpointStore,
@@ -154,7 +159,12 @@ struct SinceLine {
 }
 
 impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
-    fn new(trainer: &'a mut Trainer<B, T, N>, job: &'a Job<'a>, reporter: &'a mut Reporter) -> anyhow::Result<Self> {
+    fn new(
+        trainer: &'a mut Trainer<B, T, N>,
+        job: &'a Job<'a>,
+        reporter: &'a mut Reporter,
+        probe: Option<Probe<'a, N>>,
+    ) -> anyhow::Result<Self> {
         let settings = job.resolved.settings().train;
         Ok(Self {
             metrics: Metrics::open(job.folder.root(), trainer.progress().step)?,
@@ -168,6 +178,7 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
             trainer,
             job,
             reporter,
+            probe,
             settings,
         })
     }
@@ -187,11 +198,12 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
             }
             // Before the step and not after: a run that was stopped or killed in between catches up.
             if self.evaluation_is_due() {
-                // A signal need not wait for it, and a kill costs no step.
-                if self.saved_at != Some(self.trainer.progress().step) {
-                    self.save()?;
-                }
+                self.save_before_measuring()?;
                 self.evaluate(self.settings.eval_images)?;
+            }
+            if self.probe_is_due() {
+                self.save_before_measuring()?;
+                self.probe()?;
             }
             self.keep_best()?;
             let metrics = self.step()?;
@@ -204,6 +216,7 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
         self.save()?;
         let evaluation = self.evaluate(usize::MAX)?;
         self.keep_best()?;
+        self.probe()?;
         Ok(Ended::Finished(evaluation))
     }
 
@@ -222,6 +235,16 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
     fn evaluation_is_due(&self) -> bool {
         let (step, every) = (self.trainer.progress().step, self.settings.eval_every);
         step > 0 && every > 0 && step.is_multiple_of(every) && !self.metrics.has_evaluation(step)
+    }
+
+    fn probe_is_due(&self) -> bool {
+        let (step, every) = (self.trainer.progress().step, self.settings.probe_every);
+        self.probe.is_some() && step > 0 && every > 0 && step.is_multiple_of(every) && !self.metrics.has_probe(step)
+    }
+
+    /// A signal need not wait for what is measured, and a kill then costs no step.
+    fn save_before_measuring(&mut self) -> anyhow::Result<()> {
+        if self.saved_at == Some(self.trainer.progress().step) { Ok(()) } else { self.save() }
     }
 
     fn step(&mut self) -> anyhow::Result<StepMetrics> {
@@ -293,12 +316,13 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
         self.record_skipped(&evaluation.skipped)?;
         let (progress, chance) = (self.trainer.progress(), self.job.chance);
         self.reporter.say(format!(
-            "step {}: held-out accuracy {:.1}% ({:.1} x chance, which is {:.1}%), loss {:.3}, n = {}",
+            "step {}: held-out accuracy {:.1}% ({:.1} x chance, which is {:.1}%), loss {:.3}, feature std {:.3}, n = {}",
             progress.step,
             100.0 * evaluation.accuracy,
             evaluation.accuracy / chance,
             100.0 * chance,
             evaluation.loss,
+            evaluation.feature_std,
             evaluation.n
         ));
         // The last evaluation of a run that was killed right after it is there already.
@@ -307,12 +331,32 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
                 step: progress.step,
                 epoch: progress.step as f64 * self.job.epochs_per_step,
                 seconds: progress.seconds,
+                x_chance: Some(evaluation.accuracy / chance),
                 eval_loss: Some(evaluation.loss),
                 eval_accuracy: Some(evaluation.accuracy),
+                feature_std: Some(evaluation.feature_std),
                 ..Line::default()
             })?;
         }
         Ok(Some(evaluation))
+    }
+
+    /// Probes the features, if that is asked for and was not done at this step: the last probe of a run that was killed right
+    /// after it is there already. What was done so far must be saved.
+    fn probe(&mut self) -> anyhow::Result<()> {
+        let (progress, stopped) = (self.trainer.progress(), self.status(State::Stopped));
+        let Some(probe) = self.probe.as_mut().filter(|_| !self.metrics.has_probe(progress.step)) else { return Ok(()) };
+        let interruptible = self.job.leave_at_once(stopped);
+        let accuracy = probe(self.trainer.network(), self.reporter)?;
+        drop(interruptible);
+        self.reporter.say(format!("step {}: k-NN accuracy {:.1}%", progress.step, 100.0 * accuracy));
+        self.metrics.push(Line {
+            step: progress.step,
+            epoch: progress.step as f64 * self.job.epochs_per_step,
+            seconds: self.trainer.progress().seconds,
+            knn_accuracy: Some(accuracy),
+            ..Line::default()
+        })
     }
 
     /// Checkpoint and weights.

@@ -17,7 +17,7 @@ macro_rules! for_each_pass {
             attention::Attention { attention_forward(Forward), attention_backward(Backward) }
             residual_norm::ResidualNorm { residual_norm_forward(Forward), residual_norm_backward(Backward) }
             tokens::Tokens { tokens_forward(Forward), tokens_backward(Backward) }
-            contrast::Contrast { contrast(Args) }
+            contrast::Contrast { contrast(Args), contrast_units(Units), contrast_units_backward(UnitsBackward) }
             softmax_cross_entropy::SoftmaxCrossEntropy { softmax_cross_entropy(Args) }
             sgd::Sgd { gradient_norm(Norm), gradient_accumulate(Accumulate), sgd_update(Update) }
         }

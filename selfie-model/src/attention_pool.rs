@@ -3,14 +3,13 @@
 //! Tokens (u0, visible patches with their positions) go through post-norm transformer blocks (Devlin et al. 2019, arXiv 1810.04805);
 //! the first token of the last block is the summary. The other outputs of that block have no reader, so it computes
 //! query, projection and MLP for the first token only. With a token for each hidden place (`Query::Places`) these are
-//! what is read, and the last block is like the others.
+//! what is read, and the last block is like the others. As a classifier's head it sums up all patches, none of them hidden.
 
-use crate::config::Pretext;
 use crate::layers::{Tables, before_and_own};
 use crate::memory_plan::Ledger;
 use crate::state::{Buffer, State};
 use crate::transformer::{Block, BlockActs, Scratch};
-use crate::{Layout, Mode, ModelConfig, Purpose};
+use crate::{Layout, ModelConfig, Purpose};
 use selfie_kernels::attention::AttentionDims;
 use selfie_kernels::tokens::{self, PatchDims, PositionKind};
 use selfie_kernels::{Backend, Element, Memory, Result};
@@ -37,8 +36,7 @@ pub(crate) struct AttentionPoolActs<M: Memory, T: Element> {
 }
 
 impl AttentionPool {
-    pub(crate) fn new(tables: &mut Tables, config: &ModelConfig, pretext: &Pretext) -> Self {
-        let dims = pretext.dims;
+    pub(crate) fn new(tables: &mut Tables, config: &ModelConfig, dims: PatchDims) -> Self {
         let d = dims.d;
         let u0 = tables.parameters.push("pool.u0", &[d], Layout::Plain);
         let positions = match dims.positions {
@@ -123,23 +121,32 @@ impl AttentionPool {
         if self.dims.q() == 1 { self.dims.d } else { self.dims.t() * self.dims.d }
     }
 
-    /// `[b, q, d]` with [`AttentionPool::query_stride`]: what the last forward made of the tokens that ask.
-    pub(crate) fn summary<'a, M: Memory, T: Element>(&self, acts: &'a AttentionPoolActs<M, T>) -> M::View<'a, T> {
-        let last = &acts.blocks[(self.blocks.len() - 1) % acts.blocks.len()];
-        M::view(last.output(), 0..self.dims.b * self.query_stride())
+    /// Where the last forward left what it made of the tokens that ask: `[b, q, d]` with [`AttentionPool::query_stride`],
+    /// and perhaps room behind.
+    pub(crate) fn output<'a, M: Memory, T: Element>(&self, acts: &'a AttentionPoolActs<M, T>) -> &'a Buffer<M, T> {
+        acts.blocks[(self.blocks.len() - 1) % acts.blocks.len()].output()
     }
 
-    /// The summary and, in training, where its gradient belongs before [`AttentionPool::backward`]; both
-    /// `[b, query_stride]`.
-    pub(crate) fn summary_and_gradient<'a, M: Memory, T: Element>(
+    /// Where the gradient of a training's [`AttentionPool::output`] belongs before [`AttentionPool::backward`].
+    pub(crate) fn output_gradient_mut<'a, M: Memory, T: Element>(
         &self,
         acts: &'a mut AttentionPoolActs<M, T>,
-        mode: Mode,
-    ) -> (M::View<'a, T>, Option<M::ViewMut<'a, T>>) {
+    ) -> &'a mut Buffer<M, T> {
+        acts.scratch.output_gradient_mut(self.blocks.len())
+    }
+
+    /// The part of [`AttentionPool::output`] that counts.
+    pub(crate) fn summary<'a, M: Memory, T: Element>(&self, acts: &'a AttentionPoolActs<M, T>) -> M::View<'a, T> {
+        M::view(self.output(acts), 0..self.dims.b * self.query_stride())
+    }
+
+    /// Both, `[b, query_stride]`, and perhaps room behind.
+    pub(crate) fn output_and_gradient<'a, M: Memory, T: Element>(
+        &self,
+        acts: &'a mut AttentionPoolActs<M, T>,
+    ) -> (&'a Buffer<M, T>, &'a mut Buffer<M, T>) {
         let last = &acts.blocks[(self.blocks.len() - 1) % acts.blocks.len()];
-        let len = self.dims.b * self.query_stride();
-        let gradient = acts.scratch.output_gradient_mut(self.blocks.len());
-        (M::view(last.output(), 0..len), (mode == Mode::Train).then(|| M::view_mut(gradient, 0..len)))
+        (last.output(), acts.scratch.output_gradient_mut(self.blocks.len()))
     }
 
     /// All parameters' gradients, and `dh` at the visible patches; the positions' gradient is added to.

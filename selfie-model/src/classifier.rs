@@ -1,31 +1,26 @@
-//! Supervised training, from scratch or finetuning: ResNet-50 v2 on whole images and a linear head.
+//! Supervised training, from scratch or finetuning: ResNet-50 v2 on whole images, or its first stages and the attention pooling,
+//! and a linear head.
 
+use crate::features::{Features, FeaturesActs};
 use crate::input::Input;
 use crate::layers::{Dx, Linear, Tables};
 use crate::memory_plan::{Dry, Ledger};
 use crate::network::{Build, Passes};
-use crate::resnet::{Resnet, ResnetActs};
 use crate::state::{Buffer, State, StateArgs};
 use crate::{Classify, MemoryPlan, Mode, Result};
 use selfie_kernels::gemm::Write;
 use selfie_kernels::{Backend, Element, Error, Memory, View, softmax_cross_entropy};
 use std::sync::Arc;
 
-/// Stages of the backbone.
-const STAGES: usize = 4;
-
-/// The backbone, the classifier on its pooled features, and cross-entropy.
+/// The features of an image ([`crate::Head`]), the classifier on them, and cross-entropy.
 #[derive(Debug)]
 pub struct Classifier<B: Memory, T: Element> {
     classes: usize,
-    backbone: Resnet,
+    features: Features,
     head: Linear,
     state: State<B, T>,
     input: Input<B, T>,
-    backbone_acts: ResnetActs<B, T>,
-    /// `[n, width]`: pooled features, and their gradient.
-    h: Buffer<B, T>,
-    dh: Buffer<B, T>,
+    acts: FeaturesActs<B, T>,
     /// `[n, classes]`, and their gradient.
     logits: Buffer<B, T>,
     dlogits: Buffer<B, T>,
@@ -49,21 +44,17 @@ impl<B: Memory, T: Element> Classifier<B, T> {
         }
 
         let mut tables = Tables::default();
-        let backbone = Resnet::new(&mut tables, config, STAGES, batch, config.image_size);
-        build.check_rows(backbone.rows())?;
-        let width = backbone.width();
-        let head = Linear::shaped(&mut tables, "head.fc", &[classes, width, 1, 1]);
+        let features = Features::new(&mut tables, build, config.stages(), config.head)?;
+        let head = Linear::shaped(&mut tables, "head.fc", &[classes, features.width(), 1, 1]);
 
         let input = Input::new(ledger, config, batch, 1, 1)?;
-        let backbone_acts = backbone.acts(ledger, purpose)?;
+        let acts = features.acts(ledger, purpose)?;
         ledger.scope("head");
-        let h = ledger.alloc("h", batch * width)?;
-        let dh = ledger.alloc("dh", purpose.trained(batch * width))?;
         let logits = ledger.alloc("logits", batch * classes)?;
         let dlogits = ledger.alloc("dlogits", purpose.trained(batch * classes))?;
-        let partial = backbone.partial_len();
+        let partial = features.partial_len();
         let state = State::new(ledger, StateArgs { build, tables, partial })?;
-        Ok(Self { classes, backbone, head, state, input, backbone_acts, h, dh, logits, dlogits })
+        Ok(Self { classes, features, head, state, input, acts, logits, dlogits })
     }
 }
 
@@ -74,13 +65,9 @@ impl<B: Backend<T>, T: Element> Classifier<B, T> {
     /// Impossible configurations; out of memory.
     pub fn new(device: impl Into<Arc<B>>, build: Build<'_>, classes: usize) -> Result<Self> {
         let mut network = Self::build(&mut Ledger::new(device), build, classes)?;
+        network.features.prepare(&*network.state.device, &mut network.acts)?;
         network.state.initialise(build.config)?;
         Ok(network)
-    }
-
-    /// `[n, width]`: the pooled features of the last forward.
-    pub fn features(&self) -> View<'_, B, T> {
-        B::all(&self.h)
     }
 }
 
@@ -107,6 +94,10 @@ impl<B: Backend<T>, T: Element> Passes<B, T> for Classifier<B, T> {
         (&mut self.state, &mut self.input)
     }
 
+    fn vectors(&self) -> (View<'_, B, T>, usize) {
+        (self.features.vectors(&self.acts), self.features.width())
+    }
+
     fn check_targets(&self, labels: &[u32]) -> selfie_kernels::Result<()> {
         self.input.check_len(labels)?;
         match labels.iter().position(|&label| label as usize >= self.classes) {
@@ -119,13 +110,14 @@ impl<B: Backend<T>, T: Element> Passes<B, T> for Classifier<B, T> {
     }
 
     fn pass_forward(&mut self) -> selfie_kernels::Result<()> {
-        let Self { classes, backbone, head, state, input, backbone_acts, h, logits, dlogits, .. } = self;
-        backbone.forward(state, &input.pixels, backbone_acts, h)?;
-        head.forward(state, head.dense(input.batch()), h, logits)?;
+        let Self { classes, features, head, state, input, acts, logits, dlogits } = self;
+        features.forward(state, &input.pixels, acts)?;
+        head.forward(state, head.dense(input.batch()), features.output(acts), logits)?;
         state.device.softmax_cross_entropy(softmax_cross_entropy::Args {
             n: input.batch(),
             valid: input.about.valid,
             classes: *classes,
+            rivals: *classes,
             logits: B::all(logits),
             labels: B::all(input.targets()),
             loss: state.metrics.loss_mut(),
@@ -134,18 +126,19 @@ impl<B: Backend<T>, T: Element> Passes<B, T> for Classifier<B, T> {
     }
 
     fn pass_backward(&mut self) -> selfie_kernels::Result<()> {
-        let Self { backbone, head, state, input, backbone_acts, h, dh, dlogits, .. } = self;
+        let Self { features, head, state, input, acts, dlogits, .. } = self;
         let rows = head.dense(input.batch());
-        head.backward_weight(state, rows, h, dlogits)?;
-        head.backward_data(state, rows, dlogits, Dx { gelu: None, addend: None, write: Write::Overwrite, to: dh })?;
-        backbone.backward(state, &input.pixels, backbone_acts, dh)
+        head.backward_weight(state, rows, features.output(acts), dlogits)?;
+        let to = features.output_gradient_mut(acts);
+        head.backward_data(state, rows, dlogits, Dx { gelu: None, addend: None, write: Write::Overwrite, to })?;
+        features.backward(state, &input.pixels, acts)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ModelConfig, Preset, Purpose};
+    use crate::{Head, ModelConfig, Preset, Purpose};
 
     #[test]
     fn parameter_counts() {
@@ -155,6 +148,20 @@ mod tests {
             let network = Classifier::<Dry, f32>::build(&mut Ledger::new(Dry), build, classes).expect("sound");
             assert_eq!(network.state.parameters.table.elements(), expected);
         }
+    }
+
+    /// The paper's P and A, less its final positions of the query, with classes: no stage is added.
+    #[test]
+    fn an_attention_head_is_the_pretrained_network_with_classes() {
+        let config = &ModelConfig { head: Head::Attention, ..ModelConfig::preset(Preset::Resnet50, 32) };
+        let build = Build { config, batch: 1, purpose: Purpose::Train, seed: 0 };
+        let network = Classifier::<Dry, f32>::build(&mut Ledger::new(Dry), build, 10).expect("sound");
+        assert_eq!(network.state.parameters.table.elements(), 25_094_080 + 10 * 1024 + 10);
+        assert_eq!(network.state.parameters.table.get("head.fc.weight").expect("listed").shape, [10, 1024, 1, 1]);
+        // 2 pixels a side are 16 x 16 places, and the map has 8 x 8 pixels.
+        let config = &ModelConfig { patch_size: Some(2), ..config.clone() };
+        let error = Classifier::<Dry, f32>::memory_plan(Build { config, ..build }, 10).expect_err("no such cells");
+        assert!(error.to_string().contains("model.patch_size = 2"), "{error}");
     }
 
     #[test]

@@ -36,8 +36,14 @@ pub struct ModelConfig {
     pub encoder_positions: bool,
     /// What asks for the hidden patches.
     pub query: Query,
-    /// Factor of the objective's logits.
+    /// Factor of the objective's logits, with negatives of the same image.
     pub logit_scale: LogitScale,
+    /// What a hidden place's patch is told apart from.
+    pub negatives: Negatives,
+    /// Divides the logits with negatives of the whole batch.
+    pub temperature: f64,
+    /// The last layers of a classifier.
+    pub head: Head,
     /// Added to the variance by batch normalisation.
     pub bn_eps: f64,
     /// Weight of a batch in the running statistics.
@@ -84,6 +90,28 @@ pub enum Query {
     Places,
 }
 
+/// What a hidden place's patch is told apart from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Negatives {
+    /// The other hidden patches of the same image: the paper.
+    Image,
+    /// Those of all images that go through the network together (a micro-batch), too; vectors are brought to unit length and
+    /// logits divided by a temperature, as in SimCLR (Chen et al. 2020, arXiv 2002.05709).
+    Batch,
+}
+
+/// The last layers of a classifier, below its classes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Head {
+    /// The fourth stage, and the average over its map.
+    Conv,
+    /// The attention pooling of pretraining, over the cells of the third stage's map: nothing is hidden, and u0 sums up all
+    /// of them. Source: Trinh, Luong, Le 2019 (arXiv 1906.02940).
+    Attention,
+}
+
 /// Factor of the objective's logits.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "expected \"none\", \"1/sqrt(d)\" or a number")]
@@ -124,8 +152,10 @@ pub(crate) struct Pretext {
     pub(crate) patch: usize,
     /// Patches, for a batch.
     pub(crate) dims: PatchDims,
-    /// Factor of the logits.
+    /// Factor of the logits, with negatives of the same image.
     pub(crate) logit_scale: f64,
+    /// With negatives of the whole batch.
+    pub(crate) temperature: Option<f64>,
 }
 
 /// Images up to this side get the 32px geometry.
@@ -166,6 +196,9 @@ impl ModelConfig {
             encoder_positions: true,
             query,
             logit_scale: LogitScale::Named(NamedScale::None),
+            negatives: Negatives::Image,
+            temperature: 0.1,
+            head: Head::Conv,
             bn_eps: 1e-5,
             bn_momentum: 0.1,
             mean: [0.5; 3],
@@ -183,9 +216,17 @@ impl ModelConfig {
         self.channels(2)
     }
 
+    /// Stages of a classifier's backbone.
+    pub fn stages(&self) -> usize {
+        match self.head {
+            Head::Conv => 4,
+            Head::Attention => 3,
+        }
+    }
+
     /// Width of a classifier's pooled features.
     pub fn feature_width(&self) -> usize {
-        self.channels(3)
+        self.channels(self.stages() - 1)
     }
 
     /// Side of a patch in pixels.
@@ -243,8 +284,8 @@ impl ModelConfig {
         self.pretext(1).map(|_| ())
     }
 
-    /// The pretext task for a batch of `b` images.
-    pub(crate) fn pretext(&self, b: usize) -> Result<Pretext> {
+    /// The places of an image, all of them visible, for a batch of `b`: what the attention pooling reads as a head.
+    pub(crate) fn places(&self, b: usize) -> Result<PatchDims> {
         self.check()?;
         let (image, patch, width) = (self.image_size, self.patch_side(), self.pool_width());
         require(patch > 0 && image.is_multiple_of(patch), "patch_size", patch, || {
@@ -255,26 +296,40 @@ impl ModelConfig {
         })?;
         require((1..=1000).contains(&self.pool_blocks), "pool_blocks", self.pool_blocks, || "1 to 1000".into())?;
         require((0.0..1.0).contains(&self.dropout), "dropout", self.dropout, || "0 up to, not including, 1".into())?;
-        let (n, hidden) = (self.patches(), self.hidden_patches());
+        let n = self.patches();
         require(n < MAX_TOKENS, "patch_size", patch, || {
             format!("at most {} patches of an image, not {n}", MAX_TOKENS - 1)
-        })?;
-        require((1..n).contains(&hidden), "hidden_fraction", self.hidden_fraction, || {
-            format!("at least one hidden and one visible of the {n} patches, not {hidden} hidden")
-        })?;
-        let logit_scale = match self.logit_scale {
-            LogitScale::Named(NamedScale::None) => 1.0,
-            LogitScale::Named(NamedScale::InverseSqrt) => 1.0 / (width as f64).sqrt(),
-            LogitScale::Factor(factor) => factor,
-        };
-        require(logit_scale > 0.0 && logit_scale.is_finite(), "logit_scale", logit_scale, || {
-            "\"none\", \"1/sqrt(d)\" or a positive number".into()
         })?;
         let positions = match self.positions {
             Positions::Auto if n <= 16 => PositionKind::Table,
             Positions::Table => PositionKind::Table,
             Positions::Auto | Positions::RowCol => PositionKind::RowCol,
         };
+        Ok(PatchDims { b, grid: image / patch, hidden: 0, d: width, positions, queries: QueryKind::Summary })
+    }
+
+    /// The pretext task for a batch of `b` images.
+    pub(crate) fn pretext(&self, b: usize) -> Result<Pretext> {
+        let places = self.places(b)?;
+        let (n, hidden) = (places.n(), self.hidden_patches());
+        require((1..n).contains(&hidden), "hidden_fraction", self.hidden_fraction, || {
+            format!("at least one hidden and one visible of the {n} patches, not {hidden} hidden")
+        })?;
+        let logit_scale = match self.logit_scale {
+            LogitScale::Named(NamedScale::None) => 1.0,
+            LogitScale::Named(NamedScale::InverseSqrt) => 1.0 / (places.d as f64).sqrt(),
+            LogitScale::Factor(factor) => factor,
+        };
+        require(logit_scale > 0.0 && logit_scale.is_finite(), "logit_scale", logit_scale, || {
+            "\"none\", \"1/sqrt(d)\" or a positive number".into()
+        })?;
+        let temperature = (self.negatives == Negatives::Batch).then_some(self.temperature);
+        require(temperature.is_none() || logit_scale == 1.0, "logit_scale", logit_scale, || {
+            "none where objective.negatives = batch: objective.temperature divides the logits there".into()
+        })?;
+        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
+            return Err(Error::usage("objective.temperature", self.temperature, "a positive number"));
+        }
         let queries = match self.query {
             Query::Summary => QueryKind::Summary,
             Query::Places => QueryKind::Places,
@@ -282,8 +337,8 @@ impl ModelConfig {
         require(self.encoder_positions || self.query == Query::Summary, "query", "places", || {
             "summary, or model.encoder_positions = true: a place that asks must know where it is".into()
         })?;
-        let dims = PatchDims { b, grid: image / patch, hidden, d: width, positions, queries };
-        Ok(Pretext { patch, dims, logit_scale })
+        let dims = PatchDims { hidden, queries, ..places };
+        Ok(Pretext { patch: self.patch_side(), dims, logit_scale, temperature })
     }
 }
 
@@ -299,7 +354,7 @@ mod tests {
     #[test]
     fn impossible_configurations_name_the_key() {
         type Change = fn(&mut ModelConfig);
-        let cases: [(&str, Change); 17] = [
+        let cases: [(&str, Change); 18] = [
             ("image_size", |c| c.image_size = 0),
             ("patch_size", |c| c.image_size = 36),
             ("patch_size", |c| c.patch_size = Some(0)),
@@ -315,6 +370,9 @@ mod tests {
             ("hidden_fraction", |c| c.hidden_fraction = 0.02),
             ("hidden_fraction", |c| c.hidden_fraction = 1.0),
             ("logit_scale", |c| c.logit_scale = LogitScale::Factor(f64::NAN)),
+            ("logit_scale", |c| {
+                (c.negatives, c.logit_scale) = (Negatives::Batch, LogitScale::Named(NamedScale::InverseSqrt));
+            }),
             ("std", |c| c.std[1] = 0.0),
             ("query", |c| (c.query, c.encoder_positions) = (Query::Places, false)),
         ];
@@ -325,6 +383,8 @@ mod tests {
             let message = config.check_pretext().expect_err(key).to_string();
             assert!(message.contains(&format!("model.{key} = ")), "{message}");
         }
+        let frozen = ModelConfig { temperature: 0.0, ..ModelConfig::preset(Preset::Small, 32) };
+        assert!(frozen.check_pretext().expect_err("zero").to_string().contains("objective.temperature = 0"));
     }
 
     #[test]
@@ -336,6 +396,8 @@ mod tests {
         assert_eq!((paper.pool_width(), paper.heads, paper.ffn, paper.feature_width()), (1024, 32, 640, 2048));
         assert_eq!((paper.patch_side(), paper.has_large_stem()), (32, true));
         assert_eq!((paper.query, paper.pool_blocks, paper.dropout), (Query::Summary, 3, 0.1));
+        let attention = ModelConfig { head: Head::Attention, ..paper };
+        assert_eq!((attention.stages(), attention.feature_width()), (3, 1024));
     }
 
     #[test]

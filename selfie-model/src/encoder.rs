@@ -2,27 +2,29 @@
 
 use crate::error::{Error, Result};
 use crate::evaluation::{Images, for_each_batch};
+use crate::features::{Features, FeaturesActs};
 use crate::input::Input;
 use crate::layers::{Linear, Tables};
 use crate::memory_plan::{Dry, Ledger};
 use crate::network::{Build, Passes};
-use crate::resnet::{Resnet, ResnetActs};
 use crate::state::{Buffer, State, StateArgs};
-use crate::transfer::download;
-use crate::weights::{HEAD, Initialized, find_weights, load_weights, stages};
-use crate::{MemoryPlan, Purpose, TensorFile};
+use crate::transfer::{download, download_view};
+use crate::weights::{Initialized, give, layers_of, load_weights};
+use crate::{Head, MemoryPlan, Network, Purpose, Table};
 use selfie_data::BadFile;
-use selfie_kernels::{Backend, Element, Memory, Wide};
+use selfie_kernels::{Backend, Element, Memory, View, Wide};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// The layers of an [`Encoder`]: stem, so many stages, norm, average, and perhaps a head.
+/// The layers of an [`Encoder`]: stem, so many stages, norm, average or attention pooling, and perhaps classes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EncoderLayers {
     /// 4 of a classifier; 3 of a pretrained patch network, which takes whole images as it takes patches.
     pub stages: usize,
-    /// Of the head; 0 without one.
+    /// What makes the features of the last map. A pretrained network's own pooling is no such: it is of the puzzle.
+    pub head: Head,
+    /// Of the classifier on the features; 0 without one.
     pub classes: usize,
 }
 
@@ -32,27 +34,18 @@ impl EncoderLayers {
     /// # Errors
     /// [`Error::Read`]; [`Error::Malformed`] for what is no such file, and for names of no ResNet.
     pub fn of(source: &Path) -> Result<Self> {
-        let path = find_weights(source)?;
-        let file = TensorFile::<f32>::read(&path)?;
-        let stages = stages(file.shapes().map(|(name, _)| name));
-        if !(1..=4).contains(&stages) {
-            let (expected, found) = ("tensors of 1 to 4 stages (stages.0 and so on)", format!("{stages} stages"));
-            return Err(Error::malformed(
-                &path,
-                expected,
-                found,
-                "give the weights of a run, or of timm's resnetv2_50",
-            ));
-        }
-        let classes = file.shape(HEAD).and_then(|shape| shape.first()).map_or(0, |&classes| classes);
-        Ok(Self { stages, classes })
+        layers_of(source)
     }
 }
 
-/// Where the features are taken: `norm behind stage 3, average over the image`.
+/// Where the features are taken: `norm behind stage 3, average over the image`, or `.., attention pooling`.
 impl fmt::Display for EncoderLayers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "norm behind stage {}, average over the image", self.stages)
+        let pooling = match self.head {
+            Head::Conv => "average over the image",
+            Head::Attention => "attention pooling",
+        };
+        write!(f, "norm behind stage {}, {pooling}", self.stages)
     }
 }
 
@@ -61,7 +54,7 @@ impl fmt::Display for EncoderLayers {
 pub struct Encoded<'a> {
     /// Its place in the data set.
     pub index: usize,
-    /// `[width]`: the average over the last map, behind the last norm and ReLU.
+    /// `[width]`: the average over the last map, behind the last norm and ReLU, or the attention pooling's summary of it.
     pub features: &'a [f32],
     /// `[classes]`: logits of the head; none without one.
     pub scores: &'a [f32],
@@ -77,13 +70,11 @@ pub struct Encoder<B: Memory, T: Element> {
 /// The network itself, with everything that any network has.
 #[derive(Debug)]
 struct Forward<B: Memory, T: Element> {
-    backbone: Resnet,
-    head: Option<Linear>,
+    features: Features,
+    classifier: Option<Linear>,
     state: State<B, T>,
     input: Input<B, T>,
-    acts: ResnetActs<B, T>,
-    /// `[n, width]`
-    features: Buffer<B, T>,
+    acts: FeaturesActs<B, T>,
     /// `[n, classes]`
     scores: Buffer<B, T>,
 }
@@ -101,7 +92,7 @@ impl<B: Memory, T: Element> Encoder<B, T> {
 
     /// Numbers of an image's features.
     pub fn width(&self) -> usize {
-        self.network.backbone.width()
+        self.network.features.width()
     }
 }
 
@@ -109,22 +100,21 @@ impl<B: Memory, T: Element> Forward<B, T> {
     fn build(ledger: &mut Ledger<B>, build: Build<'_>, layers: EncoderLayers) -> Result<Self> {
         let build = Build { purpose: Purpose::Evaluate, ..build.checked()? };
         let Build { config, batch, purpose, .. } = build;
-        let EncoderLayers { stages, classes } = layers;
+        let EncoderLayers { stages, head, classes } = layers;
         if !(1..=config.depths.len()).contains(&stages) {
             return Err(Error::usage("stages", stages, format!("1 to {}", config.depths.len())));
         }
         let mut tables = Tables::default();
-        let backbone = Resnet::new(&mut tables, config, stages, batch, config.image_size);
-        let width = backbone.width();
-        let head = (classes > 0).then(|| Linear::shaped(&mut tables, "head.fc", &[classes, width, 1, 1]));
+        let features = Features::new(&mut tables, build, stages, head)?;
+        let shape = [classes, features.width(), 1, 1];
+        let classifier = (classes > 0).then(|| Linear::shaped(&mut tables, "head.fc", &shape));
         let input = Input::new(ledger, config, batch, 1, 0)?;
-        let acts = backbone.acts(ledger, purpose)?;
+        let acts = features.acts(ledger, purpose)?;
         ledger.scope("head");
-        let features = ledger.alloc("features", batch * width)?;
         let scores = ledger.alloc("scores", batch * classes)?;
-        let partial = backbone.partial_len();
+        let partial = features.partial_len();
         let state = State::new(ledger, StateArgs { build, tables, partial })?;
-        Ok(Self { backbone, head, state, input, acts, features, scores })
+        Ok(Self { features, classifier, state, input, acts, scores })
     }
 }
 
@@ -136,6 +126,7 @@ impl<B: Backend<T>, T: Element> Encoder<B, T> {
     /// Impossible configurations; out of memory.
     pub fn new(device: impl Into<Arc<B>>, build: Build<'_>, layers: EncoderLayers) -> Result<Self> {
         let mut network = Forward::build(&mut Ledger::new(device), build, layers)?;
+        network.features.prepare(&*network.state.device, &mut network.acts)?;
         network.state.initialise(build.config)?;
         Ok(Self { network })
     }
@@ -146,6 +137,20 @@ impl<B: Backend<T>, T: Element> Encoder<B, T> {
     /// As [`load_weights`].
     pub fn load(&mut self, source: &Path) -> Result<Initialized> {
         load_weights(&mut self.network, source)
+    }
+
+    /// Takes every parameter and running statistic from a network that has them, such as one that is in training.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a network without one of them; those of the device.
+    pub fn take(&mut self, other: &impl Network<B, T>) -> Result<()> {
+        let (parameters, statistics) = (other.parameters(), other.statistics());
+        let own = &self.network.state;
+        let master =
+            shared(&own.parameters.table, &parameters.table, &download(&**other.device(), &parameters.master)?)?;
+        let running =
+            shared(&own.statistics.table, &statistics.table, &download(&**other.device(), &statistics.running)?)?;
+        give(&mut self.network, &master, &running)
     }
 
     /// Encodes `images`, in their order; those that cannot be read are left out, and returned.
@@ -159,9 +164,9 @@ impl<B: Backend<T>, T: Element> Encoder<B, T> {
         for_each_batch(&mut self.network, images, |network, batch, _| {
             let device = &*network.state.device;
             features.clear();
-            features.extend(download(device, &network.features)?.into_iter().map(narrow));
+            features.extend(download_view(device, network.features.vectors(&network.acts))?.into_iter().map(narrow));
             scores.clear();
-            if network.head.is_some() {
+            if network.classifier.is_some() {
                 scores.extend(download(device, &network.scores)?.into_iter().map(narrow));
             }
             let classes = scores.len() / batch.labels.len();
@@ -177,6 +182,23 @@ impl<B: Backend<T>, T: Element> Encoder<B, T> {
     }
 }
 
+/// The tensors of `table`, from a flat buffer that has them under the same names.
+fn shared<W: Wide>(table: &Table, other: &Table, flat: &[W]) -> Result<Vec<W>> {
+    let mut values = vec![W::zero(); table.len()];
+    for entry in table.entries() {
+        match other.get(&entry.name) {
+            Some(found) if found.shape == entry.shape => {
+                values[entry.range.clone()].copy_from_slice(&flat[found.range.clone()]);
+            }
+            found => {
+                let found = found.map_or("none".into(), |found| format!("{:?}", found.shape));
+                return Err(Error::usage(&entry.name, found, format!("{:?}, as in the encoder", entry.shape)));
+            }
+        }
+    }
+    Ok(values)
+}
+
 impl<B: Backend<T>, T: Element> Passes<B, T> for Forward<B, T> {
     fn state(&self) -> &State<B, T> {
         &self.state
@@ -190,15 +212,21 @@ impl<B: Backend<T>, T: Element> Passes<B, T> for Forward<B, T> {
         (&mut self.state, &mut self.input)
     }
 
+    fn vectors(&self) -> (View<'_, B, T>, usize) {
+        (self.features.vectors(&self.acts), self.features.width())
+    }
+
     fn check_targets(&self, targets: &[u32]) -> selfie_kernels::Result<()> {
         self.input.check_len(targets)
     }
 
     fn pass_forward(&mut self) -> selfie_kernels::Result<()> {
-        let Self { backbone, head, state, input, acts, features, scores } = self;
-        backbone.forward(state, &input.pixels, acts, features)?;
-        match head {
-            Some(head) => head.forward(state, head.dense(input.batch()), features, scores),
+        let Self { features, classifier, state, input, acts, scores } = self;
+        features.forward(state, &input.pixels, acts)?;
+        match classifier {
+            Some(classifier) => {
+                classifier.forward(state, classifier.dense(input.batch()), features.output(acts), scores)
+            }
             None => Ok(()),
         }
     }

@@ -30,6 +30,9 @@ pub struct Evaluation {
     pub loss: f64,
     /// Pretraining: share of the hidden places whose patch was found. Classification: top-1. Between 0 and 1.
     pub accuracy: f64,
+    /// Standard deviation over the images of each number of their features, mean over these numbers; the features of an image
+    /// are the mean of its vectors ([`Network::features`]). 0 where all images look the same to the network: it collapsed.
+    pub feature_std: f64,
     /// Images that could not be read.
     pub skipped: Vec<BadFile>,
 }
@@ -70,14 +73,52 @@ where
     N: Network<B, T>,
 {
     let (mut n, mut loss, mut accuracy) = (0, 0.0, 0.0);
+    let mut spread = Spread::new(network.feature_width());
     let skipped = for_each_batch(network, images, |network, batch, _| {
         let mean = network.loss()?;
+        let features = download_view(&**network.device(), network.features())?;
+        let of_image = features.len() / network.sizes().batch;
+        features.chunks_exact(of_image).take(batch.valid).for_each(|image| spread.add(image));
         n += batch.valid;
         loss += mean.loss * batch.valid as f64;
         accuracy += mean.accuracy * batch.valid as f64;
         Ok(())
     })?;
-    Ok(Evaluation { n, loss: loss / n as f64, accuracy: accuracy / n as f64, skipped })
+    let [loss, accuracy] = [loss, accuracy].map(|sum| sum / n as f64);
+    Ok(Evaluation { n, loss, accuracy, feature_std: spread.std(), skipped })
+}
+
+/// How far vectors are apart, each number by itself (Welford 1962), in `f64`.
+#[derive(Debug)]
+struct Spread {
+    n: f64,
+    mean: Vec<f64>,
+    /// Sums of squared distances to the mean.
+    squares: Vec<f64>,
+}
+
+impl Spread {
+    fn new(width: usize) -> Self {
+        Self { n: 0.0, mean: vec![0.0; width], squares: vec![0.0; width] }
+    }
+
+    /// Adds the mean of the vectors `[m, width]` of an image.
+    fn add<T: Element>(&mut self, vectors: &[T]) {
+        let width = self.mean.len();
+        let m = (vectors.len() / width) as f64;
+        self.n += 1.0;
+        for (j, (mean, squares)) in self.mean.iter_mut().zip(&mut self.squares).enumerate() {
+            let value = vectors.iter().skip(j).step_by(width).map(|x| x.widen().to_f64()).sum::<f64>() / m;
+            let before = value - *mean;
+            *mean += before / self.n;
+            *squares += before * (value - *mean);
+        }
+    }
+
+    /// The standard deviation of the images that were added, mean over the numbers.
+    fn std(&self) -> f64 {
+        self.squares.iter().map(|squares| (squares / self.n).sqrt()).sum::<f64>() / self.squares.len() as f64
+    }
 }
 
 /// Classifies `images`; `each` sees every image's index in its data set and its scores.
@@ -291,6 +332,22 @@ mod tests {
         }
         let loss = cross_entropy(&[0.0, 3f64.ln()], 0);
         assert!((loss - 4f64.ln()).abs() <= 8.0 * f64::EPSILON, "{loss}");
+    }
+
+    #[test]
+    fn spread_is_the_standard_deviation() {
+        // Images of two vectors of two numbers, with the means (1, 5), (3, 5) and (8, 5).
+        let mut spread = Spread::new(2);
+        for image in [[0.0, 4.0, 2.0, 6.0], [3.0, 5.0, 3.0, 5.0], [16.0, 5.0, 0.0, 5.0]] {
+            spread.add::<f64>(&image);
+        }
+        // Mean 4, squares 9 + 1 + 16.
+        assert!((spread.std() - (26.0f64 / 3.0).sqrt() / 2.0).abs() < 1e-14, "{}", spread.std());
+        let mut same = Spread::new(3);
+        (0..5).for_each(|_| same.add::<f32>(&[0.1, 0.2, 0.3]));
+        assert_eq!(same.std(), 0.0, "collapsed");
+        same.add(&[f32::NAN, 0.2, 0.3]);
+        assert!(same.std().is_nan());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod attention_pool;
+mod batch_negatives;
 mod checkpoint;
 mod classifier;
 mod config;
@@ -11,6 +12,7 @@ pub mod durable;
 mod encoder;
 mod error;
 mod evaluation;
+mod features;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -38,7 +40,7 @@ mod weights;
 
 pub use checkpoint::{Checkpoint, CheckpointStore, Difference, Newest, Progress, differences};
 pub use classifier::Classifier;
-pub use config::{LogitScale, ModelConfig, NamedScale, Positions, Preset, Query, Stem};
+pub use config::{Head, LogitScale, ModelConfig, NamedScale, Negatives, Positions, Preset, Query, Stem};
 pub use draws::{PhiloxDraws, evaluation_order, training_order};
 pub use encoder::{Encoded, Encoder, EncoderLayers};
 pub use error::{Error, ErrorKind, Result};

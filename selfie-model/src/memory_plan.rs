@@ -30,6 +30,13 @@ impl MemoryPlan {
         self
     }
 
+    /// With the rows of another network that is there at the same time, under this name.
+    #[must_use]
+    pub fn beside(mut self, name: &str, other: &MemoryPlan) -> Self {
+        self.rows.extend(other.rows.iter().map(|(row, bytes)| (format!("{name}.{row}"), *bytes)));
+        self
+    }
+
     /// Sum of all rows, or the largest number if it is more.
     pub fn total_bytes(&self) -> usize {
         self.rows.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))

@@ -5,7 +5,7 @@ use crate::recording::Recorded;
 use crate::state::{State, StepEnd, StepNumbers};
 use crate::train_config::MAX_BATCH;
 use crate::{Error, ModelConfig, Parameters, Statistics};
-use selfie_kernels::{Backend, Element, Result};
+use selfie_kernels::{Backend, Element, Result, View};
 use std::sync::Arc;
 
 /// Which statistics normalise, and whether dropout is on.
@@ -227,6 +227,10 @@ pub trait Network<B: Backend<T>, T: Element> {
     /// # Errors
     /// Those of the device.
     fn update(&mut self, update: Update) -> Result<()>;
+    /// The vectors of the last forward, `[batch, m, width]` with m for each image: what is classified, or those of the patches.
+    fn features(&self) -> View<'_, B, T>;
+    /// Width of one of them.
+    fn feature_width(&self) -> usize;
     /// Waits for the last forward and reads its loss.
     ///
     /// # Errors
@@ -247,6 +251,8 @@ pub(crate) trait Passes<B: Backend<T>, T: Element> {
     fn input(&self) -> &Input<B, T>;
     /// Both, writable.
     fn parts_mut(&mut self) -> (&mut State<B, T>, &mut Input<B, T>);
+    /// What the network makes of images, and the width of a vector.
+    fn vectors(&self) -> (View<'_, B, T>, usize);
     /// Refuses targets that the operations could not index by.
     fn check_targets(&self, targets: &[u32]) -> Result<()>;
     /// From pixels and targets to the loss, and in training to its gradient.
@@ -330,6 +336,14 @@ impl<B: Backend<T>, T: Element, N: Passes<B, T>> Network<B, T> for N {
 
     fn update(&mut self, update: Update) -> Result<()> {
         self.parts_mut().0.update(update)
+    }
+
+    fn features(&self) -> View<'_, B, T> {
+        self.vectors().0
+    }
+
+    fn feature_width(&self) -> usize {
+        self.vectors().1
     }
 
     fn loss(&self) -> Result<Loss> {

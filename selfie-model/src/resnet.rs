@@ -11,7 +11,7 @@ use selfie_kernels::max_pool::{self, PoolDims};
 use selfie_kernels::norm_relu_pool::{self, AvgDims};
 use selfie_kernels::{Backend, ConvDims, Element, Memory, Result, grad_join};
 
-/// Stem, stages, final normalisation and average: `[n, side, side, 3]` to `[n, width]`.
+/// Stem, stages, final normalisation and average: `[n, side, side, 3]` to `[n, width]`, or a vector for each cell.
 #[derive(Debug)]
 pub(crate) struct Resnet {
     stem: Stem,
@@ -66,6 +66,23 @@ impl Resnet {
         let norm = BatchNorm::new(tables, "norm", n * side * side, channels, config.bn_eps);
         let average = AvgDims { n, h: side, w: side, c: channels, window_h: side, window_w: side };
         Self { stem, blocks, norm, average }
+    }
+
+    /// The same with an average over each of `cells * cells` cells of the last map, where these divide it.
+    pub(crate) fn with_cells(self, cells: usize) -> Option<Self> {
+        let side = self.average.h;
+        let window = (cells > 0 && side.is_multiple_of(cells)).then(|| side / cells)?;
+        Some(Self { average: AvgDims { window_h: window, window_w: window, ..self.average }, ..self })
+    }
+
+    /// Side of the last map.
+    pub(crate) fn side(&self) -> usize {
+        self.average.h
+    }
+
+    /// Elements of the pooled features: `[n, cells, width]`, mostly with one cell.
+    pub(crate) fn len_out(&self) -> usize {
+        self.average.len_out()
     }
 
     /// Width of the pooled features.

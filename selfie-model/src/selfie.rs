@@ -1,6 +1,7 @@
 //! Pretraining: which hidden patch belongs at which hidden place.
 
 use crate::attention_pool::{AttentionPool, AttentionPoolActs};
+use crate::batch_negatives::{BatchNegatives, Puzzle};
 use crate::config::Pretext;
 use crate::input::Input;
 use crate::layers::Tables;
@@ -8,7 +9,7 @@ use crate::memory_plan::{Dry, Ledger};
 use crate::network::{Build, Passes};
 use crate::resnet::{Resnet, ResnetActs};
 use crate::state::{Buffer, State, StateArgs};
-use crate::{MemoryPlan, Result};
+use crate::{MemoryPlan, Mode, Result};
 use selfie_kernels::attention::MAX_TOKENS;
 use selfie_kernels::tokens::PositionKind;
 use selfie_kernels::{Backend, Element, Error, Memory, View, Wide, contrast};
@@ -32,6 +33,8 @@ pub struct Selfie<B: Memory, T: Element> {
     h: Buffer<B, T>,
     dh: Buffer<B, T>,
     pool_acts: AttentionPoolActs<B, T>,
+    /// Where the whole batch is what patches are told apart from.
+    batch_negatives: Option<BatchNegatives<B, T>>,
 }
 
 impl<B: Memory, T: Element> Selfie<B, T> {
@@ -53,7 +56,7 @@ impl<B: Memory, T: Element> Selfie<B, T> {
         let mut tables = Tables::default();
         let patches = Resnet::new(&mut tables, config, STAGES, batch * n, pretext.patch);
         build.check_rows(patches.rows())?;
-        let pool = AttentionPool::new(&mut tables, config, &pretext);
+        let pool = AttentionPool::new(&mut tables, config, pretext.dims);
 
         let input = Input::new(ledger, config, batch, pretext.dims.grid, n)?;
         let patches_acts = patches.acts(ledger, purpose)?;
@@ -61,9 +64,11 @@ impl<B: Memory, T: Element> Selfie<B, T> {
         let h = ledger.alloc("h", batch * n * d)?;
         let dh = ledger.alloc("dh", purpose.trained(batch * n * d))?;
         let pool_acts = pool.acts(ledger, purpose)?;
+        let negatives = |temperature| BatchNegatives::new(ledger, pretext.dims, temperature, purpose);
+        let batch_negatives = pretext.temperature.map(negatives).transpose()?;
         let partial = patches.partial_len();
         let state = State::new(ledger, StateArgs { build, tables, partial })?;
-        Ok(Self { pretext, patches, pool, state, input, patches_acts, h, dh, pool_acts })
+        Ok(Self { pretext, patches, pool, state, input, patches_acts, h, dh, pool_acts, batch_negatives })
     }
 }
 
@@ -74,13 +79,11 @@ impl<B: Backend<T>, T: Element> Selfie<B, T> {
     /// Impossible configurations; out of memory.
     pub fn new(device: impl Into<Arc<B>>, build: Build<'_>) -> Result<Self> {
         let mut network = Self::build(&mut Ledger::new(device), build)?;
+        if let Some(negatives) = &mut network.batch_negatives {
+            negatives.prepare(&*network.state.device)?;
+        }
         network.state.initialise(build.config)?;
         Ok(network)
-    }
-
-    /// `[b, n, d]`: the patch network's vectors of the last forward.
-    pub fn patch_features(&self) -> View<'_, B, T> {
-        B::all(&self.h)
     }
 
     /// `[b, q, d]`: the attention pooling's summaries of the visible patches in the last forward. With `Query::Places` q
@@ -90,13 +93,20 @@ impl<B: Backend<T>, T: Element> Selfie<B, T> {
     }
 
     /// `[b, hidden, hidden]`: the last forward's logits, computed on the host, to show a puzzle. Row l is the l-th hidden
-    /// place, column j the j-th hidden patch, in the order of [`crate::Inputs::targets`].
+    /// place, column j the j-th hidden patch of the same image, in the order of [`crate::Inputs::targets`].
     ///
     /// # Errors
     /// Those of the device.
     pub fn puzzle_logits(&self) -> selfie_kernels::Result<Vec<f64>> {
-        let (dims, scale) = (self.pretext.dims, self.pretext.logit_scale);
-        let (h, u) = (self.state.read(self.patch_features())?, self.state.read(self.summaries())?);
+        let dims = self.pretext.dims;
+        let scale = |query: &[f64], key: &[f64]| match self.pretext.temperature {
+            None => self.pretext.logit_scale,
+            Some(temperature) => {
+                let squares = |vector: &[f64]| vector.iter().map(|x| x * x).sum::<f64>();
+                1.0 / (temperature * (squares(query) * squares(key)).sqrt())
+            }
+        };
+        let (h, u) = (self.state.read(B::all(&self.h))?, self.state.read(self.summaries())?);
         let positions = self.state.read(B::view(&self.state.parameters.master, self.pool.positions()))?;
         let mut order = vec![0; dims.b * dims.n()];
         self.state.device.download(B::all(self.input.targets()), &mut order)?;
@@ -112,11 +122,13 @@ impl<B: Backend<T>, T: Element> Selfie<B, T> {
             let hidden = || order[..dims.hidden].iter().map(|&patch| patch as usize);
             for (l, place) in hidden().enumerate() {
                 let asking = b * self.pool.query_stride() + l.min(dims.q() - 1) * dims.d;
+                let query: Vec<f64> =
+                    (0..dims.d).map(|i| u[asking + i].widen().to_f64() + position(place, i)).collect();
                 for patch in hidden() {
                     let key = &h[(b * dims.n() + patch) * dims.d..][..dims.d];
-                    let query = |i: usize| u[asking + i].widen().to_f64() + position(place, i);
-                    logits
-                        .push(scale * key.iter().enumerate().map(|(i, k)| query(i) * k.widen().to_f64()).sum::<f64>());
+                    let key: Vec<f64> = key.iter().map(|x| x.widen().to_f64()).collect();
+                    let product: f64 = query.iter().zip(&key).map(|(q, k)| q * k).sum();
+                    logits.push(scale(&query, &key) * product);
                 }
             }
         }
@@ -137,6 +149,10 @@ impl<B: Backend<T>, T: Element> Passes<B, T> for Selfie<B, T> {
         (&mut self.state, &mut self.input)
     }
 
+    fn vectors(&self) -> (View<'_, B, T>, usize) {
+        (B::all(&self.h), self.pretext.dims.d)
+    }
+
     /// Each image's order must be a permutation: the operations index by it.
     fn check_targets(&self, order: &[u32]) -> selfie_kernels::Result<()> {
         self.input.check_len(order)?;
@@ -155,24 +171,29 @@ impl<B: Backend<T>, T: Element> Passes<B, T> for Selfie<B, T> {
     }
 
     fn pass_forward(&mut self) -> selfie_kernels::Result<()> {
-        let Self { pretext, patches, pool, state, input, patches_acts, h, dh, pool_acts } = self;
+        let Self { pretext, patches, pool, state, input, patches_acts, h, dh, pool_acts, batch_negatives } = self;
         patches.forward(state, &input.pixels, patches_acts, h)?;
         pool.forward(state, h, input.targets(), pool_acts)?;
-        let (u, du) = pool.summary_and_gradient(pool_acts, state.mode);
+        let (u, du) = pool.output_and_gradient(pool_acts);
+        let (valid, u_stride, positions) = (input.about.valid, pool.query_stride(), pool.positions());
+        if let Some(negatives) = batch_negatives {
+            return negatives.score(state, Puzzle { valid, u_stride, u, du, h, dh, order: input.targets(), positions });
+        }
+        let len = pretext.dims.b * u_stride;
         state.device.contrast(contrast::Args {
             dims: pretext.dims,
-            valid: input.about.valid,
+            valid,
             logit_scale: pretext.logit_scale,
-            u_stride: pool.query_stride(),
-            u,
+            u_stride,
+            u: B::view(u, 0..len),
             h: B::all(h),
             order: B::all(input.targets()),
-            positions: B::view(&state.parameters.master, pool.positions()),
+            positions: B::view(&state.parameters.master, positions.clone()),
             loss: state.metrics.loss_mut(),
-            gradients: du.map(|du| contrast::Gradients {
-                du,
+            gradients: (state.mode == Mode::Train).then(|| contrast::Gradients {
+                du: B::view_mut(du, 0..len),
                 dh: B::all_mut(dh),
-                dpositions: B::view_mut(&mut state.parameters.gradient, pool.positions()),
+                dpositions: B::view_mut(&mut state.parameters.gradient, positions),
             }),
         })
     }

@@ -1,10 +1,11 @@
 //! Weight files: what a run leaves for others, and what another's weights start.
 //!
 //! The backbone is in `model.safetensors` under timm's names (`resnetv2_50`), the attention pooling in
-//! `pool.safetensors`: a name that timm doesn't know makes it refuse the file.
+//! `pool.safetensors`, and so are classes that stand behind it: a name that timm doesn't know makes it refuse the file.
 
-use crate::config::ModelConfig;
+use crate::config::{Head, ModelConfig};
 use crate::durable::{create_folder, write_file};
+use crate::encoder::EncoderLayers;
 use crate::error::{Error, Result};
 use crate::network::Network;
 use crate::parameters::{Entry, Table};
@@ -22,7 +23,13 @@ pub const POOL_FILE: &str = "pool.safetensors";
 /// File of all parameters in a checkpoint's folder.
 pub(crate) const CHECKPOINT_FILE: &str = "weights.safetensors";
 const POOL: &str = "pool.";
-pub(crate) const HEAD: &str = "head.fc.weight";
+const HEAD: &str = "head.fc.weight";
+
+/// Whether a tensor of a network with these tensors goes into [`POOL_FILE`].
+fn goes_apart(table: &Table) -> impl Fn(&Entry) -> bool + use<> {
+    let has_pool = table.entries().iter().any(|entry| entry.name.starts_with(POOL));
+    move |entry| entry.name.starts_with(POOL) || has_pool && entry.name.starts_with("head.")
+}
 
 /// What the weights are of, for those who load them.
 #[derive(Debug, Clone, Copy)]
@@ -85,10 +92,11 @@ where
     let master = download(device, &parameters.master)?;
     let running = download(device, &statistics.running)?;
     let flats = [(&parameters.table, &master[..]), (&statistics.table, &running[..])];
+    let apart = goes_apart(&parameters.table);
     create_folder(folder)?;
-    write_file(&folder.join(MODEL_FILE), &serialize(&flats, |entry| !entry.name.starts_with(POOL)))?;
-    if parameters.table.entries().iter().any(|entry| entry.name.starts_with(POOL)) {
-        write_file(&folder.join(POOL_FILE), &serialize(&flats, |entry| entry.name.starts_with(POOL)))?;
+    write_file(&folder.join(MODEL_FILE), &serialize(&flats, |entry| !apart(entry)))?;
+    if parameters.table.entries().iter().any(&apart) {
+        write_file(&folder.join(POOL_FILE), &serialize(&flats, &apart))?;
     }
     let card = Card::new(about, &parameters.table);
     let config = serde_json::to_vec_pretty(&card.config()).expect("plain values with string keys");
@@ -116,9 +124,9 @@ where
 /// Gives the network what it shares with the weights in a file, or in a run's or an export's folder; the rest stays as
 /// it is.
 ///
-/// Stem and stages are shared; the final norm and the classes only by networks of equally many stages. So a classifier
-/// takes stem and stages 0-2 from a pretrained patch network, and everything from timm's `resnetv2_50` but a head for
-/// other classes.
+/// Stem and stages are shared; the final norm and the classes only by networks of equally many stages; the attention pooling
+/// by those that have one. So a classifier takes stem and stages 0-2 from a pretrained patch network, with [`Head::Attention`]
+/// everything but the classes, and everything from timm's `resnetv2_50` but a head for other classes.
 ///
 /// # Errors
 /// As [`load_weights`], for the tensors that are shared.
@@ -132,11 +140,13 @@ where
     let weights = Weights::open(source, table)?;
     let stages = stages(table.entries().iter().map(|entry| entry.name.as_str()));
     let given = self::stages(weights.model.shapes().map(|(name, _)| name));
-    // A deeper stage must not lose its last blocks in silence.
+    let pooled = table.entries().iter().any(|entry| entry.name.starts_with(POOL)) && weights.have_pool();
+    // A deeper stage or pooling must not lose its last blocks in silence.
     let tables = [table, &network.statistics().table];
-    weights.model.expect_only(&tables, |name| stage(name).is_some_and(|stage| stage < stages))?;
+    let wanted = |name: &str| stage(name).is_some_and(|stage| stage < stages) || pooled && name.starts_with(POOL);
+    weights.files().try_for_each(|file| file.expect_only(&tables, wanted))?;
     let head = table.get(HEAD).map(|entry| entry.shape.clone());
-    let same_head = head.as_deref() == weights.model.shape(HEAD);
+    let same_head = head.as_deref() == weights.file_of(HEAD).shape(HEAD);
     let reused = format!("stages.{given}.blocks.0.norm1.");
     fill(network, &weights, |entry| {
         let name = &entry.name;
@@ -145,7 +155,7 @@ where
             "norm" => stages == given,
             "head" => stages == given && same_head,
             "stages" => stage(name).is_some_and(|stage| stage < given),
-            "pool" => weights.pool.is_some(),
+            "pool" => pooled,
             _ => true,
         };
         match name.strip_prefix(&reused) {
@@ -176,6 +186,21 @@ pub fn find_weights(source: &Path) -> Result<PathBuf> {
     })
 }
 
+/// The layers that the weights of a path are of, see [`EncoderLayers::of`].
+pub(crate) fn layers_of(source: &Path) -> Result<EncoderLayers> {
+    let weights = Weights::<f32>::read(source, Pool::Beside)?;
+    let stages = stages(weights.model.shapes().map(|(name, _)| name));
+    if !(1..=4).contains(&stages) {
+        let (expected, found) = ("tensors of 1 to 4 stages (stages.0 and so on)", format!("{stages} stages"));
+        let advice = "give the weights of a run, or of timm's resnetv2_50";
+        return Err(Error::malformed(weights.model.path(), expected, found, advice));
+    }
+    let classes = weights.file_of(HEAD).shape(HEAD).and_then(|shape| shape.first()).map_or(0, |&classes| classes);
+    // Classes stand behind the pooling, if there is one: without classes it is the puzzle's.
+    let head = if classes > 0 && weights.have_pool() { Head::Attention } else { Head::Conv };
+    Ok(EncoderLayers { stages, head, classes })
+}
+
 /// What tells one weight file from another, wherever it lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Fingerprint {
@@ -195,6 +220,15 @@ pub fn fingerprint(source: &Path) -> Result<Fingerprint> {
     Ok(Fingerprint { bytes: bytes.len() as u64, crc32: crc32fast::hash(&bytes) })
 }
 
+/// What is read beside a weight file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pool {
+    /// Its pooling, if it lies there.
+    Beside,
+    /// Nothing.
+    Left,
+}
+
 /// The tensors of a weight file, and of the pooling beside it.
 struct Weights<W> {
     model: TensorFile<W>,
@@ -204,11 +238,21 @@ struct Weights<W> {
 impl<W: Wide> Weights<W> {
     /// Reads what a network with `table` may need.
     fn open(source: &Path, table: &Table) -> Result<Self> {
+        let has_pool = table.entries().iter().any(|entry| entry.name.starts_with(POOL));
+        Self::read(source, if has_pool { Pool::Beside } else { Pool::Left })
+    }
+
+    fn read(source: &Path, pool: Pool) -> Result<Self> {
         let path = find_weights(source)?;
-        let pool = path.with_file_name(POOL_FILE);
-        let beside = path.file_name().is_some_and(|name| name == MODEL_FILE) && pool.is_file();
-        let wanted = beside && table.entries().iter().any(|entry| entry.name.starts_with(POOL));
-        Ok(Self { model: TensorFile::read(&path)?, pool: if wanted { Some(TensorFile::read(&pool)?) } else { None } })
+        let beside = path.with_file_name(POOL_FILE);
+        let wanted = pool == Pool::Beside && path.file_name().is_some_and(|name| name == MODEL_FILE);
+        let pool = if wanted && beside.is_file() { Some(TensorFile::read(&beside)?) } else { None };
+        Ok(Self { model: TensorFile::read(&path)?, pool })
+    }
+
+    /// Whether there are tensors of an attention pooling.
+    fn have_pool(&self) -> bool {
+        self.files().any(|file| file.shapes().any(|(name, _)| name.starts_with(POOL)))
     }
 
     fn files(&self) -> impl Iterator<Item = &TensorFile<W>> {
@@ -217,7 +261,7 @@ impl<W: Wide> Weights<W> {
 
     /// The file that a tensor of that name is in, or would be.
     fn file_of(&self, name: &str) -> &TensorFile<W> {
-        let pool = self.pool.as_ref().filter(|_| name.starts_with(POOL));
+        let pool = self.pool.as_ref().filter(|pool| name.starts_with(POOL) || pool.shape(name).is_some());
         pool.unwrap_or(&self.model)
     }
 }
@@ -295,7 +339,7 @@ where
 }
 
 /// Overwrites parameters and statistics.
-fn give<B, T, N>(network: &mut N, master: &[T::Wide], running: &[T::Wide]) -> Result<()>
+pub(crate) fn give<B, T, N>(network: &mut N, master: &[T::Wide], running: &[T::Wide]) -> Result<()>
 where
     B: Backend<T>,
     T: Element,
@@ -360,16 +404,23 @@ pub(crate) fn describe(file: &TensorFile<f32>) -> String {
 struct Card<'a> {
     about: About<'a>,
     stages: usize,
+    /// Of the backbone's file.
     classes: usize,
+    /// Those behind the attention pooling, in its file.
+    pooled_classes: usize,
     large_stem: bool,
 }
 
 impl<'a> Card<'a> {
     fn new(about: About<'a>, table: &Table) -> Self {
+        let apart = goes_apart(table);
+        let classes =
+            |wanted: bool| table.get(HEAD).filter(|head| apart(head) == wanted).map_or(0, |head| head.shape[0]);
         Self {
             about,
             stages: stages(table.entries().iter().map(|entry| entry.name.as_str())),
-            classes: table.get(HEAD).map_or(0, |head| head.shape[0]),
+            classes: classes(false),
+            pooled_classes: classes(true),
             large_stem: about.model.has_large_stem(),
         }
     }
@@ -431,9 +482,14 @@ impl<'a> Card<'a> {
 
     fn readme(&self) -> String {
         let model = self.about.model;
-        let what = match self.classes {
-            0 => format!("The patch network of a Selfie pretraining: stem, stages 0-{} and norm.", self.stages - 1),
-            classes => format!("A ResNet v2 that tells {classes} classes apart."),
+        let last = self.stages - 1;
+        let what = match (self.classes, self.pooled_classes) {
+            (0, 0) => format!("The patch network of a Selfie pretraining: stem, stages 0-{last} and norm."),
+            (0, classes) => format!(
+                "Stem, stages 0-{last} and norm of a network that tells {classes} classes apart by an attention pooling of what \
+                 they make of an image."
+            ),
+            (classes, _) => format!("A ResNet v2 that tells {classes} classes apart."),
         };
         let mut args: Vec<_> = self.model_args().iter().map(|(key, value)| format!(", {key}={value}")).collect();
         args.push(format!(", num_classes={}", self.classes));
@@ -451,10 +507,14 @@ impl<'a> Card<'a> {
             )
         };
         let imports = if self.large_stem { "import timm" } else { "import safetensors.torch, timm, torch" };
-        let pool = match self.classes {
-            0 => {
+        let pool = match (self.classes, self.pooled_classes) {
+            (0, 0) => {
                 format!("`{POOL_FILE}` is the attention pooling of the pretext task, which timm has no place for.\n\n")
             }
+            (0, _) => format!(
+                "`{POOL_FILE}` is that pooling and the classifier behind it, which timm has no place for: what is loaded above \
+                 makes features.\n\n"
+            ),
             _ => String::new(),
         };
         let [mean, std] = [model.mean, model.std].map(|values| format!("{values:?}"));

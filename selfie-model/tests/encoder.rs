@@ -3,8 +3,8 @@
 use selfie_data::{Dataset, Geometry, Image};
 use selfie_kernels::{Backend, Cpu, Element};
 use selfie_model::{
-    About, Begin, Build, Classifier, Classify, Encoder, EncoderLayers, ErrorKind, Images, Inputs, Mode, ModelConfig,
-    Network, Preset, Purpose, Selfie, write_weights,
+    About, Begin, Build, Classifier, Classify, Encoder, EncoderLayers, ErrorKind, Head, Images, Inputs, Mode,
+    ModelConfig, Network, Preset, Purpose, Selfie, write_weights,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -105,12 +105,12 @@ where
 }
 
 /// As many images as a classifier takes at once, and what it makes of them.
-fn classified<T: Element>() -> (tempfile::TempDir, ModelConfig, All)
+fn classified<T: Element>(head: Head) -> (tempfile::TempDir, ModelConfig, All)
 where
     Cpu: Backend<T>,
 {
     const N: usize = 7;
-    let config = ModelConfig::preset(Preset::Tiny, 32);
+    let config = ModelConfig { head, ..ModelConfig::preset(Preset::Tiny, 32) };
     let build = Build { config: &config, batch: N, purpose: Purpose::Evaluate, seed: 3 };
     let mut network = Classifier::<Cpu, T>::new(cpu(1), build, 5).expect("a sound network");
     disturb(&mut network);
@@ -136,20 +136,25 @@ fn f32_of(value: impl selfie_kernels::Wide) -> f32 {
 
 #[test]
 fn features_and_scores_are_the_classifiers() {
-    let (folder, config, expected) = classified::<f64>();
-    assert_eq!(EncoderLayers::of(folder.path()).expect("weights"), EncoderLayers { stages: 4, classes: 5 });
-    assert_eq!(encode::<f64>(folder.path(), &config, 7, 1, &images(Noise::new(32, 7))), expected);
-    // What is compared says something: images and channels differ, and the head is not zero.
-    assert_ne!(expected[0].1, expected[1].1);
-    assert!(expected[0].1.iter().any(|&value| value != expected[0].1[0]) && expected[0].2[0] != 0.0);
+    for (head, stages, width) in [(Head::Conv, 4, 256), (Head::Attention, 3, 128)] {
+        let (folder, config, expected) = classified::<f64>(head);
+        assert_eq!(EncoderLayers::of(folder.path()).expect("weights"), EncoderLayers { stages, head, classes: 5 });
+        assert_eq!(encode::<f64>(folder.path(), &config, 7, 1, &images(Noise::new(32, 7))), expected);
+        // What is compared says something: images and channels differ, and the classifier is not zero.
+        assert_eq!(expected[0].1.len(), width);
+        assert_ne!(expected[0].1, expected[1].1);
+        assert!(expected[0].1.iter().any(|&value| value != expected[0].1[0]) && expected[0].2[0] != 0.0);
+    }
 }
 
 #[test]
 fn neither_batch_nor_threads_matter() {
-    let (folder, config, expected) = classified::<f32>();
-    for (batch, threads) in [(1, 1), (2, 3), (3, 1), (7, 2), (20, 3)] {
-        let found = encode::<f32>(folder.path(), &config, batch, threads, &images(Noise::new(32, 7)));
-        assert_eq!(found, expected, "a batch of {batch} on {threads} threads");
+    for head in [Head::Conv, Head::Attention] {
+        let (folder, config, expected) = classified::<f32>(head);
+        for (batch, threads) in [(1, 1), (2, 3), (3, 1), (7, 2), (20, 3)] {
+            let found = encode::<f32>(folder.path(), &config, batch, threads, &images(Noise::new(32, 7)));
+            assert_eq!(found, expected, "{head:?}, a batch of {batch} on {threads} threads");
+        }
     }
 }
 
@@ -166,7 +171,7 @@ fn a_patch_as_an_image_has_the_patch_networks_features() {
     let inputs = Inputs { images: &whole.pixels, draws: &[0; 3], targets: &order, first_sample: 0, valid: 1 };
     network.load(&inputs, Begin::Evaluation).expect("fits");
     network.forward(Mode::Evaluate).expect("forward");
-    let expected: Vec<Vec<f32>> = network.patch_features().chunks(128).map(<[f32]>::to_vec).collect();
+    let expected: Vec<Vec<f32>> = network.features().chunks(128).map(<[f32]>::to_vec).collect();
 
     // The 4 x 4 patches, row by row, as images of 8 x 8.
     let mut patches = Noise { side: 8, pixels: Vec::new(), bad: None };
@@ -187,7 +192,7 @@ fn a_patch_as_an_image_has_the_patch_networks_features() {
 
 #[test]
 fn an_unreadable_image_is_left_out_and_named() {
-    let (folder, config, mut expected) = classified::<f32>();
+    let (folder, config, mut expected) = classified::<f32>(Head::Conv);
     let mut noise = Noise::new(32, 7);
     noise.bad = Some(2);
     assert_eq!(noise.image(2).len(), 3072);
@@ -195,7 +200,7 @@ fn an_unreadable_image_is_left_out_and_named() {
     expected.remove(2);
     assert_eq!(encode::<f32>(folder.path(), &config, 3, 1, &images), expected);
     let build = Build { config: &config, batch: 3, purpose: Purpose::Evaluate, seed: 0 };
-    let layers = EncoderLayers { stages: 4, classes: 0 };
+    let layers = EncoderLayers { stages: 4, head: Head::Conv, classes: 0 };
     let mut encoder = Encoder::<Cpu, f32>::new(cpu(1), build, layers).expect("a sound network");
     let bad = encoder.encode(&images, |_| ()).expect("one may be bad");
     assert_eq!(bad.iter().map(|file| (file.index, file.reason.as_str())).collect::<Vec<_>>(), [(2, "torn")]);
@@ -214,7 +219,7 @@ fn an_untrained_encoder_is_what_training_begins_with() {
     let classes = ["a", "b", "c", "d", "e"].map(String::from);
     write_weights(&scratch, About { model: &config, classes: &classes }, folder.path()).expect("written");
     let expected = encode::<f32>(folder.path(), &config, 4, 1, &images(Noise::new(32, 7)));
-    let layers = EncoderLayers { stages: 4, classes: 0 };
+    let layers = EncoderLayers { stages: 4, head: Head::Conv, classes: 0 };
     let mut untrained = Encoder::<Cpu, f32>::new(cpu(1), build, layers).expect("a sound network");
     let mut found = Vec::new();
     untrained.encode(&images(Noise::new(32, 7)), |image| found.push(image.features.to_vec())).expect("encodes");

@@ -2,8 +2,8 @@
 
 use selfie_kernels::{Cpu, Element, Wide};
 use selfie_model::{
-    Begin, Build, Classifier, Classify, Inputs, LogitScale, MemoryPlan, Mode, ModelConfig, NamedScale, Network,
-    Positions, Preset, Purpose, Query, Selfie, Stem, Update,
+    Begin, Build, Classifier, Classify, Head, Inputs, LogitScale, MemoryPlan, Mode, ModelConfig, NamedScale, Negatives,
+    Network, Positions, Preset, Purpose, Query, Selfie, Stem, Update,
 };
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -42,6 +42,11 @@ fn large_stem() -> ModelConfig {
         logit_scale: LogitScale::Named(NamedScale::InverseSqrt),
         ..small_stem()
     }
+}
+
+fn against_the_batch(config: ModelConfig) -> ModelConfig {
+    let logit_scale = LogitScale::Named(NamedScale::None);
+    ModelConfig { negatives: Negatives::Batch, temperature: 0.5, logit_scale, ..config }
 }
 
 fn build(config: &ModelConfig, batch: usize, purpose: Purpose) -> Build<'_> {
@@ -167,6 +172,13 @@ fn gradients_without_positions_in_the_encoder() {
 }
 
 #[test]
+fn gradients_with_negatives_of_the_batch() {
+    for config in [small_stem(), ModelConfig { encoder_positions: false, ..small_stem() }, large_stem()] {
+        check_gradient(&mut selfie(&against_the_batch(config), 3, Purpose::Train));
+    }
+}
+
+#[test]
 fn gradients_of_classification_with_the_small_stem() {
     check_gradient(&mut classifier(&small_stem(), 3, Purpose::Train));
 }
@@ -174,6 +186,13 @@ fn gradients_of_classification_with_the_small_stem() {
 #[test]
 fn gradients_of_classification_with_the_large_stem() {
     check_gradient(&mut classifier(&large_stem(), 3, Purpose::Train));
+}
+
+#[test]
+fn gradients_of_classification_by_attention() {
+    for config in [small_stem(), large_stem()] {
+        check_gradient(&mut classifier(&ModelConfig { head: Head::Attention, ..config }, 3, Purpose::Train));
+    }
 }
 
 #[test]
@@ -242,20 +261,23 @@ fn a_step_that_is_not_finite_writes_nothing() {
 #[test]
 fn evaluation_is_the_same_in_either_network() {
     let config = ModelConfig { depths: [2, 2, 1, 2], ..small_stem() };
-    let mut training = classifier(&config, 2, Purpose::Train);
-    training.feed(1);
-    training.train_step(NESTEROV).expect("a working device");
-    let mut evaluation = classifier(&config, 2, Purpose::Evaluate);
-    evaluation.parameters_mut().master.copy_from_slice(&training.parameters().master);
-    evaluation.statistics_mut().running.copy_from_slice(&training.statistics().running);
-    evaluation.refresh_copy().expect("a working device");
-    for network in [&mut training, &mut evaluation] {
-        network.feed(2);
-        network.forward(Mode::Evaluate).expect("a working device");
+    for head in [Head::Conv, Head::Attention] {
+        let config = ModelConfig { head, ..config.clone() };
+        let mut training = classifier(&config, 2, Purpose::Train);
+        training.feed(1);
+        training.train_step(NESTEROV).expect("a working device");
+        let mut evaluation = classifier(&config, 2, Purpose::Evaluate);
+        evaluation.parameters_mut().master.copy_from_slice(&training.parameters().master);
+        evaluation.statistics_mut().running.copy_from_slice(&training.statistics().running);
+        evaluation.refresh_copy().expect("a working device");
+        for network in [&mut training, &mut evaluation] {
+            network.feed(2);
+            network.forward(Mode::Evaluate).expect("a working device");
+        }
+        assert_eq!(training.logits(), evaluation.logits());
+        assert!(evaluation.forward(Mode::Train).is_err() && evaluation.backward().is_err());
+        assert!(training.backward().is_err(), "the last forward was an evaluation");
     }
-    assert_eq!(training.logits(), evaluation.logits());
-    assert!(evaluation.forward(Mode::Train).is_err() && evaluation.backward().is_err());
-    assert!(training.backward().is_err(), "the last forward was an evaluation");
 
     let (mut training, mut evaluation) = (selfie(&config, 2, Purpose::Train), selfie(&config, 2, Purpose::Evaluate));
     for network in [&mut training, &mut evaluation] {
@@ -278,6 +300,40 @@ fn the_puzzle_on_the_host_is_the_objective() {
         let loss = logits.chunks_exact(m).enumerate().map(row_loss).sum::<f64>() / (2 * m) as f64;
         let expected = network.loss().expect("a working device").loss;
         assert!((loss - expected).abs() <= 1e-12 * expected.abs(), "{loss} {expected}");
+    }
+}
+
+/// An image alone has no other negatives than its own; the padding of an evaluation is none.
+#[test]
+fn negatives_are_those_of_the_images_that_count() {
+    for config in [small_stem(), large_stem()].map(against_the_batch) {
+        let m = config.hidden_patches();
+        let mut alone = selfie(&config, 1, Purpose::Evaluate);
+        alone.feed(3);
+        alone.forward(Mode::Evaluate).expect("a working device");
+        let logits = alone.puzzle_logits().expect("a working device");
+        let row_loss = |(i, row): (usize, &[f64])| row.iter().map(|v| v.exp()).sum::<f64>().ln() - row[i];
+        let loss = logits.chunks_exact(m).enumerate().map(row_loss).sum::<f64>() / m as f64;
+        let expected = alone.loss().expect("a working device");
+        assert!((loss - expected.loss).abs() <= 1e-12 * expected.loss, "{loss} {expected:?}");
+
+        // The same image, with another one that counts, or does not.
+        let side = config.image_size;
+        let images: Vec<u8> = noise(1, 2 * side * side * 3).map(|v| (127.5 * (v + 1.0)) as u8).collect();
+        let score = |batch: usize, valid: usize| {
+            let mut network = selfie(&config, batch, Purpose::Evaluate);
+            let (draws, targets) = (vec![0; 3 * batch], orders(batch, 0));
+            let images = &images[..batch * side * side * 3];
+            let inputs = Inputs { images, draws: &draws, targets: &targets, first_sample: 0, valid };
+            network.load(&inputs, Begin::Evaluation).expect("inputs fit");
+            network.forward(Mode::Evaluate).expect("a working device");
+            network.loss().expect("a working device")
+        };
+        let (alone, padded, both) = (score(1, 1), score(2, 1), score(2, 2));
+        assert_eq!(alone, padded);
+        // More negatives are harder; the accuracy is among those of the same image all the same.
+        assert!(both.loss > alone.loss + 0.1, "{both:?} {alone:?}");
+        assert!(both.accuracy >= alone.accuracy / 2.0, "{both:?} {alone:?}");
     }
 }
 
@@ -305,10 +361,9 @@ fn the_first_loss_is_the_methods() {
 }
 
 /// A step in `T` on `threads` threads from bytes: loss and new parameters.
-fn step_from_bytes<T: Element>(threads: usize) -> (f64, Vec<f64>) {
-    let config = ModelConfig::preset(Preset::Tiny, 32);
+fn step_from_bytes<T: Element>(config: &ModelConfig, threads: usize) -> (f64, Vec<f64>) {
     let device = Cpu::new(threads).expect("threads");
-    let mut network = Selfie::<Cpu, T>::new(device, build(&config, 8, Purpose::Train)).expect("a sound configuration");
+    let mut network = Selfie::<Cpu, T>::new(device, build(config, 8, Purpose::Train)).expect("a sound configuration");
     let images: Vec<u8> = noise(1, 8 * 32 * 32 * 3).map(|v| (127.5 * (v + 1.0)) as u8).collect();
     let draws: Vec<i32> = (0..24).map(|i| if i % 3 == 2 { i % 2 } else { i % 9 - 4 }).collect();
     let targets = orders(8, 0);
@@ -386,8 +441,11 @@ fn tensors_are_aligned_and_what_lies_between_stays_zero() {
 
 #[test]
 fn threads_do_not_change_a_bit() {
-    assert_eq!(step_from_bytes::<f32>(1), step_from_bytes::<f32>(2));
-    assert_eq!(step_from_bytes::<half::bf16>(1), step_from_bytes::<half::bf16>(3));
+    let image = ModelConfig::preset(Preset::Tiny, 32);
+    for config in [&image, &ModelConfig { negatives: Negatives::Batch, ..image.clone() }] {
+        assert_eq!(step_from_bytes::<f32>(config, 1), step_from_bytes::<f32>(config, 2));
+        assert_eq!(step_from_bytes::<half::bf16>(config, 1), step_from_bytes::<half::bf16>(config, 3));
+    }
 }
 
 #[test]
@@ -463,12 +521,20 @@ fn the_plan_is_what_is_allocated() {
                 let build = build(&config, batch, purpose);
                 let plan = Selfie::<Cpu, f32>::memory_plan(build).expect("a sound configuration");
                 let selfie = beyond_the_plan(plan, || Selfie::<Cpu, f32>::new(device.clone(), build));
-                let plan = Classifier::<Cpu, f32>::memory_plan(build, 3).expect("a sound configuration");
-                let classifier = beyond_the_plan(plan, || Classifier::<Cpu, f32>::new(device.clone(), build, 3));
-                (selfie, classifier)
+                let classifier = |head| {
+                    let config = ModelConfig { head, ..config.clone() };
+                    let build = Build { config: &config, ..build };
+                    let plan = Classifier::<Cpu, f32>::memory_plan(build, 3).expect("a sound configuration");
+                    beyond_the_plan(plan, || Classifier::<Cpu, f32>::new(device.clone(), build, 3))
+                };
+                let negatives = against_the_batch(config.clone());
+                let build = Build { config: &negatives, ..build };
+                let plan = Selfie::<Cpu, f32>::memory_plan(build).expect("a sound configuration");
+                let batch = beyond_the_plan(plan, || Selfie::<Cpu, f32>::new(device.clone(), build));
+                [selfie, batch, classifier(Head::Conv), classifier(Head::Attention)]
             };
             let overhead = beyond(4, 2);
-            assert!(overhead.0 < 1 << 16 && overhead.1 < 1 << 16, "{overhead:?} bytes of names and tables");
+            assert!(overhead.iter().all(|&bytes| bytes < 1 << 16), "{overhead:?} bytes of names and tables");
             assert_eq!(overhead, beyond(4, 5));
             assert_eq!(overhead, beyond(12, 3));
         }

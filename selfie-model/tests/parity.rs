@@ -5,8 +5,8 @@ mod support;
 use half::bf16;
 use selfie_kernels::{Backend, Cpu, Element, Len, Wide};
 use selfie_model::{
-    Begin, Build, Classifier, Classify, Entry, LogitScale, Loss, ModelConfig, Network, Preset, Purpose, Query, Selfie,
-    Table, Update,
+    Begin, Build, Classifier, Classify, Entry, Head, LogitScale, Loss, ModelConfig, Negatives, Network, Preset,
+    Purpose, Query, Selfie, Table, Update,
 };
 use serde_json::Value;
 use std::cmp::Ordering::{Equal, Less};
@@ -74,6 +74,13 @@ impl Case {
             dropout: 0.0,
             encoder_positions: config["encoder_positions"].as_bool().expect("a switch"),
             query: serde_json::from_value::<Query>(config["query"].clone()).expect("a kind"),
+            negatives: config.get("negatives").map_or(Negatives::Image, |negatives| {
+                serde_json::from_value::<Negatives>(negatives.clone()).expect("a kind")
+            }),
+            temperature: config.get("temperature").map_or(1.0, |value| value.as_f64().expect("a number")),
+            head: config
+                .get("head")
+                .map_or(Head::Conv, |head| serde_json::from_value::<Head>(head.clone()).expect("a kind")),
             logit_scale: LogitScale::Factor(config["logit_scale"].as_f64().expect("a number")),
             ..ModelConfig::preset(Preset::Resnet50, number("image_size"))
         };
@@ -126,7 +133,12 @@ impl Case {
 
     /// The yardstick's name of a tensor.
     fn name(&self, name: &str) -> String {
-        if self.pretrain && !name.starts_with("pool.") { format!("backbone.{name}") } else { name.into() }
+        let has_pool = self.pretrain || self.model.head == Head::Attention;
+        if has_pool && !name.starts_with("pool.") && !name.starts_with("head.") {
+            format!("backbone.{name}")
+        } else {
+            name.into()
+        }
     }
 
     /// The yardstick's initial values of a parameter, in the order of the file.
@@ -331,7 +343,9 @@ macro_rules! f64_parity {
 }
 f64_parity! {
     pretrain_32 pretrain_32_scaled pretrain_32_places pretrain_32_deep pretrain_32_full
+    pretrain_32_batch pretrain_224_batch
     pretrain_224 pretrain_224_places pretrain_224_deep
+    finetune_32_attention finetune_224_attention
     finetune_32 finetune_32_deep finetune_32_full finetune_224 finetune_224_deep
 }
 

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use selfie_kernels::{Backend, Cpu};
 use selfie_model::{
-    About, Build, CheckpointStore, Classifier, Entry, ErrorKind, MODEL_FILE, ModelConfig, Network, POOL_FILE,
+    About, Build, CheckpointStore, Classifier, Entry, ErrorKind, Head, MODEL_FILE, ModelConfig, Network, POOL_FILE,
     PatchNorm, Preset, Progress, Purpose, Selfie, find_weights, initialize, load_weights, write_weights,
 };
 use serde_json::{Value, json};
@@ -100,6 +100,54 @@ fn classifier_weights_are_read_back_bit_by_bit() {
     let (tensors, _) = header(&folder.path().join(MODEL_FILE));
     assert!(tensors.contains(&("head.fc.weight".into(), vec![5, 256, 1, 1])));
     assert!(tensors.contains(&("head.fc.bias".into(), vec![5])));
+}
+
+#[test]
+fn an_attention_head_takes_all_that_was_pretrained_and_is_read_back() {
+    let (pretraining, finetuning) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let config = ModelConfig { head: Head::Attention, ..model() };
+    let pretrained = selfie(&config, 1);
+    write(&pretrained, &config, pretraining.path());
+    let mut network = classifier(&config, 3, 2);
+    let report = initialize(&mut network, pretraining.path(), PatchNorm::Fresh).expect("the same preset");
+    assert_eq!(report.fresh, ["head.fc.weight", "head.fc.bias"]);
+    assert!(report.unused.is_empty(), "{report}");
+    let names = |network: &Selfie<Cpu, f32>| {
+        let tables = [network.parameters().table.clone(), network.statistics().table.clone()];
+        tables.iter().flat_map(|table| table.entries().iter().map(|entry| entry.name.clone())).collect::<Vec<_>>()
+    };
+    for name in names(&pretrained) {
+        assert_eq!(tensor(&network, &name), tensor(&pretrained, &name), "{name}");
+    }
+
+    // Written, the classes stand beside the pooling, so that timm takes the rest.
+    write(&network, &config, finetuning.path());
+    let (backbone, _) = header(&finetuning.path().join(MODEL_FILE));
+    let (pool, _) = header(&finetuning.path().join(POOL_FILE));
+    assert!(backbone.iter().all(|(name, _)| !name.starts_with("pool.") && !name.starts_with("head.")));
+    assert!(pool.contains(&("head.fc.weight".into(), vec![3, 128, 1, 1])));
+    let text = std::fs::read(finetuning.path().join("config.json")).expect("written");
+    assert_eq!(serde_json::from_slice::<Value>(&text).expect("JSON")["num_classes"], 0);
+    let mut read = classifier(&config, 3, 4);
+    assert!(load_weights(&mut read, finetuning.path()).expect("ours").unused.is_empty());
+    assert_eq!(read.parameters().master, network.parameters().master);
+    assert_eq!(read.statistics().running, network.statistics().running);
+    // As first weights they give the classes, too, and to others what these share.
+    let mut again = classifier(&config, 3, 5);
+    assert!(initialize(&mut again, finetuning.path(), PatchNorm::Fresh).expect("ours").fresh.is_empty());
+    assert_eq!(again.parameters().master, network.parameters().master);
+    let report = initialize(&mut classifier(&model(), 3, 6), finetuning.path(), PatchNorm::Fresh).expect("stages");
+    assert!(report.to_string().contains("fresh: stages.3, norm, head"), "{report}");
+
+    // A pooling of more blocks must not lose the last ones in silence, nor have them made up.
+    for pool_blocks in [1, 3] {
+        let other = ModelConfig { pool_blocks, ..config.clone() };
+        let deep = ModelConfig { pool_blocks: 2, ..config.clone() };
+        write(&selfie(&deep, 1), &deep, pretraining.path());
+        let error =
+            initialize(&mut classifier(&other, 3, 2), pretraining.path(), PatchNorm::Fresh).expect_err("blocks");
+        assert!(error.to_string().contains("pool.blocks."), "{error}");
+    }
 }
 
 #[test]

@@ -12,8 +12,8 @@ mod support;
 use half::bf16;
 use selfie_kernels::{Backend, Cpu, Cuda, Element, Wide};
 use selfie_model::{
-    Begin, Build, Classifier, Inputs, LogitScale, Mode, ModelConfig, NamedScale, Network, Preset, Purpose, Query,
-    Selfie, Stem, Table, Update,
+    Begin, Build, Classifier, Head, Inputs, LogitScale, Mode, ModelConfig, NamedScale, Negatives, Network, Preset,
+    Purpose, Query, Selfie, Stem, Table, Update,
 };
 use std::collections::BTreeMap;
 use support::{cuda, download};
@@ -42,18 +42,27 @@ fn reduced(model: ModelConfig) -> ModelConfig {
     ModelConfig { pool_blocks: 2, dropout: 0.1, logit_scale, ..narrow }
 }
 
-/// Both networks, both stems, both kinds of queries, and micro-batches.
+fn against_the_batch(model: ModelConfig) -> ModelConfig {
+    let logit_scale = LogitScale::Named(NamedScale::None);
+    ModelConfig { negatives: Negatives::Batch, temperature: 0.5, logit_scale, ..model }
+}
+
+/// Both networks, both stems, both heads, both kinds of queries and of negatives, and micro-batches.
 fn cases() -> BTreeMap<&'static str, Case> {
     let small = reduced(ModelConfig::preset(Preset::Resnet50, 32));
     let large = ModelConfig { stem: Stem::Large, image_size: 64, patch_size: Some(16), ..small.clone() };
+    let places = ModelConfig { query: Query::Places, ..large.clone() };
     let pretrain = |model: ModelConfig| Case { model, classes: None, batch: 8, parts: 1 };
     let finetune = |model: ModelConfig| Case { model, classes: Some(5), batch: 8, parts: 1 };
     BTreeMap::from([
         ("classifier", finetune(small.clone())),
         ("classifier, large stem", finetune(large.clone())),
+        ("classifier by attention", finetune(ModelConfig { head: Head::Attention, ..small.clone() })),
         ("classifier, micro-batches", Case { parts: 2, ..finetune(small.clone()) }),
         ("puzzle by summary", pretrain(ModelConfig { query: Query::Summary, ..small.clone() })),
-        ("puzzle by places, large stem", pretrain(ModelConfig { query: Query::Places, ..large })),
+        ("puzzle by places, large stem", pretrain(places.clone())),
+        ("puzzle against the batch", pretrain(against_the_batch(small.clone()))),
+        ("puzzle against the batch by places", pretrain(against_the_batch(places))),
         ("puzzle, micro-batches", Case { parts: 2, ..pretrain(small) }),
     ])
 }
@@ -325,9 +334,12 @@ macro_rules! follows_f64 {
             follows_f64!(@cases [$(#[$attribute])*] $backend, $element, $device;
                 classifier "classifier",
                 classifier_with_large_stem "classifier, large stem",
+                classifier_by_attention "classifier by attention",
                 classifier_by_micro_batches "classifier, micro-batches",
                 puzzle_by_summary "puzzle by summary",
                 puzzle_by_places_with_large_stem "puzzle by places, large stem",
+                puzzle_against_the_batch "puzzle against the batch",
+                puzzle_against_the_batch_by_places "puzzle against the batch by places",
                 puzzle_by_micro_batches "puzzle, micro-batches",
             );
         })*

@@ -122,7 +122,7 @@ pub fn finetune<B: Backend<T>, T: Element>(
         signals: &begin.signals,
         answer: begin.answer,
     };
-    let validation = match train(&mut trainer, &job, &mut begin.reporter, &mut |_, _, _| Ok(()))? {
+    let validation = match train(&mut trainer, &job, &mut begin.reporter, None, &mut |_, _, _| Ok(()))? {
         Ended::Stopped => return Ok(Outcome::Stopped),
         Ended::Finished(validation) => validation,
     };

@@ -16,4 +16,5 @@ mod next;
 pub mod predict;
 pub mod pretrain;
 pub mod probe;
+mod probing;
 pub mod replay;

@@ -1,11 +1,12 @@
 //! `pretrain`: the puzzle, on images without labels.
 
 use selfie_kernels::{Backend, Element};
-use selfie_model::{Build, Evaluation, MODEL_FILE, Purpose, Selfie, Trainer};
+use selfie_model::{Build, Evaluation, MODEL_FILE, Negatives, Purpose, Selfie, Trainer};
 use serde_json::json;
 
 use super::begin::{Beginning, Outcome};
 use super::next;
+use super::probing::Probing;
 use crate::args::{ForPretrain, Training};
 use crate::config::Task;
 use crate::device::Work;
@@ -14,7 +15,7 @@ use crate::progress::Voice;
 use crate::run_folder::{State, Status};
 use crate::shell;
 use crate::signals::Signals;
-use crate::training::{Ended, Job, Observer, train};
+use crate::training::{Ended, Job, Observer, Probe, train};
 
 /// Runs the command.
 ///
@@ -54,7 +55,12 @@ pub fn pretrain<B: Backend<T>, T: Element>(
 ) -> anyhow::Result<Outcome<Option<Evaluation>>> {
     let purpose = if begin.training.accumulate > 1 { Purpose::Accumulate } else { Purpose::Train };
     let build = Build { config: &begin.model, batch: begin.training.micro_batch(), purpose, seed: begin.training.seed };
+    let probing = Probing::open(begin)?;
     let plan = Selfie::<B, T>::memory_plan(build)?;
+    let plan = match &probing {
+        Some(probing) => plan.beside("probe", &probing.memory_plan::<B, T>(build)?),
+        None => plan,
+    };
     let checkpoint = begin.checkpoint::<T::Wide>()?;
     if let Some(checkpoint) = &checkpoint
         && begin.is_finished(checkpoint)?
@@ -65,13 +71,27 @@ pub fn pretrain<B: Backend<T>, T: Element>(
     begin.check_memory(plan, &device)?;
     begin.describe(checkpoint.as_ref())?;
     let chance = 1.0 / begin.model.hidden_patches() as f64;
+    let negatives = match begin.model.negatives {
+        Negatives::Image => String::new(),
+        Negatives::Batch => format!(
+            "; told apart from those of {} images at once, at the temperature {}",
+            build.batch, begin.model.temperature
+        ),
+    };
     begin.reporter.say(format!(
-        "puzzle    {} of {} patches hidden; guessing finds {:.1}%",
+        "puzzle    {} of {} patches hidden; guessing finds {:.1}%{negatives}",
         begin.model.hidden_patches(),
         begin.model.patches(),
         100.0 * chance
     ));
     let network = Selfie::new(device, build)?;
+    if let Some(probing) = &probing {
+        begin.reporter.say(probing.describe());
+    }
+    let encoder = probing.as_ref().map(|probing| probing.encoder(&network, build)).transpose()?;
+    let probe = probing.as_ref().zip(encoder).map(|(probing, mut encoder)| -> Probe<'_, Selfie<B, T>> {
+        Box::new(move |network, reporter| probing.accuracy(&mut encoder, network, reporter))
+    });
     let mut trainer = Trainer::new(network, begin.parts.train.clone(), &begin.training, checkpoint.as_ref())?;
     trainer.recall_bad(begin.known_bad());
     drop(checkpoint);
@@ -86,7 +106,7 @@ pub fn pretrain<B: Backend<T>, T: Element>(
         signals: &begin.signals,
         answer: begin.answer,
     };
-    let evaluation = match train(&mut trainer, &job, &mut begin.reporter, observe)? {
+    let evaluation = match train(&mut trainer, &job, &mut begin.reporter, probe, observe)? {
         Ended::Stopped => return Ok(Outcome::Stopped),
         Ended::Finished(evaluation) => evaluation,
     };

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use selfie_model::Images;
 use selfie_model::probe::{self, DEFAULT_NEIGHBOURS, Fit, Labelled, Linear, PENALTIES};
+use selfie_model::{Encoded, Images};
 use serde_json::{Value, json};
 
 use super::begin::where_they_were;
@@ -144,15 +144,27 @@ struct Subject {
 
 /// The features of some images, and their labels.
 #[derive(Default)]
-struct Features {
+pub struct Features {
     width: usize,
-    features: Vec<f32>,
-    labels: Vec<u32>,
+    /// `[images, width]`
+    pub features: Vec<f32>,
+    /// `[images]`
+    pub labels: Vec<u32>,
 }
 
 impl Features {
-    fn labelled(&self) -> Labelled<'_> {
+    /// As a probe takes them.
+    pub fn labelled(&self) -> Labelled<'_> {
         Labelled { features: &self.features, width: self.width, labels: &self.labels }
+    }
+
+    /// Adds one of `images`, which have labels all.
+    pub fn add(&mut self, images: &Images, image: Encoded<'_>) {
+        if let Some(label) = images.dataset.label(image.index) {
+            self.width = image.features.len();
+            self.features.extend(image.features);
+            self.labels.push(label);
+        }
     }
 
     /// Both together.
@@ -189,13 +201,7 @@ impl Subject {
         let mut found: [Features; 3] = Default::default();
         let skipped = self.trained.encode(parameters, &images, &mut |part, image| {
             let (place, images) = there[part];
-            let found = &mut found[place];
-            // Every image of these parts has a label: they were opened so.
-            if let Some(label) = images.dataset.label(image.index) {
-                found.width = image.features.len();
-                found.features.extend(image.features);
-                found.labels.push(label);
-            }
+            found[place].add(images, image);
         })?;
         if parameters == Parameters::Trained {
             for file in skipped.iter().flatten() {

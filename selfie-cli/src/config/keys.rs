@@ -83,7 +83,7 @@ impl Key {
 
     /// Whether the value names a file or folder, which has several names.
     pub fn is_path(&self) -> bool {
-        ["data.path", "train.init", "run.out"].contains(&self.name)
+        ["data.path", "train.init", "train.probe_data", "run.out"].contains(&self.name)
     }
 
     /// The name nearest to a mistyped one.
@@ -281,7 +281,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Whole(1, 4096),
         default: "8",
         help: "Heads of the attention pooling; must divide 16 * stem_width.",
-        used_by: PRETRAIN,
+        used_by: TRAINING,
         on_resume: Fixed,
     },
     Key {
@@ -291,7 +291,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Whole(1, 1 << 20),
         default: "160",
         help: "Width inside the blocks of the attention pooling.",
-        used_by: PRETRAIN,
+        used_by: TRAINING,
         on_resume: Fixed,
     },
     Key {
@@ -301,7 +301,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Whole(1, 1000),
         default: "3",
         help: "Blocks of the attention pooling.",
-        used_by: PRETRAIN,
+        used_by: TRAINING,
         on_resume: Fixed,
     },
     Key {
@@ -311,7 +311,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Number(0.0, 0.99),
         default: "0.1",
         help: "Dropout inside the attention pooling.",
-        used_by: PRETRAIN,
+        used_by: TRAINING,
         on_resume: Fixed,
     },
     Key {
@@ -321,7 +321,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Choice(&["auto", "table", "rowcol"]),
         default: "auto",
         help: "Embedding of a place: a table of vectors, or the sum of a row's and a column's; auto is a table up to 16 places.",
-        used_by: PRETRAIN,
+        used_by: TRAINING,
         on_resume: Fixed,
     },
     Key {
@@ -330,8 +330,8 @@ pub const KEYS: &[Key] = &[
         value_name: "SWITCH",
         kind: Kind::Switch,
         default: "true",
-        help: "Whether the visible patches carry the embedding of their place.",
-        used_by: PRETRAIN,
+        help: "Whether the patches that the attention pooling reads carry the embedding of their place.",
+        used_by: TRAINING,
         on_resume: Fixed,
     },
     Key {
@@ -340,8 +340,9 @@ pub const KEYS: &[Key] = &[
         value_name: "KIND",
         kind: Kind::Choice(&["summary", "places"]),
         default: "summary",
-        help: "What asks for the hidden patches: one summary of the visible ones (the paper), or a token for each place.",
-        used_by: PRETRAIN,
+        help: "What asks for the hidden patches: one summary of the visible ones (the paper), or a token for each place. Decides how \
+               the attention pooling begins, too.",
+        used_by: TRAINING,
         on_resume: Fixed,
     },
     Key {
@@ -350,8 +351,19 @@ pub const KEYS: &[Key] = &[
         value_name: "SCALE",
         kind: Kind::Text,
         default: "none",
-        help: "Factor of the puzzle's logits: none (the paper), 1/sqrt(d), or a number.",
+        help: "Factor of the puzzle's logits with negatives of the same image: none (the paper), 1/sqrt(d), or a number.",
         used_by: PRETRAIN,
+        on_resume: Fixed,
+    },
+    Key {
+        name: "model.head",
+        flag: Some("head"),
+        value_name: "KIND",
+        kind: Kind::Choice(&["conv", "attention"]),
+        default: "conv",
+        help: "Last layers of the classifier: conv is the fourth stage; attention is pretraining's attention pooling over the cells of \
+               the third stage's map, from its weights where there are some (the paper's variant).",
+        used_by: FINETUNE,
         on_resume: Fixed,
     },
     Key {
@@ -362,6 +374,28 @@ pub const KEYS: &[Key] = &[
         default: "false",
         help: "Start the first norm of stage 4 from the patch network's last one.",
         used_by: FINETUNE,
+        on_resume: Fixed,
+    },
+    Key {
+        name: "objective.negatives",
+        flag: Some("negatives"),
+        value_name: "KIND",
+        kind: Kind::Choice(&["image", "batch"]),
+        default: "image",
+        help: "What a hidden place's patch is told apart from: image, the other hidden patches of the same image (the paper); batch, \
+               those of all images of the batch, too, as unit vectors at a temperature. With --accumulate that is each part of \
+               the batch.",
+        used_by: PRETRAIN,
+        on_resume: Fixed,
+    },
+    Key {
+        name: "objective.temperature",
+        flag: Some("temperature"),
+        value_name: "T",
+        kind: Kind::Above(0.0, 100.0),
+        default: "0.1",
+        help: "Divides the logits where the negatives are those of the batch.",
+        used_by: PRETRAIN,
         on_resume: Fixed,
     },
     Key {
@@ -518,6 +552,37 @@ pub const KEYS: &[Key] = &[
         on_resume: MayChange,
     },
     Key {
+        name: "train.probe_every",
+        flag: Some("probe-every"),
+        value_name: "STEPS",
+        kind: Kind::Whole(0, 1 << 40),
+        default: "0",
+        help: "Classify labelled images by their nearest neighbours among the features every N steps, and at the end, as \
+               `selfie probe knn` does; 0 never. Does not change training.",
+        used_by: PRETRAIN,
+        on_resume: MayChange,
+    },
+    Key {
+        name: "train.probe_data",
+        flag: Some("probe-data"),
+        value_name: "PATH",
+        kind: Kind::Text,
+        default: "",
+        help: "The labelled images of --probe-every, with a test part, as --data takes them; those of --data if not given.",
+        used_by: PRETRAIN,
+        on_resume: MayChange,
+    },
+    Key {
+        name: "train.probe_images",
+        flag: Some("probe-images"),
+        value_name: "N",
+        kind: Kind::Whole(1, ANY),
+        default: "5000",
+        help: "Images of each part that the probe uses, always the same ones.",
+        used_by: PRETRAIN,
+        on_resume: MayChange,
+    },
+    Key {
         name: "train.save_every",
         flag: Some("save-every"),
         value_name: "STEPS",
@@ -589,7 +654,7 @@ mod tests {
         let (mut names, mut flags) = (HashSet::new(), HashSet::new());
         for key in KEYS {
             let (section, name) = key.split();
-            assert!(["data", "model", "train", "run"].contains(&section), "{}", key.name);
+            assert!(["data", "model", "objective", "train", "run"].contains(&section), "{}", key.name);
             assert!(names.insert(key.name), "{} twice", key.name);
             assert!(key.kind.parse(key.default).is_some(), "{} = {}", key.name, key.default);
             assert!(!key.used_by.is_empty(), "{}", key.name);

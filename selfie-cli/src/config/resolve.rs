@@ -234,6 +234,10 @@ impl Resolved {
             if key.is_path() && same_file(&difference.saved, &difference.now) {
                 continue;
             }
+            // The run is older than the key, and nobody asked for another value than it had without it.
+            if difference.saved.is_null() && entry.origin < Origin::Run(PathBuf::new()) {
+                continue;
+            }
             let change = format!("{} = {} where the run has {}", key.name, entry.value, difference.saved);
             match key.on_resume {
                 OnResume::Fixed => {
@@ -424,6 +428,13 @@ impl Key {
             "data.labels" => matches!(value.parse(), Ok(LabelBudget::Named(_))),
             _ => false,
         }
+    }
+
+    /// Whether the key belongs to the attention pooling, which a classifier has only as its head.
+    pub fn describes_pooling(&self) -> bool {
+        const POOLING: [&str; 7] =
+            ["heads", "ffn", "pool_blocks", "dropout", "positions", "encoder_positions", "query"];
+        self.split().0 == "model" && POOLING.contains(&self.split().1)
     }
 
     /// Whether the key belongs to the network that weights fit: taken over from the run they come from.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use selfie_model::{LogitScale, ModelConfig, NamedScale, Positions, Preset, Query, Stem, TrainConfig};
+use selfie_model::{Head, LogitScale, ModelConfig, NamedScale, Negatives, Positions, Preset, Query, Stem, TrainConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::exit::Problem;
@@ -15,6 +15,8 @@ pub struct Settings {
     pub data: Data,
     /// `[model]`
     pub model: Model,
+    /// `[objective]`
+    pub objective: Objective,
     /// `[train]`
     pub train: Train,
     /// `[run]`
@@ -55,7 +57,16 @@ pub struct Model {
     pub encoder_positions: bool,
     pub query: Query,
     pub logit_scale: String,
+    pub head: Head,
     pub reuse_patch_norm: bool,
+}
+
+/// `[objective]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Objective {
+    pub negatives: Negatives,
+    pub temperature: f64,
 }
 
 /// `[train]`
@@ -77,6 +88,9 @@ pub struct Train {
     pub log_every: u64,
     pub eval_every: u64,
     pub eval_images: usize,
+    pub probe_every: u64,
+    pub probe_data: PathBuf,
+    pub probe_images: usize,
     pub save_every: u64,
     pub keep: usize,
 }
@@ -125,6 +139,9 @@ impl Settings {
             encoder_positions: model.encoder_positions,
             query: model.query,
             logit_scale,
+            negatives: self.objective.negatives,
+            temperature: self.objective.temperature,
+            head: model.head,
             mean: self.data.mean,
             std: self.data.std,
             // The rest is PyTorch's batch normalisation, the same in all presets.

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit::Problem;
 
-/// A line. Lines of training have no `eval_…`, lines of evaluations nothing but step, epoch, seconds and these.
+/// A line. Lines of training have no `eval_…`; lines of evaluations have step, epoch, seconds, these, `x_chance` and
+/// `feature_std`; lines of probes `knn_accuracy` in place of these.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Line {
     /// Steps done.
@@ -22,7 +23,7 @@ pub struct Line {
     /// Of the batch, between 0 and 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
-    /// Accuracy over the accuracy of guessing.
+    /// Accuracy, of the batch or of held-out images, over the accuracy of guessing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub x_chance: Option<f64>,
     /// Of this step.
@@ -48,9 +49,15 @@ pub struct Line {
     /// Of held-out images, between 0 and 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval_accuracy: Option<f64>,
+    /// Standard deviation over held-out images of their features; 0 is a collapse.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feature_std: Option<f64>,
+    /// Of the probe on labelled images, between 0 and 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub knn_accuracy: Option<f64>,
 }
 
-const COLUMNS: [&str; 13] = [
+const COLUMNS: [&str; 15] = [
     "step",
     "epoch",
     "loss",
@@ -64,6 +71,8 @@ const COLUMNS: [&str; 13] = [
     "seconds",
     "eval_loss",
     "eval_accuracy",
+    "feature_std",
+    "knn_accuracy",
 ];
 
 impl Line {
@@ -83,6 +92,8 @@ impl Line {
             self.seconds.to_string(),
             real(self.eval_loss),
             real(self.eval_accuracy),
+            real(self.feature_std),
+            real(self.knn_accuracy),
         ]
         .join(",")
     }
@@ -146,6 +157,11 @@ impl Metrics {
         self.best
     }
 
+    /// Whether the features were probed at `step`.
+    pub fn has_probe(&self, step: u64) -> bool {
+        self.lines.iter().any(|line| line.step == step && line.knn_accuracy.is_some())
+    }
+
     /// Whether held-out images were measured at `step`.
     pub fn has_evaluation(&self, step: u64) -> bool {
         self.lines.iter().any(|line| line.step == step && line.eval_loss.is_some())
@@ -206,7 +222,7 @@ mod tests {
         let rows: Vec<_> = csv.lines().collect();
         assert_eq!(rows.len(), 4);
         assert!(rows.iter().all(|row| row.split(',').count() == COLUMNS.len()), "{csv}");
-        assert_eq!(rows[2], "20,0,0.05,,,,,,,,0,,");
+        assert_eq!(rows[2], "20,0,0.05,,,,,,,,0,,,,");
     }
 
     #[test]

@@ -34,19 +34,19 @@ template <class T>
 DEV float* errors_of(const Args<T>& args, u32 image) {
   return args.errors + (image - args.image) * errors_of_image(args.patches);
 }
-template <class T>
-DEV u32 place_of(const Args<T>& args, u32 image, u32 l) {
+template <class A>
+DEV u32 place_of(const A& args, u32 image, u32 l) {
   return args.patches.order[(u64)image * patches_of(args.patches) + l];
 }
 
 // Features j .. + N of a hidden patch, and of what asks for it.
-template <int N, class T>
-DEV void key(const Args<T>& args, u32 image, u32 l, u32 j, float (&v)[N]) {
+template <int N, class A>
+DEV void key(const A& args, u32 image, u32 l, u32 j, float (&v)[N]) {
   const Patches& p = args.patches;
   load_chunk(args.h + ((u64)image * patches_of(p) + place_of(args, image, l)) * p.d + j, v);
 }
-template <int N, class T>
-DEV void query(const Args<T>& args, u32 image, u32 l, u32 j, float (&v)[N]) {
+template <int N, class A>
+DEV void query(const A& args, u32 image, u32 l, u32 j, float (&v)[N]) {
   const Patches& p = args.patches;
   u32 asking = p.queries == Queries::Summary ? 0 : l;
   float u[N];
@@ -145,6 +145,12 @@ DEV void key_gradients(const Args<T>& args, u32 image, const float* errors) {
   }
 }
 
+// Zero where no u lies, from the end of an image's to the next image's.
+template <class T>
+DEV void zero_between(T* du, u64 end, u64 stride) {
+  for (u64 j = end + threadIdx.x; j < stride; j += THREADS) du[j] = from_float<T>(0.0f);
+}
+
 // Gradient of what asks, and zero where no u lies.
 template <int N, class T>
 DEV void query_gradients(const Args<T>& args, u32 image, const float* errors) {
@@ -163,7 +169,7 @@ DEV void query_gradients(const Args<T>& args, u32 image, const float* errors) {
     }
     store_chunk(du + (u64)i * p.d + j, sum);
   }
-  for (u64 j = (u64)q * p.d + threadIdx.x; j < args.u_stride; j += THREADS) du[j] = from_float<T>(0.0f);
+  zero_between(du, (u64)q * p.d, args.u_stride);
 }
 
 // The tallies of all images, in an order of their own.
@@ -262,3 +268,170 @@ DEV void positions(const Args<T>& args) {
 }
 KERNEL(contrast_positions_f32, Args<float>, 256, 4) { positions(args); }
 KERNEL(contrast_positions_bf16, Args<bf16>, 256, 4) { positions(args); }
+
+// ---- Negatives from the whole batch: unit vectors for a product of matrices, and the way back. A row is a hidden place.
+
+template <class T>
+struct UnitsArgs {
+  Patches patches;
+  const T *u, *h;
+  const float* positions;
+  T *queries, *keys;  // [rows][d]
+  float* norms;       // [rows][2]: one over what they were long
+  u64 u_stride;
+  float length;  // of the queries
+  u32 unused;
+};
+
+// One over the length of a warp's vector; zeros have no direction.
+DEV float inverse_length(float squares) {
+  squares = warp_sum(squares);
+  return squares == 0.0f ? 0.0f : 1.0f / sqrtf(squares);
+}
+
+template <int N, class T>
+DEV void units(const UnitsArgs<T>& args) {
+  const Patches& p = args.patches;
+  u64 row = (u64)blockIdx.x * WARPS + warp();
+  if (row >= (u64)p.b * p.hidden) return;
+  u32 image = (u32)(row / p.hidden), l = (u32)(row % p.hidden);
+  float v[N], k[N], squares_v = 0.0f, squares_k = 0.0f;
+  for (u32 j = (u32)lane() * N; j < p.d; j += 32 * N) {
+    query(args, image, l, j, v);
+    key(args, image, l, j, k);
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      squares_v = fmaf(v[i], v[i], squares_v);
+      squares_k = fmaf(k[i], k[i], squares_k);
+    }
+  }
+  float of_v = inverse_length(squares_v), of_k = inverse_length(squares_k);
+  if (lane() == 0) {
+    args.norms[2 * row] = of_v;
+    args.norms[2 * row + 1] = of_k;
+  }
+  for (u32 j = (u32)lane() * N; j < p.d; j += 32 * N) {
+    query(args, image, l, j, v);
+    key(args, image, l, j, k);
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      v[i] *= of_v * args.length;
+      k[i] *= of_k;
+    }
+    store_chunk(args.queries + row * p.d + j, v);
+    store_chunk(args.keys + row * p.d + j, k);
+  }
+}
+
+KERNEL(contrast_units_f32, UnitsArgs<float>, 256, 4) { units<4>(args); }
+KERNEL(contrast_units_bf16, UnitsArgs<bf16>, 256, 4) { units<8>(args); }
+KERNEL(contrast_units_elements_f32, UnitsArgs<float>, 256, 4) { units<1>(args); }
+KERNEL(contrast_units_elements_bf16, UnitsArgs<bf16>, 256, 4) { units<1>(args); }
+
+template <class T>
+struct UnitsBackwardArgs {
+  Patches patches;
+  const T *queries, *keys, *dqueries;  // [rows][d]
+  const float *dkeys, *norms;          // [rows][d], [rows][2]
+  float* along;                        // [rows]: what of a query goes back along it
+  T *du, *dh;
+  float* dpositions;
+  u64 u_stride;
+  float length;   // of the queries
+  float squared;  // one over its square
+};
+
+// The gradient of v is scale * dq - along * q.
+template <class T>
+DEV float scale_of(const UnitsBackwardArgs<T>& args, u64 row) {
+  return args.norms[2 * row] * args.length;
+}
+
+// A row's `along`, and the gradient of its patch; by a warp.
+template <int N, class T>
+DEV void row_backward(const UnitsBackwardArgs<T>& args, u32 image, u32 l) {
+  const Patches& p = args.patches;
+  u64 row = (u64)image * p.hidden + l, first = row * p.d;
+  float unit[N], gradient[N], dot_q = 0.0f, dot_k = 0.0f;
+  for (u32 j = (u32)lane() * N; j < p.d; j += 32 * N) {
+    load_chunk(args.queries + first + j, unit);
+    load_chunk(args.dqueries + first + j, gradient);
+#pragma unroll
+    for (int i = 0; i < N; i++) dot_q = fmaf(gradient[i], unit[i], dot_q);
+    load_chunk(args.keys + first + j, unit);
+    load_chunk(args.dkeys + first + j, gradient);
+#pragma unroll
+    for (int i = 0; i < N; i++) dot_k = fmaf(gradient[i], unit[i], dot_k);
+  }
+  dot_q = warp_sum(dot_q);
+  dot_k = warp_sum(dot_k);
+  if (lane() == 0) args.along[row] = dot_q * args.squared * scale_of(args, row);
+  T* dh = args.dh + ((u64)image * patches_of(p) + place_of(args, image, l)) * p.d;
+  float norm = args.norms[2 * row + 1];
+  for (u32 j = (u32)lane() * N; j < p.d; j += 32 * N) {
+    load_chunk(args.keys + first + j, unit);
+    load_chunk(args.dkeys + first + j, gradient);
+#pragma unroll
+    for (int i = 0; i < N; i++) gradient[i] = fmaf(-dot_k, unit[i], gradient[i]) * norm;
+    store_chunk(dh + j, gradient);
+  }
+}
+
+// A block an image.
+template <int N, class T>
+DEV void units_backward(const UnitsBackwardArgs<T>& args) {
+  const Patches& p = args.patches;
+  u32 image = blockIdx.x, chunks = p.d / N, q = queries_of(p);
+  for (u32 l = (u32)warp(); l < p.hidden; l += WARPS) row_backward<N>(args, image, l);
+  __syncthreads();
+  T* du = args.du + image * args.u_stride;
+  for (u32 item = threadIdx.x; item < chunks * q; item += THREADS) {
+    u32 asking = item / chunks, j = item % chunks * N;
+    bool summary = p.queries == Queries::Summary;
+    float sum[N] = {}, unit[N], gradient[N];
+    for (u32 l = summary ? 0 : asking; l < (summary ? p.hidden : asking + 1); l++) {
+      u64 row = (u64)image * p.hidden + l;
+      float scale = scale_of(args, row), along = args.along[row];
+      load_chunk(args.queries + row * p.d + j, unit);
+      load_chunk(args.dqueries + row * p.d + j, gradient);
+#pragma unroll
+      for (int i = 0; i < N; i++) sum[i] = fmaf(-along, unit[i], fmaf(scale, gradient[i], sum[i]));
+    }
+    store_chunk(du + (u64)asking * p.d + j, sum);
+  }
+  zero_between(du, (u64)q * p.d, args.u_stride);
+}
+
+KERNEL(contrast_units_backward_f32, UnitsBackwardArgs<float>, 256, 4) { units_backward<4>(args); }
+KERNEL(contrast_units_backward_bf16, UnitsBackwardArgs<bf16>, 256, 4) { units_backward<8>(args); }
+KERNEL(contrast_units_backward_elements_f32, UnitsBackwardArgs<float>, 256, 4) { units_backward<1>(args); }
+KERNEL(contrast_units_backward_elements_bf16, UnitsBackwardArgs<bf16>, 256, 4) { units_backward<1>(args); }
+
+// The gradient of a row of the positions: of each (image, use) pair whose place is hidden, the gradient of what asked.
+template <class T>
+DEV void units_positions(const UnitsBackwardArgs<T>& args) {
+  SHARED(u32, asking, [THREADS]);
+  const Patches& p = args.patches;
+  u32 blocks = ceil_div(p.d, 32u), row = blockIdx.x / blocks, j = blockIdx.x % blocks * 32 + (u32)lane();
+  u32 uses = uses_of_row(p);
+  u64 pairs = (u64)p.b * uses;
+  float sum[1] = {};
+  for (u64 first = 0; first < pairs; first += THREADS) {
+    u64 pair = first + threadIdx.x;
+    u32 image = (u32)(pair / uses), l = p.hidden;
+    if (pair < pairs) l = slot_of(p, image, place_of_use(p, row, (u32)(pair % uses)), p.hidden);
+    asking[threadIdx.x] = l < p.hidden ? image * p.hidden + l : NONE;
+    __syncthreads();
+    for (u32 i = (u32)warp(); i < THREADS; i += WARPS) {
+      u64 from = asking[i];
+      if (from == NONE || j >= p.d) continue;
+      sum[0] = fmaf(scale_of(args, from), to_float(args.dqueries[from * p.d + j]), sum[0]);
+      sum[0] = fmaf(-args.along[from], to_float(args.queries[from * p.d + j]), sum[0]);
+    }
+    __syncthreads();
+  }
+  add_warps(sum);
+  if (warp() == 0 && j < p.d) args.dpositions[(u64)row * p.d + j] = sum[0];
+}
+KERNEL(contrast_units_positions_f32, UnitsBackwardArgs<float>, 256, 4) { units_positions(args); }
+KERNEL(contrast_units_positions_bf16, UnitsBackwardArgs<bf16>, 256, 4) { units_positions(args); }

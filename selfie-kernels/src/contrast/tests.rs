@@ -60,14 +60,22 @@ fn draw<T: Element>(dims: PatchDims, draws: &mut Draws) -> Inputs<T> {
     }
 }
 
+/// `u` as it lies on the device.
+fn apart<T: Element>(Sizes { dims, skipped, .. }: Sizes, u: &[T]) -> Vec<T> {
+    let width = dims.q() * dims.d;
+    let u_stride = width + skipped;
+    let mut apart = vec![stored::<T>(f64::NAN); (dims.b - 1) * u_stride + width];
+    for (to, from) in apart.chunks_mut(u_stride).zip(u.chunks(width)) {
+        to[..width].copy_from_slice(from);
+    }
+    apart
+}
+
 fn run<T: Element, B: Contrast<T>>(device: &B, sizes: Sizes, inputs: &Inputs<T>) -> Outputs<T> {
     let Sizes { dims, valid, skipped, logit_scale } = sizes;
     let width = dims.q() * dims.d;
     let u_stride = width + skipped;
-    let mut apart = vec![stored::<T>(f64::NAN); (dims.b - 1) * u_stride + width];
-    for (to, from) in apart.chunks_mut(u_stride).zip(inputs.u.chunks(width)) {
-        to[..width].copy_from_slice(from);
-    }
+    let apart = apart(sizes, &inputs.u);
     let (u, h) = (Guarded::new(device, &apart), Guarded::new(device, &inputs.h));
     let (order, positions) = (Guarded::new(device, &inputs.order), Guarded::new(device, &inputs.positions));
     let mut loss = Guarded::poisoned(device, 2);
@@ -233,8 +241,10 @@ fn check<T: Element>(device: &impl Contrast<T>, sizes: Sizes, seed: u64) {
 }
 
 on_every_device! {
-    elements: cases, any_shape;
-    once: the_first_of_equal_maxima_counts, a_nan_reaches_the_loss_and_its_image, refuses_what_does_not_fit;
+    elements: cases, any_shape, units_of_cases, units_of_any_shape;
+    once:
+        the_first_of_equal_maxima_counts, a_nan_reaches_the_loss_and_its_image, refuses_what_does_not_fit,
+        zeros_have_no_direction, a_nan_stays_in_its_unit, units_refuse_what_does_not_fit;
 }
 
 fn cases<D: Tested<T>, T: Element>() {
@@ -360,4 +370,317 @@ fn refuses_what_does_not_fit<D: Tested<f32>>() {
     for hidden in [0, 4] {
         assert_refuses_dims(run(PatchDims { hidden, ..dims }, 2, 5, &order, fitting));
     }
+}
+
+/// What [`Contrast::contrast_units`] makes.
+#[derive(Debug, Clone)]
+struct HostUnits<T: Element> {
+    queries: Vec<T>,
+    keys: Vec<T>,
+    norms: Vec<T::Wide>,
+}
+
+/// At the temperature 1 / `logit_scale`.
+fn units<T: Element, B: Contrast<T>>(device: &B, sizes: Sizes, inputs: &Inputs<T>) -> HostUnits<T> {
+    let Sizes { dims, skipped, logit_scale, .. } = sizes;
+    let (u, h) = (Guarded::new(device, &apart(sizes, &inputs.u)), Guarded::new(device, &inputs.h));
+    let (order, positions) = (Guarded::new(device, &inputs.order), Guarded::new(device, &inputs.positions));
+    let rows = dims.b * dims.hidden;
+    let [mut queries, mut keys] = [(); 2].map(|()| Guarded::poisoned(device, rows * dims.d));
+    let mut norms = Guarded::poisoned(device, 2 * rows);
+    let args = Units {
+        dims,
+        temperature: 1.0 / logit_scale,
+        u_stride: dims.q() * dims.d + skipped,
+        u: u.view(),
+        h: h.view(),
+        order: order.view(),
+        positions: positions.view(),
+        queries: queries.view_mut(),
+        keys: keys.view_mut(),
+        norms: norms.view_mut(),
+    };
+    device.contrast_units(args).expect("dims and lengths fit");
+    HostUnits { queries: queries.read(device), keys: keys.read(device), norms: norms.read(device) }
+}
+
+fn units_backward<T: Element, B: Contrast<T>>(
+    device: &B,
+    sizes: Sizes,
+    order: &[u32],
+    units: &HostUnits<T>,
+    (dqueries, dkeys): (&[T], &[T::Wide]),
+) -> HostGradients<T> {
+    let Sizes { dims, skipped, logit_scale, .. } = sizes;
+    let width = dims.q() * dims.d;
+    let u_stride = width + skipped;
+    let order = Guarded::new(device, order);
+    let (queries, keys) = (Guarded::new(device, &units.queries), Guarded::new(device, &units.keys));
+    let (norms, dqueries) = (Guarded::new(device, &units.norms), Guarded::new(device, dqueries));
+    let dkeys = Guarded::new(device, dkeys);
+    let mut along = Guarded::poisoned(device, dims.b * dims.hidden);
+    let (mut du, mut dh) = (Guarded::poisoned(device, dims.b * u_stride), Guarded::poisoned(device, dims.len_h()));
+    let mut dpositions = Guarded::poisoned(device, dims.len_positions());
+    let args = UnitsBackward {
+        dims,
+        temperature: 1.0 / logit_scale,
+        u_stride,
+        order: order.view(),
+        queries: queries.view(),
+        keys: keys.view(),
+        norms: norms.view(),
+        dqueries: dqueries.view(),
+        dkeys: dkeys.view(),
+        along: along.view_mut(),
+        gradients: Gradients { du: du.view_mut(), dh: dh.view_mut(), dpositions: dpositions.view_mut() },
+    };
+    device.contrast_units_backward(args).expect("dims and lengths fit");
+    let du = du.read(device);
+    let between = du.chunks(u_stride).flat_map(|image| &image[width..]);
+    assert!(between.copied().all(|x| x == stored(0.0)), "zero where no u lies");
+    let du = du.chunks(u_stride).flat_map(|image| image[..width].to_vec()).collect();
+    HostGradients { du, dh: dh.read(device), dpositions: dpositions.read(device) }
+}
+
+impl Oracle<'_> {
+    /// Queries, keys and norms, by the contract.
+    fn units<W: Wide>(&self) -> [Vec<Bounded>; 3] {
+        let length = Bounded::constant::<W>(self.sizes.logit_scale);
+        let inverse = |vector: &[Bounded]| match Bounded::sum(vector.iter().map(|&x| x * x)) {
+            // Sums of multiples of a power of two: zero here is zero there.
+            squares if squares.value == 0.0 => Bounded::new(0.0),
+            squares => squares.sqrt().recip(),
+        };
+        let [mut queries, mut keys, mut norms] = [(); 3].map(|()| Vec::new());
+        for image in 0..self.sizes.dims.b {
+            for (l, place) in self.hidden(image).into_iter().enumerate() {
+                let (query, key) = (self.query(image, l, place), self.key(image, place));
+                norms.extend([inverse(&query), inverse(key)]);
+                queries.extend(query.iter().map(|&x| x * (inverse(&query) * length)));
+                keys.extend(key.iter().map(|&x| x * inverse(key)));
+            }
+        }
+        [queries, keys, norms]
+    }
+
+    /// Gradients of u, h (none for visible patches) and the positions, from units and their gradients.
+    fn units_backward<W: Wide>(
+        &self,
+        [queries, keys, norms]: [&[Bounded]; 3],
+        [dqueries, dkeys]: [&[Bounded]; 2],
+    ) -> (Vec<Bounded>, Vec<Option<Bounded>>, Vec<Bounded>) {
+        let PatchDims { b, hidden, d, .. } = self.sizes.dims;
+        let temperature = 1.0 / self.sizes.logit_scale;
+        let [length, squared] = [1.0 / temperature, temperature * temperature].map(Bounded::constant::<W>);
+        let n = self.sizes.dims.n();
+        let dot = |a: &[Bounded], b: &[Bounded]| Bounded::sum(a.iter().zip(b).map(|(&a, &b)| a * b));
+        let (mut du, mut dh) = (vec![Vec::new(); b * self.sizes.dims.q() * d], vec![None; b * n * d]);
+        let mut dpositions = vec![Vec::new(); self.sizes.dims.len_positions()];
+        for image in 0..b {
+            for (l, place) in self.hidden(image).into_iter().enumerate() {
+                let row = image * hidden + l;
+                let of = row * d..(row + 1) * d;
+                let scale = norms[2 * row] * length;
+                let along = dot(&dqueries[of.clone()], &queries[of.clone()]) * squared * scale;
+                let inner = dot(&dkeys[of.clone()], &keys[of.clone()]);
+                for (j, at) in of.enumerate() {
+                    let terms = [scale * dqueries[at], Bounded::new(0.0) - along * queries[at]];
+                    du[self.asking(image, l) + j].extend(terms);
+                    self.rows(place).iter().for_each(|parameter| dpositions[parameter * d + j].extend(terms));
+                    dh[(image * n + place) * d + j] = Some((dkeys[at] - inner * keys[at]) * norms[2 * row + 1]);
+                }
+            }
+        }
+        let sums = |terms: Vec<Vec<Bounded>>| terms.into_iter().map(Bounded::sum).collect();
+        (sums(du), dh, sums(dpositions))
+    }
+}
+
+/// Of numbers that are no unit vectors, too: the contract says what becomes of any.
+fn check_units<T: Element>(device: &impl Contrast<T>, sizes: Sizes, seed: u64) {
+    let mut draws = Draws::new(seed);
+    let inputs = draw::<T>(sizes.dims, &mut draws);
+    let (u, h, positions) = (bounded(&inputs.u), bounded(&inputs.h), bounded(&inputs.positions));
+    let oracle = Oracle { sizes, u: &u, h: &h, order: &inputs.order, positions: &positions };
+    let got = units(device, sizes, &inputs);
+    let [queries, keys, norms] = oracle.units::<T::Wide>();
+    assert_bounded("queries", &got.queries, &queries);
+    assert_bounded("keys", &got.keys, &keys);
+    assert_bounded("norms", &got.norms, &norms);
+
+    let len = got.queries.len();
+    let given = HostUnits { queries: draws.values(len), keys: draws.values(len), norms: draws.values(got.norms.len()) };
+    let (dqueries, dkeys) = (draws.values::<T>(len), draws.values::<T::Wide>(len));
+    let got = units_backward(device, sizes, &inputs.order, &given, (&dqueries, &dkeys));
+    let [queries, keys] = [&given.queries, &given.keys].map(|values| bounded(values));
+    let (norms, dqueries, dkeys) = (bounded(&given.norms), bounded(&dqueries), bounded(&dkeys));
+    let (du, dh, dpositions) = oracle.units_backward::<T::Wide>([&queries, &keys, &norms], [&dqueries, &dkeys]);
+    assert_bounded("du", &got.du, &du);
+    assert_bounded("dpositions", &got.dpositions, &dpositions);
+    for (i, want) in dh.into_iter().enumerate() {
+        match want {
+            Some(want) => assert_bounded("dh", &got.dh[i..=i], &[want]),
+            None => assert!(got.dh[i].widen().to_f64().is_nan(), "dh[{i}] is of a visible patch"),
+        }
+    }
+}
+
+fn units_of_cases<D: Tested<T>, T: Element>() {
+    for &(name, [b, grid, hidden, d], _, skipped) in CASES {
+        for (positions, queries) in [PositionKind::Table, PositionKind::RowCol].into_iter().zip(QUERIES) {
+            eprintln!("{}: {name}, {positions:?}, {queries:?}", T::NAME);
+            let dims = PatchDims { b, grid, hidden, d, positions, queries };
+            check_units::<T>(D::get(), Sizes { dims, valid: b, skipped, logit_scale: 5.0 }, 1);
+        }
+    }
+}
+
+fn units_of_any_shape<D: Tested<T>, T: Element>() {
+    // b, grid, hidden, d, skipped
+    let extents = [1..6usize, 2..5, 1..16, 1..40, 0..2];
+    for_any::<D, _>(64, (extents, any::<u64>()), |([b, grid, hidden, d, skipped], seed)| {
+        for (positions, queries) in [PositionKind::RowCol, PositionKind::Table].into_iter().zip(QUERIES) {
+            let dims = PatchDims { b, grid, hidden: 1 + hidden % (grid * grid - 1), d, positions, queries };
+            check_units::<T>(D::get(), Sizes { dims, valid: b, skipped, logit_scale: 2.0 }, seed);
+        }
+    });
+}
+
+/// Of all queries and keys, in random proportions, by u, h and the positions.
+#[test]
+fn gradient_of_units() {
+    for (positions, queries) in [PositionKind::Table, PositionKind::RowCol].into_iter().zip(QUERIES) {
+        let dims = PatchDims { b: 2, grid: 2, hidden: 3, d: 3, positions, queries };
+        let (sizes, mut draws) = (Sizes { dims, valid: 2, skipped: 0, logit_scale: 2.0 }, Draws::new(2));
+        let inputs = draw::<f64>(dims, &mut draws);
+        let made = units(cpu(), sizes, &inputs);
+        let (dqueries, dkeys) = (draws.values::<f64>(made.queries.len()), draws.values::<f64>(made.keys.len()));
+        let got = units_backward(cpu(), sizes, &inputs.order, &made, (&dqueries, &dkeys));
+        let HostGradients { du, mut dh, dpositions } = got;
+        dh.iter_mut().filter(|dh| dh.is_nan()).for_each(|dh| *dh = 0.0);
+        let units = |u: &[Bounded], h: &[Bounded], positions: &[Bounded]| {
+            let [queries, keys, _] = Oracle { sizes, u, h, order: &inputs.order, positions }.units::<f64>();
+            [queries, keys].concat()
+        };
+        let weights = [dqueries, dkeys].concat();
+        let (u, h, positions) = (bounded(&inputs.u), bounded(&inputs.h), bounded(&inputs.positions));
+        assert_bounded_gradient("du", &du, &inputs.u, &weights, |u| units(u, &h, &positions));
+        assert_bounded_gradient("dh", &dh, &inputs.h, &weights, |h| units(&u, h, &positions));
+        assert_bounded_gradient("dpositions", &dpositions, &inputs.positions, &weights, |p| units(&u, &h, p));
+    }
+}
+
+/// Two images, the second of zeros.
+fn zeros_have_no_direction<D: Tested<f32>>() {
+    let dims = PatchDims { b: 2, grid: 2, hidden: 2, d: 3, positions: PositionKind::Table, queries: QueryKind::Places };
+    let sizes = Sizes { dims, valid: 2, skipped: 0, logit_scale: 4.0 };
+    let mut inputs = draw::<f32>(dims, &mut Draws::new(5));
+    inputs.positions.fill(0.0);
+    inputs.u[6..].fill(0.0);
+    inputs.h[12..].fill(0.0);
+    let made = units(D::get(), sizes, &inputs);
+    assert!(made.norms[..4].iter().all(|&norm| norm > 0.0 && norm.is_finite()));
+    assert_eq!(made.norms[4..], [0.0; 4]);
+    assert_eq!([&made.queries[6..], &made.keys[6..]].concat(), [0.0; 12]);
+    let got = units_backward(D::get(), sizes, &inputs.order, &made, (&[1e30; 12], &[1e30; 12]));
+    assert_eq!(got.du[6..], [0.0; 6]);
+    assert!(got.dh[12..].iter().all(|&dh| dh == 0.0 || dh.is_nan()), "zero, and NaN where it was left alone");
+    assert_eq!(got.dh[12..].iter().filter(|dh| dh.is_nan()).count(), 6);
+}
+
+fn a_nan_stays_in_its_unit<D: Tested<f32>>() {
+    let dims =
+        PatchDims { b: 2, grid: 2, hidden: 1, d: 3, positions: PositionKind::Table, queries: QueryKind::Summary };
+    let sizes = Sizes { dims, valid: 2, skipped: 0, logit_scale: 1.0 };
+    let mut inputs = draw::<f32>(dims, &mut Draws::new(6));
+    inputs.order = vec![0, 1, 2, 3, 2, 3, 0, 1];
+    inputs.u[3] = f32::NAN; // image 1
+    inputs.h[1] = f32::NAN; // image 0, patch 0: hidden
+    let made = units(D::get(), sizes, &inputs);
+    let nan = |values: &[f32]| values.iter().map(|x| x.is_nan()).collect::<Vec<_>>();
+    assert_eq!(nan(&made.queries), [false, false, false, true, true, true]);
+    assert_eq!(nan(&made.keys), [true, true, true, false, false, false]);
+    assert_eq!(nan(&made.norms), [false, true, true, false]);
+}
+
+#[test]
+fn bits_of_units_do_not_depend_on_threads() {
+    for (positions, queries) in [PositionKind::Table, PositionKind::RowCol].into_iter().zip(QUERIES) {
+        let dims = PatchDims { b: 70, grid: 4, hidden: 4, d: 40, positions, queries };
+        let (sizes, mut draws) = (Sizes { dims, valid: 70, skipped: 0, logit_scale: 10.0 }, Draws::new(4));
+        let inputs = draw::<f32>(dims, &mut draws);
+        let (dqueries, dkeys) = (draws.values::<f32>(280 * 40), draws.values::<f32>(280 * 40));
+        assert_same_on_any_threads(|cpu| {
+            let made = units(cpu, sizes, &inputs);
+            let HostGradients { du, dh, dpositions } =
+                units_backward(cpu, sizes, &inputs.order, &made, (&dqueries, &dkeys));
+            [made.queries, made.keys, made.norms, du, dh, dpositions].iter().flat_map(|values| bits(values)).collect()
+        });
+    }
+}
+
+fn units_refuse_what_does_not_fit<D: Tested<f32>>() {
+    let dims =
+        PatchDims { b: 2, grid: 2, hidden: 1, d: 3, positions: PositionKind::RowCol, queries: QueryKind::Summary };
+    let order = [0u32, 1, 2, 3].repeat(2);
+    let run = |dims, temperature, u_stride, order: &[u32], lens: [usize; 6]| {
+        let [u, h, positions, mut queries, mut keys, mut norms] = buffers::<D, f32, 6>(lens);
+        let order = Guarded::new(D::get(), order);
+        D::get().contrast_units(Units {
+            dims,
+            temperature,
+            u_stride,
+            u: u.view(),
+            h: h.view(),
+            order: order.view(),
+            positions: positions.view(),
+            queries: queries.view_mut(),
+            keys: keys.view_mut(),
+            norms: norms.view_mut(),
+        })
+    };
+    let fitting = [8, 24, 12, 6, 6, 4];
+    assert_eq!(run(dims, 0.1, 5, &order, fitting), Ok(()));
+    assert_refuses_length(run(dims, 0.1, 5, &order[1..], fitting), "order");
+    for (i, name) in ["h", "positions", "queries", "keys", "norms"].into_iter().enumerate() {
+        let mut wrong = fitting;
+        wrong[1 + i] += 1;
+        assert_refuses_length(run(dims, 0.1, 5, &order, wrong), name);
+    }
+    for (temperature, u_stride) in [(0.1, 6), (0.1, 2), (0.0, 5), (f64::NAN, 5)] {
+        assert_refuses_dims(run(dims, temperature, u_stride, &order, fitting));
+    }
+    for hidden in [0, 4] {
+        assert_refuses_dims(run(PatchDims { hidden, ..dims }, 0.1, 5, &order, fitting));
+    }
+
+    let run = |dims, temperature, order: &[u32], lens: [usize; 9]| {
+        let [queries, keys, norms, dqueries, dkeys, mut along, mut du, mut dh, mut dpositions] =
+            buffers::<D, f32, 9>(lens);
+        let order = Guarded::new(D::get(), order);
+        D::get().contrast_units_backward(UnitsBackward {
+            dims,
+            temperature,
+            u_stride: 5,
+            order: order.view(),
+            queries: queries.view(),
+            keys: keys.view(),
+            norms: norms.view(),
+            dqueries: dqueries.view(),
+            dkeys: dkeys.view(),
+            along: along.view_mut(),
+            gradients: Gradients { du: du.view_mut(), dh: dh.view_mut(), dpositions: dpositions.view_mut() },
+        })
+    };
+    let fitting = [6, 6, 4, 6, 6, 2, 10, 24, 12];
+    assert_eq!(run(dims, 0.1, &order, fitting), Ok(()));
+    assert_refuses_length(run(dims, 0.1, &order[1..], fitting), "order");
+    let names = ["queries", "keys", "norms", "dqueries", "dkeys", "along", "du", "dh", "dpositions"];
+    for (i, name) in names.into_iter().enumerate() {
+        let mut wrong = fitting;
+        wrong[i] += 1;
+        assert_refuses_length(run(dims, 0.1, &order, wrong), name);
+    }
+    assert_refuses_dims(run(dims, -1.0, &order, fitting));
+    assert_refuses_dims(run(PatchDims { hidden: 0, ..dims }, 0.1, &order, fitting));
 }

@@ -17,15 +17,18 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Counts a row of logits, which become its probabilities. A target that is no class makes everything NaN.
+    /// Counts a row of logits, which become its probabilities. Its answer is right if the target is the greatest of its group
+    /// of `rivals` neighbours. A target that is no class makes everything NaN.
     #[inline(always)]
-    pub(crate) fn count<W: Wide>(&mut self, row: &mut [W], target: usize) {
+    pub(crate) fn count<W: Wide>(&mut self, row: &mut [W], target: usize, rivals: usize) {
         let Some(&logit) = row.get(target) else {
             self.loss = f64::NAN;
             return row.fill(W::nan());
         };
-        // The first of equal maxima counts; a NaN anywhere is a wrong answer.
-        let right = row[..target].iter().all(|&x| x < logit) && row[target..].iter().all(|&x| x <= logit);
+        // The first of equal maxima counts; a NaN among the rivals is a wrong answer.
+        let group = target / rivals * rivals;
+        let (before, after) = (&row[group..target], &row[target..group + rivals]);
+        let right = before.iter().all(|&x| x < logit) && after.iter().all(|&x| x <= logit);
         let (max, sum) = rows::exponentials(row);
         let normalizer = sum.recip();
         for x in row.iter_mut() {
@@ -46,7 +49,7 @@ impl Tally {
 }
 
 pub(crate) fn softmax_cross_entropy<T: Element>(cpu: &Cpu, args: Args<'_, Cpu, T>) -> Result<()> {
-    let Args { n, valid, classes, logits, labels, loss, dlogits } = args;
+    let Args { n, valid, classes, rivals, logits, labels, loss, dlogits } = args;
     let share = T::Wide::from_f64(1.0 / n as f64);
     // Gradients come with all rows valid.
     let (logits, labels) = (&logits[..valid * classes], &labels[..valid]);
@@ -63,7 +66,7 @@ pub(crate) fn softmax_cross_entropy<T: Element>(cpu: &Cpu, args: Args<'_, Cpu, T
                 || {
                     for (i, (logits, &label)) in logits.chunks_exact(classes).zip(labels).enumerate() {
                         rows::widen(logits, &mut row);
-                        tally.count(&mut row, label as usize);
+                        tally.count(&mut row, label as usize, rivals);
                         let Some(gradient) = gradient else { continue };
                         if let Some(p) = row.get_mut(label as usize) {
                             *p = *p - T::Wide::one();

@@ -16,7 +16,9 @@ struct RowArgs {
     dlogits: Address,
     rows: u64,
     classes: u32,
+    rivals: u32,
     share: f32,
+    unused: u32,
 }
 
 /// `MeanArgs` of `softmax_cross_entropy.cu`.
@@ -30,7 +32,7 @@ struct MeanArgs {
 }
 
 pub(crate) fn softmax_cross_entropy<T: CudaElement>(cuda: &Cuda, args: Args<'_, Cuda, T>) -> Result<()> {
-    let Args { n, valid, classes, logits, labels, loss, dlogits } = args;
+    let Args { n, valid, classes, rivals, logits, labels, loss, dlogits } = args;
     let [losses, right] =
         cuda.workspace_parts("softmax_cross_entropy", [valid * size_of::<f64>(), valid * size_of::<u32>()])?;
     let rows = RowArgs {
@@ -41,7 +43,9 @@ pub(crate) fn softmax_cross_entropy<T: CudaElement>(cuda: &Cuda, args: Args<'_, 
         dlogits: dlogits.into(),
         rows: valid as u64,
         classes: classes as u32,
+        rivals: rivals as u32,
         share: (1.0 / n as f64) as f32,
+        unused: 0,
     };
     let grid = Grid::line(blocks(valid, ROWS), ROWS * 32);
     cuda.launch::<T>("softmax_cross_entropy", "softmax_cross_entropy", grid, &rows)?;

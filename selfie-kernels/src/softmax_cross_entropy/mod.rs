@@ -19,6 +19,9 @@ pub struct Args<'a, M: Memory, T: Element> {
     pub valid: usize,
     /// Classes.
     pub classes: usize,
+    /// The accuracy looks at groups of so many neighbouring classes, which divide all: an answer is right if the label's logit
+    /// is the greatest of its group. The loss is over all classes.
+    pub rivals: usize,
     /// `[n, classes]`.
     pub logits: View<'a, M, T>,
     /// `[n]`, each below `classes` (checked where the labels enter; the kernel yields NaN for others).
@@ -42,6 +45,9 @@ impl<M: Memory, T: Element> Args<'_, M, T> {
     pub(crate) fn check(&self) -> Result<()> {
         const OP: &str = "softmax_cross_entropy";
         require(OP, self.n > 0 && self.classes > 0, || format!("n = {}, classes = {}", self.n, self.classes))?;
+        require(OP, self.rivals > 0 && self.classes.is_multiple_of(self.rivals), || {
+            format!("groups of {} do not divide {} classes", self.rivals, self.classes)
+        })?;
         require(OP, (1..=self.n).contains(&self.valid), || format!("{} of {} images valid", self.valid, self.n))?;
         require(OP, self.dlogits.is_none() || self.valid == self.n, || "gradients of a padded batch".into())?;
         expect_len(OP, "logits", self.logits.len(), self.n * self.classes)?;

@@ -12,7 +12,9 @@ struct RowArgs {
   T* dlogits;      // may be null
   u64 rows;
   u32 classes;
+  u32 rivals;   // classes of the groups in which the accuracy looks for the greatest logit
   float share;  // of a row in the mean
+  u32 unused;
 };
 
 template <class T>
@@ -23,12 +25,14 @@ DEV void row(const RowArgs<T>& args) {
   u32 label = args.labels[r];
   bool known = label < args.classes;
   float logit = known ? to_float(logits[label]) : NAN, max = -INFINITY, sum = 0.0f;
-  // The first of equal maxima counts; a NaN anywhere is a wrong answer, and so is a label that is no class.
+  // The first of equal maxima counts; a NaN among the rivals is a wrong answer, and so is a label that is no class.
   bool right = known;
+  u32 group = label / args.rivals * args.rivals;
   for (u32 i = lane(); i < args.classes; i += 32) {
     float x = to_float(logits[i]);
     if (x > max) max = x;
-    right = right && (i < label ? x < logit : x <= logit);
+    // Classes before the group wrap around to large numbers.
+    right = right && (i - group >= args.rivals || (i < label ? x < logit : x <= logit));
   }
   // A NaN is never the greatest, but its exponential is NaN, and so is the sum.
 #pragma unroll

@@ -10,14 +10,17 @@ on_every_device! {
         a_nan_fills_its_row_and_the_loss, refuses_what_does_not_fit;
 }
 
-/// n, valid, classes.
-const CASES: &[(&str, [usize; 3])] = &[
-    ("one class", [2, 2, 1]),
-    ("one image", [1, 1, 10]),
-    ("a padded batch", [5, 3, 10]),
-    ("rows of three tasks, the last one short", [130, 130, 7]),
-    ("padding from the second task on", [130, 65, 3]),
-    ("many classes", [3, 3, 1000]),
+/// n, valid, classes, rivals.
+const CASES: &[(&str, [usize; 4])] = &[
+    ("one class", [2, 2, 1, 1]),
+    ("one image", [1, 1, 10, 10]),
+    ("a padded batch", [5, 3, 10, 10]),
+    ("rows of three tasks, the last one short", [130, 130, 7, 7]),
+    ("padding from the second task on", [130, 65, 3, 3]),
+    ("many classes", [3, 3, 1000, 1000]),
+    ("groups of rivals", [40, 40, 12, 4]),
+    ("groups wider than a warp", [20, 17, 120, 40]),
+    ("no rivals", [5, 5, 6, 1]),
 ];
 
 #[derive(Debug, Clone, Copy)]
@@ -25,11 +28,19 @@ struct Sizes {
     n: usize,
     valid: usize,
     classes: usize,
+    rivals: usize,
 }
 
+impl From<[usize; 4]> for Sizes {
+    fn from([n, valid, classes, rivals]: [usize; 4]) -> Self {
+        Self { n, valid, classes, rivals }
+    }
+}
+
+/// With all classes rivals.
 impl From<[usize; 3]> for Sizes {
     fn from([n, valid, classes]: [usize; 3]) -> Self {
-        Self { n, valid, classes }
+        Self { n, valid, classes, rivals: classes }
     }
 }
 
@@ -40,7 +51,7 @@ fn run<T: Element, B: SoftmaxCrossEntropy<T>>(
     logits: &[T],
     labels: &[u32],
 ) -> (Vec<T::Wide>, Option<Vec<T>>) {
-    let Sizes { n, valid, classes } = sizes;
+    let Sizes { n, valid, classes, rivals } = sizes;
     let (logits, labels) = (Guarded::new(device, logits), Guarded::new(device, labels));
     let mut loss = Guarded::poisoned(device, 2);
     let mut dlogits = (valid == n).then(|| Guarded::poisoned(device, n * classes));
@@ -48,6 +59,7 @@ fn run<T: Element, B: SoftmaxCrossEntropy<T>>(
         n,
         valid,
         classes,
+        rivals,
         logits: logits.view(),
         labels: labels.view(),
         loss: loss.view_mut(),
@@ -74,12 +86,16 @@ fn oracle_gradient<W: Wide>(sizes: Sizes, logits: &[Bounded], labels: &[u32]) ->
     gradients.map(|gradient| gradient * share).collect()
 }
 
-/// Rows whose label is the first of the greatest logits.
+/// Rows whose label is the first of the greatest logits of its group.
 fn right(sizes: Sizes, logits: &[f64], labels: &[u32]) -> usize {
     let first_greatest =
         |row: &[f64]| (0..row.len()).rev().fold(0, |best, i| if row[i] >= row[best] { i } else { best });
     let rows = logits.chunks(sizes.classes).zip(labels).take(sizes.valid);
-    rows.filter(|(row, label)| first_greatest(row) == **label as usize).count()
+    let is_right = |row: &[f64], label: usize| {
+        let group = label / sizes.rivals * sizes.rivals;
+        group + first_greatest(&row[group..][..sizes.rivals]) == label
+    };
+    rows.filter(|(row, label)| is_right(row, **label as usize)).count()
 }
 
 fn check<T: Element>(device: &impl SoftmaxCrossEntropy<T>, sizes: Sizes, seed: u64) {
@@ -106,8 +122,8 @@ fn cases<D: Tested<T>, T: Element>() {
 }
 
 fn any_shape<D: Tested<T>, T: Element>() {
-    for_any::<D, _>(256, ([1..100usize, 0..3, 1..20], any::<u64>()), |([n, padding, classes], seed)| {
-        check::<T>(D::get(), [n + padding, n, classes].into(), seed);
+    for_any::<D, _>(256, ([1..100usize, 0..3, 1..20, 1..4], any::<u64>()), |([n, padding, rivals, groups], seed)| {
+        check::<T>(D::get(), [n + padding, n, rivals * groups, rivals].into(), seed);
     });
 }
 
@@ -175,17 +191,21 @@ fn bits_do_not_depend_on_threads() {
 }
 
 fn refuses_what_does_not_fit<D: Tested<f32>>() {
-    let run = |[n, valid, classes]: [usize; 3], labels: usize, [logits, loss]: [usize; 2], dlogits: Option<usize>| {
-        let device = D::get();
-        let (logits, labels) = (Guarded::new(device, &vec![0f32; logits]), Guarded::new(device, &vec![0; labels]));
-        let mut loss = Guarded::poisoned(device, loss);
-        let mut dlogits = dlogits.map(|len| Guarded::<D, f32>::poisoned(device, len));
-        let (logits, labels, loss) = (logits.view(), labels.view(), loss.view_mut());
-        let dlogits = dlogits.as_mut().map(Guarded::view_mut);
-        SoftmaxCrossEntropy::<f32>::softmax_cross_entropy(
-            device,
-            Args { n, valid, classes, logits, labels, loss, dlogits },
-        )
+    let grouped =
+        |[n, valid, classes, rivals]: [usize; 4], labels: usize, [logits, loss]: [usize; 2], dlogits: Option<usize>| {
+            let device = D::get();
+            let (logits, labels) = (Guarded::new(device, &vec![0f32; logits]), Guarded::new(device, &vec![0; labels]));
+            let mut loss = Guarded::poisoned(device, loss);
+            let mut dlogits = dlogits.map(|len| Guarded::<D, f32>::poisoned(device, len));
+            let (logits, labels, loss) = (logits.view(), labels.view(), loss.view_mut());
+            let dlogits = dlogits.as_mut().map(Guarded::view_mut);
+            SoftmaxCrossEntropy::<f32>::softmax_cross_entropy(
+                device,
+                Args { n, valid, classes, rivals, logits, labels, loss, dlogits },
+            )
+        };
+    let run = |sizes: [usize; 3], labels, lens, dlogits| {
+        grouped([sizes[0], sizes[1], sizes[2], sizes[2]], labels, lens, dlogits)
     };
     assert_eq!(run([2, 2, 3], 2, [6, 2], Some(6)), Ok(()));
     assert_eq!(run([2, 1, 3], 2, [6, 2], None), Ok(()));
@@ -197,4 +217,7 @@ fn refuses_what_does_not_fit<D: Tested<f32>>() {
     assert_refuses_dims(run([2, 3, 3], 2, [6, 2], None));
     assert_refuses_dims(run([2, 0, 3], 2, [6, 2], None));
     assert_refuses_dims(run([2, 2, 0], 2, [0, 2], None));
+    assert_eq!(grouped([2, 2, 6, 3], 2, [12, 2], Some(12)), Ok(()));
+    assert_refuses_dims(grouped([2, 2, 6, 4], 2, [12, 2], Some(12)));
+    assert_refuses_dims(grouped([2, 2, 6, 0], 2, [12, 2], Some(12)));
 }

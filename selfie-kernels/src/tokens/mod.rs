@@ -1,5 +1,5 @@
 //! What the attention pooling reads: `(u0, h_1 + e_1, .., h_v + e_v)` of an image's visible patches, or the same with
-//! `u0 + e(l)` for each hidden place l instead of u0.
+//! `u0 + e(l)` for each hidden place l instead of u0. With nothing hidden, u0 sums up all patches.
 //!
 //! `order` holds a permutation of the patch indices of each image, the first `hidden` of which are hidden, so the
 //! visible ones are `order[hidden..]`, in that order. It is drawn by the program and trusted to be a permutation: an
@@ -39,7 +39,7 @@ pub struct PatchDims {
     pub b: usize,
     /// Patches along a side; an image has `grid * grid`.
     pub grid: usize,
-    /// Hidden patches of an image, at least 1 and fewer than all.
+    /// Hidden patches of an image, fewer than all. None only with [`QueryKind::Summary`], and not for [`crate::contrast`].
     pub hidden: usize,
     /// Features of a patch.
     pub d: usize,
@@ -78,9 +78,10 @@ impl PatchDims {
     }
     pub(crate) fn check(&self, op: &'static str) -> Result<()> {
         require(op, self.b > 0 && self.grid > 0 && self.d > 0, || format!("an extent is zero in {self:?}"))?;
-        require(op, (1..self.n()).contains(&self.hidden), || {
-            format!("{} of {} patches hidden: at least one must be, and one must be visible", self.hidden, self.n())
-        })
+        require(op, self.hidden < self.n(), || {
+            format!("{} of {} patches hidden: at least one must be visible", self.hidden, self.n())
+        })?;
+        require(op, self.q() > 0, || "queries of places, of which none is hidden".into())
     }
     fn check_positions(&self, op: &'static str, given: bool) -> Result<()> {
         require(op, given || self.queries == QueryKind::Summary, || "queries of places need positions".into())

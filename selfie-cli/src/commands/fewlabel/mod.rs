@@ -15,7 +15,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context;
-use selfie_model::{ModelConfig, PatchNorm, TrainConfig};
+use selfie_model::{Head, ModelConfig, PatchNorm, TrainConfig};
 use serde_json::json;
 
 use self::pace::{Fitting, Measurement};
@@ -589,9 +589,13 @@ fn with_init(arguments: &Fewlabel, init: Option<&String>) -> anyhow::Result<Requ
 
 /// All arms train the same network, or the table would compare networks.
 fn check_networks(arguments: &Fewlabel, shared: &Resolved) -> anyhow::Result<()> {
+    let is_trained = |key: &Key| match shared.settings().model.head {
+        Head::Conv => !key.describes_pooling(),
+        Head::Attention => true,
+    };
     for init in arguments.init.iter().filter(|init| says_its_network(init)) {
         let own = Resolved::new(Task::Finetune, &with_init(arguments, Some(init))?)?;
-        for entry in own.entries().filter(|entry| entry.key.describes_network()) {
+        for entry in own.entries().filter(|entry| entry.key.describes_network() && is_trained(entry.key)) {
             let first = shared.entry(entry.key.name);
             if entry.value != first.value {
                 return Err(Problem::usage(format!(

@@ -1,0 +1,160 @@
+//! From an image to the vector that a classifier reads: the average over the backbone's last map, or what the attention pooling
+//! makes of the map's cells ([`Head::Attention`]).
+
+use crate::attention_pool::{AttentionPool, AttentionPoolActs};
+use crate::layers::Tables;
+use crate::memory_plan::Ledger;
+use crate::network::Build;
+use crate::resnet::{Resnet, ResnetActs};
+use crate::state::{Buffer, State};
+use crate::{Error, Head, Purpose, Result};
+use selfie_kernels::{Backend, Element, Memory, View};
+
+/// Backbone, and perhaps a pooling by attention: `[n, side, side, 3]` to `[n, width]`.
+#[derive(Debug)]
+pub(crate) struct Features {
+    n: usize,
+    backbone: Resnet,
+    pool: Option<AttentionPool>,
+}
+
+/// What [`Features`] keeps for the backward pass.
+#[derive(Debug)]
+pub(crate) struct FeaturesActs<M: Memory, T: Element> {
+    backbone: ResnetActs<M, T>,
+    /// `[n, cells, width]`: averages over the map or its cells, and their gradient.
+    h: Buffer<M, T>,
+    dh: Buffer<M, T>,
+    pool: Option<PoolActs<M, T>>,
+}
+
+#[derive(Debug)]
+struct PoolActs<M: Memory, T: Element> {
+    /// `[n, cells]`: every image's cells, row by row.
+    order: Buffer<M, u32>,
+    acts: AttentionPoolActs<M, T>,
+}
+
+impl Features {
+    /// The first `stages` stages, with the pooling where the head is one.
+    ///
+    /// # Errors
+    /// A map that the places of pretraining do not divide into cells.
+    pub(crate) fn new(tables: &mut Tables, build: Build<'_>, stages: usize, head: Head) -> Result<Self> {
+        let Build { config, batch: n, .. } = build;
+        let backbone = Resnet::new(tables, config, stages, n, config.image_size);
+        build.check_rows(backbone.rows())?;
+        match head {
+            Head::Conv => Ok(Self { n, backbone, pool: None }),
+            Head::Attention => {
+                let places = config.places(n)?;
+                let side = backbone.side();
+                let backbone = backbone.with_cells(places.grid).ok_or_else(|| {
+                    let expected = format!(
+                        "larger patches, or another head: the map of stage {stages} is {side} x {side}, which {grid} x {grid} \
+                         cells do not divide",
+                        grid = places.grid
+                    );
+                    Error::usage("model.patch_size", config.patch_side(), expected)
+                })?;
+                let pool = AttentionPool::new(tables, config, places);
+                Ok(Self { n, backbone, pool: Some(pool) })
+            }
+        }
+    }
+
+    /// Numbers of an image.
+    pub(crate) fn width(&self) -> usize {
+        self.backbone.width()
+    }
+
+    /// Elements of the largest partial sums.
+    pub(crate) fn partial_len(&self) -> usize {
+        self.backbone.partial_len()
+    }
+
+    pub(crate) fn acts<M: Memory, T: Element>(
+        &self,
+        ledger: &mut Ledger<M>,
+        purpose: Purpose,
+    ) -> Result<FeaturesActs<M, T>> {
+        let backbone = self.backbone.acts(ledger, purpose)?;
+        ledger.scope("features");
+        let len = self.backbone.len_out();
+        let h = ledger.alloc("h", len)?;
+        let dh = ledger.alloc("dh", purpose.trained(len))?;
+        let pool = match &self.pool {
+            None => None,
+            Some(pool) => {
+                let order = ledger.alloc("order", len / self.width())?;
+                Some(PoolActs { order, acts: pool.acts(ledger, purpose)? })
+            }
+        };
+        Ok(FeaturesActs { backbone, h, dh, pool })
+    }
+
+    /// Writes what does not change from batch to batch. Once, before the first.
+    pub(crate) fn prepare<B: Backend<T>, T: Element>(&self, device: &B, acts: &mut FeaturesActs<B, T>) -> Result<()> {
+        if let Some(PoolActs { order, .. }) = &mut acts.pool {
+            let cells = (B::len(order) / self.n) as u32;
+            let cells: Vec<u32> = (0..self.n).flat_map(|_| 0..cells).collect();
+            device.upload(&cells, B::all_mut(order))?;
+        }
+        Ok(())
+    }
+
+    /// From pixels to [`Features::output`].
+    pub(crate) fn forward<B: Backend<T>, T: Element>(
+        &self,
+        state: &mut State<B, T>,
+        pixels: &Buffer<B, T>,
+        acts: &mut FeaturesActs<B, T>,
+    ) -> selfie_kernels::Result<()> {
+        let FeaturesActs { backbone, h, pool, .. } = acts;
+        self.backbone.forward(state, pixels, backbone, h)?;
+        match (&self.pool, pool) {
+            (Some(pool), Some(PoolActs { order, acts })) => pool.forward(state, h, order, acts),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where the last forward left its vectors: `[n, width]`, and perhaps room behind.
+    pub(crate) fn output<'a, M: Memory, T: Element>(&self, acts: &'a FeaturesActs<M, T>) -> &'a Buffer<M, T> {
+        match (&self.pool, &acts.pool) {
+            (Some(pool), Some(PoolActs { acts, .. })) => pool.output(acts),
+            _ => &acts.h,
+        }
+    }
+
+    /// `[n, width]`: the vectors of the last forward.
+    pub(crate) fn vectors<'a, M: Memory, T: Element>(&self, acts: &'a FeaturesActs<M, T>) -> View<'a, M, T> {
+        M::view(self.output(acts), 0..self.n * self.width())
+    }
+
+    /// Where their gradient belongs before [`Features::backward`].
+    pub(crate) fn output_gradient_mut<'a, M: Memory, T: Element>(
+        &self,
+        acts: &'a mut FeaturesActs<M, T>,
+    ) -> &'a mut Buffer<M, T> {
+        match (&self.pool, &mut acts.pool) {
+            (Some(pool), Some(PoolActs { acts, .. })) => pool.output_gradient_mut(acts),
+            _ => &mut acts.dh,
+        }
+    }
+
+    /// All parameters' gradients.
+    pub(crate) fn backward<B: Backend<T>, T: Element>(
+        &self,
+        state: &mut State<B, T>,
+        pixels: &Buffer<B, T>,
+        acts: &mut FeaturesActs<B, T>,
+    ) -> selfie_kernels::Result<()> {
+        let FeaturesActs { backbone, dh, pool, .. } = acts;
+        if let (Some(pool), Some(PoolActs { order, acts })) = (&self.pool, pool) {
+            // No objective has written their gradient, which is added to.
+            state.device.zero(B::view_mut(&mut state.parameters.gradient, pool.positions()))?;
+            pool.backward(state, order, acts, dh)?;
+        }
+        self.backbone.backward(state, pixels, backbone, dh)
+    }
+}

@@ -41,7 +41,7 @@ struct HaloConv {
             full(2 * C::STAGES + 6) + group * O::BARRIER_BYTES, group};
   }
 
-  // Taps of a tile's pixels; where each finds what it reads, from the first pixel that it might; and which of the filters' it is.
+  // The taps of a tile's pixels: how many; how far from the halo's pixel for a row each reads; which of the filters' it is.
   DEV_MEMBER static int taps_of(HopperTile tile) { return C::CLASSES == Classes::One ? 9 : (1 + tile.y) * (1 + tile.x); }
   DEV_MEMBER int away(HopperTile tile, int tap) const {
     if (C::CLASSES == Classes::One) return tap / 3 * pitch + tap % 3;

@@ -100,7 +100,8 @@ enum StripKernel {
 }
 
 impl StripKernel {
-    /// The faster one of a shape: a block with three taps does an eighth more in the same time, where channels and filters fill it and blocks the device.
+    /// The faster one of a shape: three taps do an eighth more in the same time, where channels and filters fill a block and
+    /// blocks the device.
     fn of(d: &ConvDims, multiprocessors: usize) -> Self {
         // Of the multiprocessors' time, in thousandths.
         let busy = |kernel: Self| {

@@ -61,7 +61,7 @@ const FORWARD_CASES: &[(&str, ConvDims)] = &[
     ("1x1, wide, a tile that is not full", conv([1, 11, 13], [128, 200], [1, 1], 1, 0)),
     ("1x1, wide, more tiles than multiprocessors", conv([5, 16, 13], [192, 256], [1, 1], 1, 0)),
     ("3x3, narrow, less than a tile of sums", conv([1, 7, 9], [64, 40], [3, 3], 1, 1)),
-    ("3x3, wide, a map that is several tiles", conv([1, 28, 19], [128, 72], [3, 3], 1, 1)),
+    ("3x3, wide, a map that is several tiles, more steps than halos", conv([1, 28, 19], [192, 72], [3, 3], 1, 1)),
     ("3x3, narrow, small maps, more tiles than multiprocessors", conv([27, 7, 6], [64, 64], [3, 3], 1, 1)),
     ("3x3, wide, a line is a tile", conv([1, 3, 128], [64, 136], [3, 3], 1, 1)),
     ("3x3, narrow, maps of a pixel", conv([270, 1, 1], [64, 64], [3, 3], 1, 1)),

@@ -17,6 +17,7 @@ const MODULES: &[(&str, &str)] = modules![
     "bn_finalize",
     "contrast",
     "gemm",
+    "gemm_sm90",
     "grad_join",
     "max_pool",
     "norm_relu_conv_backward_data",

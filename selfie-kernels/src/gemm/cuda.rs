@@ -1,5 +1,5 @@
 use super::{Activation, BackwardData, BackwardWeight, Forward, GemmDims, Write};
-use crate::cuda::{Access, Address, ColumnSums, CudaElement, Grid, blocks};
+use crate::cuda::{Access, Address, Boxes, ColumnSums, CudaElement, Grid, TensorMap, blocks};
 use crate::{Cuda, Result};
 
 const MODULE: &str = "gemm";
@@ -79,55 +79,172 @@ struct BiasArgs {
     unused: u32,
 }
 
+/// Both operands as kernels for Hopper copy them.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Maps {
+    left: TensorMap,
+    right: TensorMap,
+}
+
+/// `TileArgs` of `gemm_sm90.cu`, of the forward pass.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct ForwardTileArgs {
+    maps: Maps,
+    to: ForwardArgs,
+    unused: [u32; 12],
+}
+
+/// The same, of the data's gradient.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct DataTileArgs {
+    maps: Maps,
+    to: DataArgs,
+    unused: [u32; 10],
+}
+
+/// The same, of the weights'.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct WeightTileArgs {
+    maps: Maps,
+    to: WeightArgs,
+}
+
+/// Whether the summed index runs along an operand's rows or from row to row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    Along,
+    Across,
+}
+
+/// A kernel's name without what follows it, and how the operands lie.
+#[derive(Debug, Clone, Copy)]
+struct Pass {
+    name: &'static str,
+    left: Depth,
+    right: Depth,
+}
+
+const FORWARD: Pass = Pass { name: "gemm_forward", left: Depth::Along, right: Depth::Along };
+const DATA: Pass = Pass { name: "gemm_backward_data", left: Depth::Along, right: Depth::Across };
+const WEIGHT: Pass = Pass { name: "gemm_backward_weight", left: Depth::Across, right: Depth::Across };
+
 /// Which kernel multiplies.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Kernel {
+    module: &'static str,
     /// Follows the pass in the kernel's name.
     name: &'static str,
     /// Rows and columns of a block's tile.
-    tile: usize,
+    tile: [usize; 2],
     /// The summed index comes in slices of so many.
     slice: usize,
     threads: usize,
     shared_bytes: usize,
+    /// Blocks of a multiprocessor.
+    resident: usize,
 }
 
 /// Takes any shape.
-const PLAIN: Kernel = Kernel { name: "", tile: 64, slice: 16, threads: 256, shared_bytes: 0 };
+const PLAIN: Kernel =
+    Kernel { module: MODULE, name: "", tile: [64, 64], slice: 16, threads: 256, shared_bytes: 0, resident: 2 };
 /// Takes operands whose rows are whole, aligned chunks. Its shared memory: four stages of two slices.
-const TENSOR_CORES: Kernel =
-    Kernel { name: "_mma", tile: 128, slice: 32, threads: 128, shared_bytes: 4 * 2 * 128 * 80 };
+const TENSOR_CORES: Kernel = Kernel {
+    module: MODULE,
+    name: "_mma",
+    tile: [128, 128],
+    slice: 32,
+    threads: 128,
+    shared_bytes: 4 * 2 * 128 * 80,
+    resident: 2,
+};
+/// The same on Hopper, of which blocks stay and make tile after tile. Its shared memory: four stages of both operands, the
+/// sums of eight warps, barriers.
+const WIDE: Kernel = Kernel {
+    module: "gemm_sm90",
+    name: "_wide",
+    tile: [128, 256],
+    slice: 64,
+    threads: 384,
+    shared_bytes: 4 * (384 * 128 + 16) + 8 * 16 * 64 * 4,
+    resident: 1,
+};
+/// Reads more of shared memory, but may leave less of the device idle.
+const TALL: Kernel = Kernel { name: "_tall", tile: [256, 128], ..WIDE };
 
 impl Kernel {
-    fn choose<T: CudaElement>(cuda: &Cuda, product: &Product, row_elements: [u32; 2]) -> Self {
+    fn choose<T: CudaElement>(cuda: &Cuda, pass: Pass, product: &Product) -> Self {
         let chunks = |len: u64| len.is_multiple_of(8);
-        let whole =
-            |operand: Operand, row: u32| operand.at.is_aligned() && chunks(operand.stride) && chunks(row.into());
-        let [left, right] = row_elements;
-        let fits = whole(product.left, left) && whole(product.right, right);
+        let whole = |operand: Operand, depth: Depth, extent: u32| {
+            let row = if depth == Depth::Along { product.depth } else { extent };
+            operand.at.is_aligned() && chunks(operand.stride) && chunks(row.into())
+        };
+        let fits = whole(product.left, pass.left, product.rows) && whole(product.right, pass.right, product.columns);
         let has_room = TENSOR_CORES.shared_bytes <= cuda.facts().shared_bytes;
         // Only what is rounded as an operand of a product goes through the tensor cores.
-        if T::OPERAND_EPSILON > 0.0 && fits && has_room { TENSOR_CORES } else { PLAIN }
+        if T::OPERAND_EPSILON == 0.0 || !fits || !has_room {
+            PLAIN
+        } else if cuda.facts().hopper {
+            Self::for_hopper(product, pass, cuda.facts().multiprocessors)
+        } else {
+            TENSOR_CORES
+        }
+    }
+
+    /// The one that is done first. The weights' gradient is cut along its depth until all multiprocessors have work.
+    fn for_hopper(product: &Product, pass: Pass, multiprocessors: usize) -> Self {
+        // Cycles of a slice, as its products or its reads take longer.
+        let cycles = |kernel: &Self| {
+            let tiles = kernel.tiles(product);
+            let parts = if pass.left == Depth::Across { (multiprocessors / tiles).max(1) } else { 1 };
+            let slice = if kernel.tile == WIDE.tile { 1024 } else { 1152 };
+            (tiles * parts).div_ceil(multiprocessors) * slice * (product.depth as usize).div_ceil(parts)
+        };
+        if cycles(&TALL) < cycles(&WIDE) { TALL } else { WIDE }
     }
 
     fn tiles(&self, product: &Product) -> usize {
-        (product.rows as usize).div_ceil(self.tile) * (product.columns as usize).div_ceil(self.tile)
+        let [rows, columns] = self.tile;
+        (product.rows as usize).div_ceil(rows) * (product.columns as usize).div_ceil(columns)
     }
 
-    fn launch<T: CudaElement>(
+    /// Queues it with its arguments; `with_maps` makes those of a kernel for Hopper.
+    fn launch<T: CudaElement, A: bytemuck::NoUninit>(
         &self,
         cuda: &Cuda,
-        pass: &str,
+        pass: Pass,
         product: &Product,
         args: &impl bytemuck::NoUninit,
+        with_maps: impl FnOnce(Maps) -> A,
     ) -> Result<()> {
-        let parts = product.depth.div_ceil(product.part) as usize;
-        let grid = Grid {
-            blocks: [self.tiles(product) * parts, 1, 1],
-            threads: self.threads,
-            shared_bytes: self.shared_bytes,
+        let works = self.tiles(product) * product.depth.div_ceil(product.part) as usize;
+        let stays = self.module != MODULE;
+        let blocks = if stays { works.min(cuda.facts().multiprocessors) } else { works };
+        let grid = Grid { blocks: [blocks, 1, 1], threads: self.threads, shared_bytes: self.shared_bytes };
+        let name = format!("{}{}", pass.name, self.name);
+        if !stays {
+            return cuda.launch::<T>(self.module, &name, grid, args);
+        }
+        let [rows, columns] = self.tile;
+        let left = product.left.map(cuda, pass.left, [product.rows, product.depth], rows)?;
+        let right = product.right.map(cuda, pass.right, [product.columns, product.depth], columns)?;
+        cuda.launch::<T>(self.module, &name, grid, &with_maps(Maps { left, right }))
+    }
+}
+
+impl Operand {
+    /// For copies of so many of its extent, and 64 of the depth.
+    fn map(&self, cuda: &Cuda, depth: Depth, [extent, deep]: [u32; 2], tile: usize) -> Result<TensorMap> {
+        let [extent, deep] = [extent, deep].map(|len| len as usize);
+        let (dims, sides) = match depth {
+            Depth::Along => ([deep, extent], [WIDE.slice, tile]),
+            Depth::Across => ([extent, deep], [WIDE.slice, WIDE.slice]),
         };
-        cuda.launch::<T>(MODULE, &format!("{pass}{}", self.name), grid, args)
+        let strides = [2 * self.stride as usize];
+        cuda.map_boxes(&Boxes { address: self.at, dims: &dims, strides: &strides, sides: &sides })
     }
 }
 
@@ -149,7 +266,8 @@ pub(crate) fn gemm_forward<T: CudaElement>(cuda: &Cuda, args: Forward<'_, Cuda, 
     };
     let (bias, y) = (bias.into(), y.into());
     let args = ForwardArgs { product, bias, y, z, access: Access::of([n], [bias, y, z]), unused: 0 };
-    Kernel::choose::<T>(cuda, &product, [product.depth; 2]).launch::<T>(cuda, "gemm_forward", &product, &args)
+    let with_maps = |maps| ForwardTileArgs { maps, to: args, unused: [0; 12] };
+    Kernel::choose::<T>(cuda, FORWARD, &product).launch::<T, _>(cuda, FORWARD, &product, &args, with_maps)
 }
 
 pub(crate) fn gemm_backward_data<T: CudaElement>(cuda: &Cuda, args: BackwardData<'_, Cuda, T>) -> Result<()> {
@@ -166,8 +284,8 @@ pub(crate) fn gemm_backward_data<T: CudaElement>(cuda: &Cuda, args: BackwardData
         accumulate: u32::from(write == Write::Accumulate),
         access: Access::of([k, x_stride], [gelu, addend, dx]),
     };
-    let rows = [product.depth, product.columns];
-    Kernel::choose::<T>(cuda, &product, rows).launch::<T>(cuda, "gemm_backward_data", &product, &args)
+    let with_maps = |maps| DataTileArgs { maps, to: args, unused: [0; 10] };
+    Kernel::choose::<T>(cuda, DATA, &product).launch::<T, _>(cuda, DATA, &product, &args, with_maps)
 }
 
 pub(crate) fn gemm_backward_weight<T: CudaElement>(cuda: &Cuda, args: BackwardWeight<'_, Cuda, T>) -> Result<()> {
@@ -175,12 +293,12 @@ pub(crate) fn gemm_backward_weight<T: CudaElement>(cuda: &Cuda, args: BackwardWe
     let GemmDims { m, n, k, x_stride } = dims;
     let (dy, dw): (Address, Address) = (dy.into(), dw.into());
     let mut product = Product::new([(dy, n), (x.into(), x_stride)], [n, k, m]);
-    let kernel = Kernel::choose::<T>(cuda, &product, [product.rows, product.columns]);
+    let kernel = Kernel::choose::<T>(cuda, WEIGHT, &product);
     product.part = part_of_rows(cuda, &kernel, &product);
     let parts = product.depth.div_ceil(product.part);
     let to = if parts == 1 { dw } else { cuda.workspace() };
     let args = WeightArgs { product, dw: to, access: Access::of([k], [to]), unused: 0 };
-    kernel.launch::<T>(cuda, "gemm_backward_weight", &product, &args)?;
+    kernel.launch::<T, _>(cuda, WEIGHT, &product, &args, |maps| WeightTileArgs { maps, to: args })?;
     if parts > 1 {
         let args = ReduceArgs { parts: to, sums: dw, len: (n * k) as u64, count: parts, unused: 0 };
         cuda.launch_plain(MODULE, "gemm_reduce", Grid::line(blocks(n * k, 256), 256), &args)?;
@@ -194,7 +312,13 @@ fn part_of_rows(cuda: &Cuda, kernel: &Kernel, product: &Product) -> u32 {
     const ROWS: usize = 256;
     let rows = product.depth as usize;
     let room = cuda.workspace_bytes() / (product.rows as usize * product.columns as usize * size_of::<f32>());
-    let parts = (2 * cuda.facts().multiprocessors).div_ceil(kernel.tiles(product)).min(rows.div_ceil(ROWS)).min(room);
+    let blocks = kernel.resident * cuda.facts().multiprocessors;
+    // A block that stays must not come round again for a little.
+    let shares = match kernel.resident {
+        1 => blocks / kernel.tiles(product),
+        _ => blocks.div_ceil(kernel.tiles(product)),
+    };
+    let parts = shares.min(rows.div_ceil(ROWS)).min(room);
     rows.div_ceil(parts.max(1)).next_multiple_of(kernel.slice) as u32
 }
 
@@ -211,4 +335,36 @@ fn bias_gradient<T: CudaElement>(cuda: &Cuda, dims: GemmDims, dy: Address, dbias
         unused: 0,
     };
     cuda.launch::<T>(MODULE, "gemm_bias_gradient", sums.grid, &args)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kernel(pass: Pass, sizes: [usize; 3], multiprocessors: usize) -> Kernel {
+        let none = (Address::NONE, 0);
+        Kernel::for_hopper(&Product::new([none; 2], sizes), pass, multiprocessors)
+    }
+
+    /// On an H200, where a tile less for the busiest multiprocessor is worth more than a faster one.
+    #[test]
+    fn kernels_of_a_transformer() {
+        assert_eq!(kernel(FORWARD, [6656, 640, 1024], 132), TALL);
+        assert_eq!(kernel(FORWARD, [6656, 3072, 1024], 132), WIDE);
+        assert_eq!(kernel(FORWARD, [19456, 1024, 1024], 132), WIDE);
+        assert_eq!(kernel(DATA, [6656, 1024, 3072], 132), WIDE);
+        assert_eq!(kernel(WEIGHT, [3072, 1024, 6656], 132), WIDE);
+        assert_eq!(kernel(WEIGHT, [1024, 640, 6656], 132), TALL);
+    }
+
+    /// Those of the cases that the operation's tests run, on the emulated device's multiprocessors.
+    #[test]
+    fn every_kernel_has_a_case() {
+        let kernels = |[m, n, k]: [usize; 3]| {
+            [kernel(FORWARD, [m, n, k], 3), kernel(DATA, [m, k, n], 3), kernel(WEIGHT, [n, k, m], 3)]
+        };
+        assert_eq!(kernels([300, 272, 328]), [WIDE; 3]);
+        assert_eq!(kernels([520, 136, 72])[1..], [TALL; 2]);
+        assert_eq!(kernels([700, 128, 64])[0], TALL);
+    }
 }

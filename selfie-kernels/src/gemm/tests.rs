@@ -24,6 +24,9 @@ const CASES: &[(&str, GemmDims)] = &[
     ("sums over more slices than are in flight at once", dims([20, 200, 168], 0)),
     ("sums over rows in parts, the last one short", dims([1100, 16, 24], 8)),
     ("a partly filled chunk of outputs", dims([70, 67, 64], 0)),
+    ("several tiles of 128 by 256, and more slices than stages", dims([300, 272, 328], 8)),
+    ("several tiles of 256 by 128, backwards", dims([520, 136, 72], 0)),
+    ("several tiles of 256 by 128, forwards", dims([700, 128, 64], 0)),
 ];
 
 /// What all passes share.

@@ -1,18 +1,34 @@
-// The gradient of 1x1 filters with stride 1 on Hopper: dw[k][c] = sum over pixels of dy[pixel][k] * relu(scale * x + shift)[pixel][c].
+// The filters' gradient on Hopper: dw[k][c] = sum over pixels of dy[pixel][k] * relu(scale * x + shift)[pixel][c], with 3x3
+// filters for each tap.
+#include "conv_hopper_strips.h"
+
+// ---- 3x3 filters, of a gradient that is one tensor.
+
+#define STRIPS(name, TAPS, STRIDE)                                                                             \
+  KERNEL(norm_relu_conv_backward_filter_hopper_##name##_bf16, StripArgs, (Strips<TAPS, STRIDE>::THREADS), 1) { \
+    DYN_SHARED(shared);                                                                                        \
+    StripConv<Strips<TAPS, STRIDE>>{args, shared}.run();                                                       \
+  }
+STRIPS(nine_taps, Taps::Nine, 1)
+STRIPS(nine_taps_strided, Taps::Nine, 2)
+STRIPS(three_taps, Taps::Three, 1)
+STRIPS(three_taps_strided, Taps::Three, 2)
+
+// ---- 1x1 filters.
 //
 // The product is taken transposed, D[c][k], over steps of 64 pixels. A is x, turned round by ldmatrix on its way to registers
 // and transformed there: a thread's two channels are always the same, so their coefficients are in registers. B is the gradient
 // as it lies; one that is formed from two tensors is formed in shared memory by a warpgroup of its own. A block makes a tile of
 // the filter's gradient from a part of the pixels.
-#include "conv_hopper.h"
 
 struct FilterArgs {
-  TensorMap x, dy, grad_x;  // [rows][c], [rows][k] twice.
+  TensorMap x, dy, grad_x;  // [rows][c], or with a stride the windows; [rows][k] twice.
   const float* norm;        // Scale, shift, [2][c].
   const float* coef;        // [3][k], of an affine gradient.
   float* out;               // [splits][k][c].
   int rows, c, k, splits;
-  int unused[6];
+  int stride, height, width;  // The last two of the gradient's maps.
+  int unused[3];
 };
 
 // What the two consumers share out.
@@ -88,8 +104,7 @@ struct FilterConv {
       u32 x = base() + turn.place * C::X_BYTES, dy = base() + C::DY_AT + turn.place * C::DY_BYTES;
       mbarrier_wait(empty(turn.place), turn.parity ^ 1);
       mbarrier_expect(full(turn.place), (channels + filters) * C::PART_BYTES);
-      for (int i = 0; i < channels; i++)
-        tma_load_2d(x + i * C::PART_BYTES, &args.x, full(turn.place), channel + i * 64, step * STEP);
+      load_x(x, full(turn.place), step * STEP, channels);
       for (int i = 0; i < filters; i++)
         tma_load_2d(dy + i * C::PART_BYTES, &args.dy, full(turn.place), filter + i * 64, step * STEP);
       if (!C::AFFINE) continue;
@@ -99,6 +114,13 @@ struct FilterConv {
       for (int i = 0; i < filters; i++)
         tma_load_2d(to + i * C::PART_BYTES, &args.grad_x, landed(input.place), filter + i * 64, step * STEP);
     }
+  }
+  DEV_MEMBER void load_x(u32 to, u32 barrier, int pixel, int parts) const {
+    int line = pixel / args.width, image = line / args.height;
+    int x = (pixel - line * args.width) * args.stride, y = (line - image * args.height) * args.stride;
+    for (int i = 0; i < parts; i++)
+      if (args.stride == 1) tma_load_2d(to + i * C::PART_BYTES, &args.x, barrier, channel + i * 64, pixel);
+      else tma_load_windows(to + i * C::PART_BYTES, &args.x, barrier, channel + i * 64, x, y, image, 0, 0);
   }
 
   // The gradient in place of its first tensor; past the last pixel there is none. A thread has a chunk of eight filters of
@@ -113,26 +135,9 @@ struct FilterConv {
       char* to = shared + C::DY_AT + turn.place * C::DY_BYTES + swizzled(t / 8, chunk * 16);
       const char* x = shared + C::INPUTS_AT + input.place * C::DY_BYTES + swizzled(t / 8, chunk * 16);
 #pragma unroll 1
-      for (int part = 0; part < filters; part++) {
-        float2 coef[3][4];
-        const float2* from = (const float2*)(args.coef + filter + part * 64 + chunk * 8);
-#pragma unroll
-        for (int i = 0; i < 3; i++)
-#pragma unroll
-          for (int j = 0; j < 4; j++) coef[i][j] = from[i * args.k / 2 + j];
-        auto form = [&](u32 dz, u32 x, int j) {
-          return pack_bf16x2(affine(bf16x2_low(dz), bf16x2_low(x), coef[0][j].x, coef[1][j].x, coef[2][j].x),
-                             affine(bf16x2_high(dz), bf16x2_high(x), coef[0][j].y, coef[1][j].y, coef[2][j].y));
-        };
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          u32 at = part * C::PART_BYTES + i * 16 * ROW_BYTES;
-          u32x4 v = load16(to + at), v2 = load16(x + at);
-          bool live = step * STEP + i * 16 + t / 8 < args.rows;
-          v = {form(v.x, v2.x, 0), form(v.y, v2.y, 1), form(v.z, v2.z, 2), form(v.w, v2.w, 3)};
-          store16(to + at, live ? v : u32x4{0, 0, 0, 0});
-        }
-      }
+      for (int part = 0; part < filters; part++)
+        AffineChunk((const float2*)(args.coef + filter + part * 64 + chunk * 8), args.k / 2)
+            .form<STEP>(to + part * C::PART_BYTES, x + part * C::PART_BYTES, args.rows - step * STEP - t / 8);
       fence_async();
       __syncwarp();
       if (lane() == 0) {

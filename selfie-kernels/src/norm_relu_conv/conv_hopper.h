@@ -40,26 +40,77 @@ struct HopperArgs {
   int out_height, out_width;
   int step, pad;
   u32 halo_bytes;     // Of one halo.
-  int unused;
+  // Where the result's rows are the pixels of a map by the parities of their lines and columns, four classes, each with
+  // `rows` of them:
+  int class_tiles;    // Of the partial sums, of a class.
+  bf16* pixels;       // The map; `out` is nothing then.
+  int round;          // So many tiles of rows of one class are made, then those of the next.
 };
 
 struct HopperTile {
   int row, column;
+  int y, x;  // The parities.
 };
-template <int BN>
+enum class Classes { One = 1, Four = 4 };
+template <int BN, Classes CLASSES = Classes::One>
 DEV int tiles_of(const HopperArgs& args) {
-  return ceil_div(args.rows, TILE_ROWS) * ceil_div(args.nc, BN);
+  return ceil_div(args.rows, TILE_ROWS) * ceil_div(args.nc, BN) * (int)CLASSES;
 }
-template <int BN>
+// Odd lines and columns come first, as most taps of 3x3 filters reach them.
+template <int BN, Classes CLASSES = Classes::One>
 DEV HopperTile tile_at(const HopperArgs& args, int tile) {
-  int columns = ceil_div(args.nc, BN), row = tile / columns;
-  return {row * TILE_ROWS, (tile - row * columns) * BN};
+  int columns = ceil_div(args.nc, BN), before = 0, number = 0;
+  if (CLASSES == Classes::Four) {
+    int round = tile / (args.round * columns * 4);
+    before = round * args.round;
+    tile -= before * columns * 4;
+    int of_class = min(args.round, ceil_div(args.rows, TILE_ROWS) - before) * columns;
+    number = tile / of_class;
+    tile -= number * of_class;
+  }
+  int row = tile / columns;
+  return {(before + row) * TILE_ROWS, (tile - row * columns) * BN, 1 - number / 2, 1 - number % 2};
 }
 
 // relu(scale * x + shift) of two neighbouring channels.
 DEV u32 norm_relu(u32 pair, float2 scale, float2 shift) {
   return pack_relu_bf16x2(normalize(bf16x2_low(pair), scale.x, shift.x), normalize(bf16x2_high(pair), scale.y, shift.y));
 }
+
+// Eight channels of an affine gradient.
+struct AffineChunk {
+  float2 coef[3][4];
+
+  // From [3][stride] pairs.
+  DEV_MEMBER AffineChunk(const float2* from, int stride) {
+#pragma unroll
+    for (int i = 0; i < 3; i++)
+#pragma unroll
+      for (int j = 0; j < 4; j++) coef[i][j] = from[i * stride + j];
+  }
+  DEV_MEMBER u32 pair(u32 dz, u32 x, int j) const {
+    return pack_bf16x2(affine(bf16x2_low(dz), bf16x2_low(x), coef[0][j].x, coef[1][j].x, coef[2][j].x),
+                       affine(bf16x2_high(dz), bf16x2_high(x), coef[0][j].y, coef[1][j].y, coef[2][j].y));
+  }
+  // In place of its first tensor, of every sixteenth of so many pixels; from `live` on there is none.
+  template <int PIXELS>
+  DEV_MEMBER void form(char* to, const char* x, int live) const {
+#pragma unroll 1
+    for (int row = 0; row < PIXELS; row += 64) {
+      u32x4 v[4], x4[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        v[i] = load16(to + (row + i * 16) * ROW_BYTES);
+        x4[i] = load16(x + (row + i * 16) * ROW_BYTES);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        v[i] = {pair(v[i].x, x4[i].x, 0), pair(v[i].y, x4[i].y, 1), pair(v[i].z, x4[i].z, 2), pair(v[i].w, x4[i].w, 3)};
+        store16(to + (row + i * 16) * ROW_BYTES, row + i * 16 < live ? v[i] : u32x4{0, 0, 0, 0});
+      }
+    }
+  }
+};
 
 // Sums of a consumer's thread: rows i * 64 + warp * 16 + lane / 4 (+ 8), half of the columns.
 template <int BN>
@@ -104,8 +155,8 @@ DEV void finish_sums(HopperSums<BN>& sum) {
 
 // A consumer's way out, [BN / 64][128] rows in shared memory. One lane of the first warpgroup copies what is to be added into
 // it; the consumer adds its sums in place and rounds them; the lane copies the result to global memory while the consumer
-// takes its statistics; then comes the next tile's.
-template <int BN>
+// takes its statistics; then comes the next tile's. Pixels of a class the consumer stores itself, as no box holds them.
+template <int BN, Classes CLASSES = Classes::One>
 struct Outlet {
   static constexpr u32 PART_BYTES = SUM_ROWS * ROW_BYTES, BYTES = BN / 64 * PART_BYTES;
   static constexpr u32 BARRIER_BYTES = 3 * 8;
@@ -134,26 +185,36 @@ struct Outlet {
   DEV_MEMBER void carry() const {
     tma_prefetch(&args.out);
     u32 parity = 0;
-    for (int t = (int)blockIdx.x; t < tiles_of<BN>(args); t += (int)gridDim.x, parity ^= 1) {
-      HopperTile tile = tile_at<BN>(args, t);
+    for (int t = (int)blockIdx.x; t < tiles_of<BN, CLASSES>(args); t += (int)gridDim.x, parity ^= 1) {
+      HopperTile tile = tile_at<BN, CLASSES>(args, t);
       int row = tile.row + group * SUM_ROWS, parts = min(BN, args.nc - tile.column + 63) / 64;
       u32 from = shared_address(buffer);
       if (args.adds) {
         mbarrier_expect(ready(), parts * PART_BYTES);
-        for (int i = 0; i < parts; i++)
-          tma_load_2d(from + i * PART_BYTES, &args.add, ready(), tile.column + i * 64, row);
+        for (int i = 0; i < parts; i++) load_added(from + i * PART_BYTES, tile, row, tile.column + i * 64);
       } else {
         mbarrier_arrive(ready());
       }
-      mbarrier_wait(staged(), parity);
-      // What lies outside of the map is left out, but some of it must lie inside.
-      for (int i = 0; i < parts && row < args.rows; i++)
-        tma_store_2d(&args.out, from + i * PART_BYTES, tile.column + i * 64, row);
-      bulk_commit();
-      bulk_wait_read<0>();
+      if (CLASSES == Classes::One) {
+        mbarrier_wait(staged(), parity);
+        // What lies outside of the map is left out, but some of it must lie inside.
+        for (int i = 0; i < parts && row < args.rows; i++)
+          tma_store_2d(&args.out, from + i * PART_BYTES, tile.column + i * 64, row);
+        bulk_commit();
+        bulk_wait_read<0>();
+      }
       mbarrier_wait(done(), parity);
     }
     bulk_wait<0>();
+  }
+  DEV_MEMBER void load_added(u32 to, HopperTile tile, int row, int column) const {
+    if (CLASSES == Classes::One) {
+      tma_load_2d(to, &args.add, ready(), column, row);
+    } else {
+      int line = row / args.width, image = line / args.height;
+      int x = row - line * args.width, y = line - image * args.height;
+      tma_load_windows(to, &args.add, ready(), column, 2 * x, 2 * y, image, tile.x, tile.y);
+    }
   }
 
   // ---- The consumer.
@@ -202,7 +263,10 @@ struct Outlet {
     mask(sum, row, tile.column);
     fence_async();
     named_barrier(1 + group, 128);
-    if (t == 0) mbarrier_arrive(staged());
+    if (CLASSES == Classes::Four) store_pixels(tile, row);
+    else if (t == 0) mbarrier_arrive(staged());
+    int sums = row / SUM_ROWS;
+    if (CLASSES == Classes::Four) sums += (3 - tile.y * 2 - tile.x) * args.class_tiles;
     for (int i = t; i < 2 * BN && row < args.rows; i += 128) {
       int kind = i / BN, column = tile.column + i % BN;
       if (column >= args.nc) continue;
@@ -210,9 +274,20 @@ struct Outlet {
 #pragma unroll
       for (int w = 0; w < 4; w++) total += *share_of(w, kind, i % BN);
       if (kind == 1) total *= args.coef[args.nc + column];
-      args.sums[((u64)(row / SUM_ROWS) * 2 + kind) * args.nc + column] = total;
+      args.sums[((u64)sums * 2 + kind) * args.nc + column] = total;
     }
     arrive_warp(done());
+  }
+  // Eight threads have a row, a chunk of each.
+  DEV_MEMBER void store_pixels(HopperTile tile, int row) const {
+    int t = (int)threadIdx.x % 128, chunk = t % 8;
+    for (int r = t / 8; r < SUM_ROWS && row + r < args.rows; r += 16) {
+      int line = (row + r) / args.width, x = row + r - line * args.width;
+      bf16* to = args.pixels + ((u64)(line * 2 + tile.y) * args.width * 2 + x * 2 + tile.x) * args.nc + tile.column + chunk * 8;
+#pragma unroll
+      for (int i = 0; i < BN / 64; i++)
+        if (tile.column + i * 64 < args.nc) store16(to + i * 64, load16(buffer + i * PART_BYTES + swizzled(r, chunk * 16)));
+    }
   }
   // A warp's sum of a column: of dz, and of dz * (x - mean).
   DEV_MEMBER float* share_of(int w, int kind, int column) const { return (float*)shares + (w * 2 + kind) * BN + column; }

@@ -1,17 +1,22 @@
 #pragma once
-// 3x3 filters with stride 1 and a pixel of padding on Hopper, forward and, with the taps in reverse, the gradient of the input.
+// 3x3 filters with a pixel of padding on Hopper: with stride 1 forward and, with the taps in reverse, the gradient of the
+// input; with stride 2 that gradient, a product of its own for each class of pixels, as odd lines and columns are reached by
+// two taps of each side, even ones by one.
 //
 // The rows of all images lie below one another, each a line of its pixels between two of padding, with a line of padding
 // between two images. The halo of a tile, from the line above its first pixel to the one below its last, is copied to shared
 // memory for 64 channels at a time, in the forward pass transformed there once, in place, by a warpgroup of its own, and read
-// by all nine taps: each is a fixed number of pixels away, whatever the size of the maps.
+// by all taps: each is a fixed number of pixels away, whatever the size of the maps. Where pixels have classes, no tap reads
+// what lies above or left of its pixel, and neither is copied.
 #include "conv_hopper.h"
 
-template <Store STORE_, int BN_, int STAGES_>
+template <Store STORE_, int BN_, int STAGES_, Classes CLASSES_ = Classes::One>
 struct Halo {
   static constexpr Store STORE = STORE_;
+  static constexpr Classes CLASSES = CLASSES_;
+  static constexpr int BEFORE = CLASSES == Classes::One ? 1 : 0;  // Lines above, and columns to the left.
   static constexpr bool TRANSFORMS = STORE == Store::Forward;
-  static constexpr int BN = BN_, STAGES = STAGES_, THREADS = TRANSFORMS ? 512 : 384, TAPS = 9;
+  static constexpr int BN = BN_, STAGES = STAGES_, THREADS = TRANSFORMS ? 512 : 384;
   static constexpr u32 B_BYTES = BN * ROW_BYTES, OUTLETS_AT = STAGES * B_BYTES;
   static constexpr u32 SHARES_AT = OUTLETS_AT + 2 * Outlet<BN>::BYTES, BARRIERS_AT = SHARES_AT + 2 * Outlet<BN>::SHARES_BYTES;
   static constexpr u32 BARRIER_BYTES = 2 * STAGES * 8 + 3 * 2 * 8 + 2 * Outlet<BN>::BARRIER_BYTES;
@@ -22,7 +27,7 @@ template <class C>
 struct HaloConv {
   const HopperArgs& args;
   char* shared;
-  int tiles = tiles_of<C::BN>(args), steps = args.kc / STEP, pitch = args.width + 2;
+  int tiles = tiles_of<C::BN, C::CLASSES>(args), steps = args.kc / STEP, pitch = args.width + 1 + C::BEFORE;
 
   DEV_MEMBER u32 full(u32 stage) const { return shared_address(shared) + C::BARRIERS_AT + stage * 8; }
   DEV_MEMBER u32 empty(u32 stage) const { return full(C::STAGES + stage); }
@@ -30,10 +35,23 @@ struct HaloConv {
   DEV_MEMBER u32 usable(u32 halo) const { return full(2 * C::STAGES + 2 + halo); }  // .. and transformed.
   DEV_MEMBER u32 vacant(u32 halo) const { return full(2 * C::STAGES + 4 + halo); }
   DEV_MEMBER char* halo_at(u32 halo) const { return shared + C::HALOS_AT + halo * args.halo_bytes; }
-  DEV_MEMBER Outlet<C::BN> outlet(int group) const {
-    typedef Outlet<C::BN> O;
+  DEV_MEMBER Outlet<C::BN, C::CLASSES> outlet(int group) const {
+    typedef Outlet<C::BN, C::CLASSES> O;
     return {args, shared + C::OUTLETS_AT + group * O::BYTES, shared + C::SHARES_AT + group * O::SHARES_BYTES,
             full(2 * C::STAGES + 6) + group * O::BARRIER_BYTES, group};
+  }
+
+  // The taps of a tile's pixels: how many; how far from the halo's pixel for a row each reads; which of the filters' it is.
+  DEV_MEMBER static int taps_of(HopperTile tile) { return C::CLASSES == Classes::One ? 9 : (1 + tile.y) * (1 + tile.x); }
+  DEV_MEMBER int away(HopperTile tile, int tap) const {
+    if (C::CLASSES == Classes::One) return tap / 3 * pitch + tap % 3;
+    int r = tile.x == 1 ? tap / 2 : tap, s = tile.x == 1 ? tap % 2 : 0;
+    return (tile.y - r) * pitch + tile.x - s;
+  }
+  DEV_MEMBER static int filter_tap(HopperTile tile, int tap) {
+    if (C::CLASSES == Classes::One) return C::STORE == Store::Forward ? tap : 8 - tap;
+    int r = tile.x == 1 ? tap / 2 : tap, s = tile.x == 1 ? tap % 2 : 0;
+    return (1 - tile.y + r * 2) * 3 + 1 - tile.x + s * 2;
   }
 
   // The line above a pixel's.
@@ -47,7 +65,7 @@ struct HaloConv {
     int image;
   };
   DEV_MEMBER Lines lines_of(HopperTile tile) const {
-    int first = line_above(tile.row), last = line_above(min(tile.row + TILE_ROWS, args.rows) - 1) + 2;
+    int first = line_above(tile.row) + 1 - C::BEFORE, last = line_above(min(tile.row + TILE_ROWS, args.rows) - 1) + 2;
     int image = first / (args.height + 1);
     return {first, last - first + 1, first - image * (args.height + 1) - 1, image};
   }
@@ -86,7 +104,7 @@ struct HaloConv {
     tma_prefetch(&args.a);
     Turn<2> turn;
     for (int t = (int)blockIdx.x; t < tiles; t += (int)gridDim.x) {
-      Lines lines = lines_of(tile_at<C::BN>(args, t));
+      Lines lines = lines_of(tile_at<C::BN, C::CLASSES>(args, t));
       int loads = 0;
       each_line(lines, [&](int, int, int) { loads++; });
       for (int step = 0; step < steps; step++, turn.next()) {
@@ -94,7 +112,7 @@ struct HaloConv {
         mbarrier_wait(vacant(turn.place), turn.parity ^ 1);
         mbarrier_expect(barrier, loads * pitch * ROW_BYTES);
         each_line(lines, [&](int line, int image, int y) {
-          tma_load_4d(to + line * pitch * ROW_BYTES, &args.a, barrier, step * STEP, -1, y, image);
+          tma_load_4d(to + line * pitch * ROW_BYTES, &args.a, barrier, step * STEP, -C::BEFORE, y, image);
         });
       }
     }
@@ -113,19 +131,19 @@ struct HaloConv {
     u32 base = shared_address(shared);
     Turn<C::STAGES> turn;
     for (int t = (int)blockIdx.x; t < tiles; t += (int)gridDim.x) {
-      HopperTile tile = tile_at<C::BN>(args, t);
+      HopperTile tile = tile_at<C::BN, C::CLASSES>(args, t);
       for (int step = 0; step < steps; step++)
-        for (int tap = 0; tap < C::TAPS; tap++, turn.next()) {
+        for (int tap = 0; tap < taps_of(tile); tap++, turn.next()) {
           mbarrier_wait(empty(turn.place), turn.parity ^ 1);
           u32 to = base + turn.place * C::B_BYTES, barrier = full(turn.place);
           if (C::STORE == Store::Forward) {
             mbarrier_expect(barrier, C::B_BYTES);
-            tma_load_2d(to, &args.b, barrier, tap * args.kc + step * STEP, tile.column);
+            tma_load_2d(to, &args.b, barrier, filter_tap(tile, tap) * args.kc + step * STEP, tile.column);
           } else {
             int parts = min(C::BN, args.nc - tile.column) / 64;
             mbarrier_expect(barrier, parts * 64 * ROW_BYTES);
             for (int i = 0; i < parts; i++)
-              tma_load_2d(to + i * 64 * ROW_BYTES, &args.b, barrier, (C::TAPS - 1 - tap) * args.nc + tile.column + i * 64,
+              tma_load_2d(to + i * 64 * ROW_BYTES, &args.b, barrier, filter_tap(tile, tap) * args.nc + tile.column + i * 64,
                           step * STEP);
           }
         }
@@ -139,7 +157,7 @@ struct HaloConv {
     int columns_on = 16 % pitch, lines_on = 16 / pitch % period;
     Turn<2> turn;
     for (int tile = (int)blockIdx.x; tile < tiles; tile += (int)gridDim.x) {
-      Lines lines = lines_of(tile_at<C::BN>(args, tile));
+      Lines lines = lines_of(tile_at<C::BN, C::CLASSES>(args, tile));
       int rows = lines.count * pitch, first_line = lines.first % period;
       for (int step = 0; step < steps; step++, turn.next()) {
         float2 scale[4], shift[4];
@@ -173,15 +191,16 @@ struct HaloConv {
   }
 
   DEV_MEMBER void consume(int group) {
-    Outlet<C::BN> out = outlet(group);
+    Outlet<C::BN, C::CLASSES> out = outlet(group);
     HopperSums<C::BN> sum;
     clear<C::BN>(sum);
     Turn<C::STAGES> turn;
     Turn<2> halo;
     u32 parity = 0;
     for (int t = (int)blockIdx.x; t < tiles; t += (int)gridDim.x, parity ^= 1) {
-      HopperTile tile = tile_at<C::BN>(args, t);
-      int above = line_above(tile.row), corner[2];  // Tap (0, 0) of this lane's rows for ldmatrix.
+      HopperTile tile = tile_at<C::BN, C::CLASSES>(args, t);
+      int taps = taps_of(tile), above = line_above(tile.row);
+      int corner[2];  // Of this lane's rows for ldmatrix: what `away` counts from.
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         int pixel = min(tile.row + group * SUM_ROWS + i * 64 + warp() % 4 * 16 + lane() % 16, args.rows - 1);
@@ -192,11 +211,10 @@ struct HaloConv {
         u32 from = shared_address(halo_at(halo.place));
         mbarrier_wait(C::TRANSFORMS ? usable(halo.place) : landed(halo.place), halo.parity);
 #pragma unroll 1
-        for (int tap = 0; tap < C::TAPS; tap++, turn.next()) {
-          int away = tap / 3 * pitch + tap % 3;
+        for (int tap = 0; tap < taps; tap++, turn.next()) {
           u32 at[2];
 #pragma unroll
-          for (int i = 0; i < 2; i++) at[i] = from + swizzled(corner[i] + away, lane() / 16 * 16);
+          for (int i = 0; i < 2; i++) at[i] = from + swizzled(corner[i] + away(tile, tap), lane() / 16 * 16);
           mbarrier_wait(full(turn.place), turn.parity);
           u32 b = shared_address(shared) + turn.place * C::B_BYTES;
           constexpr Major MAJOR = C::STORE == Store::Forward ? Major::K : Major::Other;

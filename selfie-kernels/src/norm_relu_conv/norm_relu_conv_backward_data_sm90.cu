@@ -1,15 +1,17 @@
-// dz = conv^T(dy, w) (+ addend) behind the mask, with its sums, and dx = dy * w of a projection, with stride 1 on Hopper.
+// dz = conv^T(dy, w) (+ addend) behind the mask, with its sums, and dx = dy * w of a projection, on Hopper.
 #include "conv_hopper_halo.h"
 
 // ---- 3x3 filters: conv_hopper_halo.h, of a gradient that is one tensor.
 
-#define HALO(name, BN, STAGES)                                                                             \
-  KERNEL(conv_backward_data_hopper_##name##_bf16, HopperArgs, (Halo<Store::Masked, BN, STAGES>::THREADS), 1) { \
-    DYN_SHARED(shared);                                                                                    \
-    HaloConv<Halo<Store::Masked, BN, STAGES>>{args, shared}.run();                                         \
+#define HALO(name, ...)                                                                                           \
+  KERNEL(conv_backward_data_hopper_##name##_bf16, HopperArgs, (Halo<Store::Masked, __VA_ARGS__>::THREADS), 1) {   \
+    DYN_SHARED(shared);                                                                                           \
+    HaloConv<Halo<Store::Masked, __VA_ARGS__>>{args, shared}.run();                                               \
   }
 HALO(halo_wide, 128, 3)
 HALO(halo_narrow, 64, 4)
+HALO(classes_wide, 128, 3, Classes::Four)
+HALO(classes_narrow, 64, 4, Classes::Four)
 
 // ---- 1x1 filters.
 //
@@ -233,31 +235,8 @@ struct TransposedConv {
         mbarrier_wait(landed(input.place), input.parity);
         char* to = shared + slot.place * C::SLOT_BYTES + swizzled(t / 8, chunk * 16);
         const char* x = shared + C::INPUTS_AT + input.place * C::SLOT_BYTES + swizzled(t / 8, chunk * 16);
-        float2 coef[3][4];
-        const float2* from = (const float2*)(shared + C::COEF_AT + input.place * C::COEF_BYTES + chunk * 32);
-#pragma unroll
-        for (int i = 0; i < 3; i++)
-#pragma unroll
-          for (int j = 0; j < 4; j++) coef[i][j] = from[i * STEP / 2 + j];
-        auto form = [&](u32 dz, u32 x, int j) {
-          return pack_bf16x2(affine(bf16x2_low(dz), bf16x2_low(x), coef[0][j].x, coef[1][j].x, coef[2][j].x),
-                             affine(bf16x2_high(dz), bf16x2_high(x), coef[0][j].y, coef[1][j].y, coef[2][j].y));
-        };
-#pragma unroll 1
-        for (int row = 0; row < C::PIXELS; row += 64) {
-          u32x4 v[4], x4[4];
-#pragma unroll
-          for (int i = 0; i < 4; i++) {
-            v[i] = load16(to + (row + i * 16) * ROW_BYTES);
-            x4[i] = load16(x + (row + i * 16) * ROW_BYTES);
-          }
-#pragma unroll
-          for (int i = 0; i < 4; i++) {
-            bool live = unit.row + row + i * 16 + t / 8 < args.rows;
-            v[i] = {form(v[i].x, x4[i].x, 0), form(v[i].y, x4[i].y, 1), form(v[i].z, x4[i].z, 2), form(v[i].w, x4[i].w, 3)};
-            store16(to + (row + i * 16) * ROW_BYTES, live ? v[i] : u32x4{0, 0, 0, 0});
-          }
-        }
+        const char* coef = shared + C::COEF_AT + input.place * C::COEF_BYTES + chunk * 32;
+        AffineChunk((const float2*)coef, STEP / 2).form<C::PIXELS>(to, x, args.rows - unit.row - t / 8);
         fence_async();
         __syncwarp();
         if (lane() == 0) {

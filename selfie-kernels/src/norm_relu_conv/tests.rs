@@ -61,7 +61,7 @@ const FORWARD_CASES: &[(&str, ConvDims)] = &[
     ("1x1, wide, a tile that is not full", conv([1, 11, 13], [128, 200], [1, 1], 1, 0)),
     ("1x1, wide, more tiles than multiprocessors", conv([5, 16, 13], [192, 256], [1, 1], 1, 0)),
     ("3x3, narrow, less than a tile of sums", conv([1, 7, 9], [64, 40], [3, 3], 1, 1)),
-    ("3x3, wide, a map that is several tiles", conv([1, 28, 19], [128, 72], [3, 3], 1, 1)),
+    ("3x3, wide, a map that is several tiles, more steps than halos", conv([1, 28, 19], [192, 72], [3, 3], 1, 1)),
     ("3x3, narrow, small maps, more tiles than multiprocessors", conv([27, 7, 6], [64, 64], [3, 3], 1, 1)),
     ("3x3, wide, a line is a tile", conv([1, 3, 128], [64, 136], [3, 3], 1, 1)),
     ("3x3, narrow, maps of a pixel", conv([270, 1, 1], [64, 64], [3, 3], 1, 1)),
@@ -85,6 +85,10 @@ const BACKWARD_DATA_CASES: &[(&str, ConvDims)] = &[
     ("3x3, wide, half a tile of channels, two steps", conv([1, 23, 13], [192, 128], [3, 3], 1, 1)),
     ("3x3, narrow, small maps, more tiles than multiprocessors", conv([27, 8, 7], [64, 64], [3, 3], 1, 1)),
     ("3x3, narrow, more images than are done at once", conv([37, 8, 8], [64, 64], [3, 3], 1, 1)),
+    ("3x3, stride 2, narrow, less than a tile of sums", conv([1, 14, 18], [64, 64], [3, 3], 2, 1)),
+    ("3x3, stride 2, wide, half a tile of channels, more rounds than one", conv([2, 46, 26], [192, 128], [3, 3], 2, 1)),
+    ("3x3, stride 2, wide, small maps, more images than are done at once", conv([37, 16, 16], [128, 64], [3, 3], 2, 1)),
+    ("3x3, stride 2, narrow, maps of 4x4", conv([22, 8, 8], [64, 128], [3, 3], 2, 1)),
 ];
 
 /// The same, for the filter's gradient.
@@ -94,6 +98,19 @@ const FILTER_CASES_OF_WHOLE_STEPS: &[(&str, ConvDims)] = &[
     ("1x1, a square tile", conv([3, 11, 13], [128, 128], [1, 1], 1, 0)),
     ("1x1, part of a tile of filters", conv([4, 9, 11], [192, 448], [1, 1], 1, 0)),
     ("1x1, less pixels than a step", conv([1, 5, 7], [128, 256], [1, 1], 1, 0)),
+    ("1x1, few channels and filters", conv([2, 9, 11], [64, 64], [1, 1], 1, 0)),
+    ("1x1, stride 2, odd sides", conv([3, 15, 13], [128, 192], [1, 1], 2, 0)),
+    ("1x1, stride 2, even sides", conv([2, 14, 18], [64, 320], [1, 1], 2, 0)),
+    ("3x3, nine taps, lines of several strips", conv([3, 9, 60], [64, 64], [3, 3], 1, 1)),
+    ("3x3, nine taps, an odd number of products, images that are not there", conv([19, 5, 7], [64, 128], [3, 3], 1, 1)),
+    ("3x3, nine taps, a line", conv([9, 1, 4], [128, 64], [3, 3], 1, 1)),
+    ("3x3, three taps", conv([9, 6, 14], [128, 128], [3, 3], 1, 1)),
+    ("3x3, three taps, part of a tile, images that are not there", conv([3, 5, 7], [192, 320], [3, 3], 1, 1)),
+    ("3x3, three taps, a line", conv([2, 1, 8], [128, 128], [3, 3], 1, 1)),
+    ("3x3, nine taps, more images than are done at once", conv([50, 8, 8], [64, 64], [3, 3], 1, 1)),
+    ("3x3, stride 2, nine taps", conv([9, 12, 20], [64, 64], [3, 3], 2, 1)),
+    ("3x3, stride 2, three taps, more images than are done at once", conv([41, 14, 14], [128, 128], [3, 3], 2, 1)),
+    ("3x3, stride 2, three taps, one pixel", conv([5, 2, 2], [128, 192], [3, 3], 2, 1)),
 ];
 
 /// More for the filter's gradient alone: channels and pixels at the edges of tiles.

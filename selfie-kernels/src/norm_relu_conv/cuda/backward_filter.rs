@@ -92,6 +92,11 @@ impl Splits {
         Self { count, out: if count == 1 { dw } else { cuda.workspace() }, dw, len }
     }
 
+    /// Bytes of the workspace that they take.
+    pub(crate) fn workspace_bytes(&self) -> usize {
+        if self.count == 1 { 0 } else { self.count * self.len * size_of::<f32>() }
+    }
+
     /// Queues the sum of what the splits wrote.
     pub(crate) fn add(&self, cuda: &Cuda) -> Result<()> {
         if self.count == 1 {

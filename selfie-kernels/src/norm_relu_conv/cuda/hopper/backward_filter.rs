@@ -1,0 +1,339 @@
+use super::super::backward_filter::Splits;
+use super::gradient::{self, Room};
+use super::{STEP, matrix, takes};
+use crate::cuda::{Address, Boxes, CudaElement, GradArgs, Grid, TensorMap, Windows};
+use crate::{ConvDims, Cuda, Result};
+use std::cmp::Reverse;
+
+/// The filter's gradient; see [`crate::norm_relu_conv::BackwardFilter`].
+#[derive(Debug, Clone, Copy)]
+pub(in super::super) struct BackwardFilter {
+    pub(in super::super) dims: ConvDims,
+    pub(in super::super) x: Address,
+    /// Scale and shift, `[2, c]`.
+    pub(in super::super) coef: Address,
+    pub(in super::super) dy: GradArgs,
+    pub(in super::super) dw: Address,
+}
+
+/// `FilterArgs` of `backward_filter_sm90.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct FilterArgs {
+    x: TensorMap,
+    dy: TensorMap,
+    grad_x: TensorMap,
+    norm: Address,
+    coef: Address,
+    out: Address,
+    rows: i32,
+    c: i32,
+    k: i32,
+    splits: i32,
+    stride: i32,
+    height: i32,
+    width: i32,
+    unused: [i32; 3],
+}
+
+/// A kernel of `backward_filter_sm90.cu` for 1x1 filters.
+#[derive(Debug, Clone, Copy)]
+struct FilterKernel {
+    name: &'static str,
+    /// Of a tile.
+    channels: usize,
+    filters: usize,
+    /// Lengths of the rings: of both operands, of the tensor that the gradient is formed with.
+    stages: usize,
+    inputs: usize,
+}
+
+impl FilterKernel {
+    fn of(d: &ConvDims, affine: bool) -> Self {
+        let (name, channels, filters, [stages, inputs], plain_stages) = match (d.c, d.k) {
+            (64, 65..) => ("shallow", 64, 256, [4, 1], 5),
+            (_, 64) => ("narrow", 128, 64, [6, 4], 8),
+            (_, 128) => ("square", 128, 128, [5, 3], 6),
+            _ => ("wide", 128, 256, [3, 2], 4),
+        };
+        let [stages, inputs] = if affine { [stages, inputs] } else { [plain_stages, 0] };
+        Self { name, channels, filters, stages, inputs }
+    }
+
+    fn shared_bytes(self) -> usize {
+        let Self { channels, filters, stages, inputs, .. } = self;
+        let barriers = (3 * stages + 2 * inputs) * size_of::<u64>();
+        (stages * (channels + filters) + inputs * filters) * 2 * STEP + barriers
+    }
+}
+
+/// `StripArgs` of `conv_hopper_strips.h`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct StripArgs {
+    x: TensorMap,
+    x_odd: TensorMap,
+    dy: TensorMap,
+    norm: Address,
+    out: Address,
+    c: i32,
+    k: i32,
+    splits: i32,
+    height: i32,
+    strips: i32,
+    strips_across: i32,
+    width: i32,
+    images: i32,
+    stages: i32,
+    adds: i32,
+    rounds: i32,
+    unused: i32,
+}
+
+/// A kernel of `backward_filter_sm90.cu` for 3x3 filters: what a block makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StripKernel {
+    /// Nine taps of 64 channels and filters.
+    NineTaps,
+    /// A line of taps of 128 channels and filters.
+    ThreeTaps,
+}
+
+impl StripKernel {
+    /// The faster one of a shape: three taps do an eighth more in the same time, where channels and filters fill a block and
+    /// blocks the device.
+    fn of(d: &ConvDims, multiprocessors: usize) -> Self {
+        // Of the multiprocessors' time, in thousandths.
+        let busy = |kernel: Self| {
+            let blocks = kernel.parts(d) * (multiprocessors / kernel.parts(d)).max(1);
+            1000 * blocks / blocks.next_multiple_of(multiprocessors)
+        };
+        let is_narrow = d.c == STEP || d.k == STEP;
+        if is_narrow || busy(Self::ThreeTaps) * 8 < busy(Self::NineTaps) * 7 { Self::NineTaps } else { Self::ThreeTaps }
+    }
+
+    fn name(self, stride: usize) -> String {
+        let taps = if self == Self::NineTaps { "nine_taps" } else { "three_taps" };
+        format!("norm_relu_conv_backward_filter_hopper_{taps}{}", if stride == 1 { "" } else { "_strided" })
+    }
+
+    /// Channels and filters of a block.
+    fn side(self) -> usize {
+        if self == Self::NineTaps { 64 } else { 128 }
+    }
+
+    /// Parts of the filter's gradient.
+    fn parts(self, d: &ConvDims) -> usize {
+        let squares = d.c.div_ceil(self.side()) * d.k.div_ceil(self.side());
+        if self == Self::NineTaps { squares } else { 3 * squares }
+    }
+
+    fn threads(self) -> usize {
+        if self == Self::NineTaps { 512 } else { 384 }
+    }
+
+    /// Stages without which a block would wait for itself, or for memory too often.
+    fn least_stages(self, stride: usize) -> usize {
+        if self == Self::ThreeTaps && stride == 2 { 2 } else { 3 }
+    }
+}
+
+/// How the sum over pixels is cut; see `conv_hopper_strips.h`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Strip {
+    /// Columns of the gradient.
+    width: usize,
+    images: usize,
+    stages: usize,
+}
+
+/// Columns of the gradient beside a strip.
+const fn columns_beside(stride: usize) -> usize {
+    if stride == 1 { 2 } else { 1 }
+}
+
+impl Strip {
+    /// As wide as shared memory allows, for there are columns beside each, and of images that are there.
+    fn of(kernel: StripKernel, d: &ConvDims, shared_bytes: usize) -> Option<Self> {
+        const MOST_STAGES: usize = 8;
+        const BARRIERS: usize = 2 * size_of::<u64>();
+        const PIXELS_OF_A_PRODUCT: usize = 16;
+        let widths = (1..=d.q()).filter(|width| d.q().is_multiple_of(*width));
+        let strips = widths.flat_map(|width| [8, 16, 32, 64].map(|images| Self { width, images, stages: 0 }));
+        strips
+            .filter(|strip| (strip.width * strip.images).is_multiple_of(PIXELS_OF_A_PRODUCT))
+            .map(|strip| Self {
+                stages: (shared_bytes / (strip.stage_bytes(kernel, d.stride) + BARRIERS)).min(MOST_STAGES),
+                ..strip
+            })
+            .filter(|strip| strip.stages >= kernel.least_stages(d.stride))
+            .min_by_key(|strip| (d.n.next_multiple_of(strip.images), Reverse((strip.width, strip.images))))
+    }
+
+    fn stage_bytes(self, kernel: StripKernel, stride: usize) -> usize {
+        let lines = if kernel == StripKernel::NineTaps { stride } else { 1 };
+        let parts = kernel.side() / 64;
+        let columns = parts * (lines * stride * self.width + self.width + columns_beside(stride));
+        columns * self.images * 2 * STEP
+    }
+
+    fn shared_bytes(self, kernel: StripKernel, stride: usize) -> usize {
+        self.stages * (self.stage_bytes(kernel, stride) + 2 * size_of::<u64>())
+    }
+
+    /// Columns, each so many bytes from the next, of the maps `[n, h, w, c]` at an address, images innermost.
+    fn map(&self, cuda: &Cuda, address: Address, d: &ConvDims, columns: usize, step: usize) -> Result<TensorMap> {
+        let line = d.w * d.c * 2;
+        cuda.map_boxes(&Boxes {
+            address,
+            dims: &[d.c, d.n, d.w / step, d.h],
+            strides: &[d.h * line, step * d.c * 2, line],
+            sides: &[STEP, self.images, columns, 1],
+        })
+    }
+}
+
+impl BackwardFilter {
+    /// As [`Forward::launch`](super::Forward::launch).
+    pub(in super::super) fn launch<T: CudaElement>(&self, cuda: &Cuda) -> Option<Result<()>> {
+        let Self { dims: d, x, coef, dy, dw } = *self;
+        let steps = d.c.is_multiple_of(STEP) && d.k.is_multiple_of(STEP);
+        if !steps || !takes::<T>(cuda, &d, &[x, coef, dy.dy, dy.x, dy.coef, dw]) {
+            return None;
+        }
+        match (d.r, d.s, d.stride, d.pad) {
+            (1, 1, 1..=8, 0) => Some(self.launch_pixels::<T>(cuda)),
+            (3, 3, 1, 1) => self.launch_strips::<T>(cuda),
+            (3, 3, 2, 1) if d.h.is_multiple_of(2) && d.w.is_multiple_of(2) => self.launch_strips::<T>(cuda),
+            _ => None,
+        }
+    }
+
+    /// 1x1 filters.
+    fn launch_pixels<T: CudaElement>(&self, cuda: &Cuda) -> Result<()> {
+        let Self { dims: d, x, coef, dy: grad, dw } = *self;
+        let kernel = FilterKernel::of(&d, grad.coef != Address::NONE);
+        let rows = d.rows_out();
+        let parts = d.c.div_ceil(kernel.channels) * d.k.div_ceil(kernel.filters);
+        let splits = Splits::new(cuda, dw, d.len_filter(), rows.div_ceil(STEP), parts, cuda.facts().multiprocessors);
+        let dy = matrix(cuda, grad.dy, [rows, d.k], STEP)?;
+        let x = match d.stride {
+            1 => matrix(cuda, x, [rows, d.c], STEP)?,
+            _ => cuda.map_windows(&Windows { address: x, dims: d, count: STEP })?,
+        };
+        let args = FilterArgs {
+            x,
+            dy,
+            grad_x: if grad.x == Address::NONE { dy } else { matrix(cuda, grad.x, [rows, d.k], STEP)? },
+            norm: coef,
+            coef: grad.coef,
+            out: splits.out,
+            rows: rows as i32,
+            c: d.c as i32,
+            k: d.k as i32,
+            splits: splits.count as i32,
+            stride: d.stride as i32,
+            height: d.p() as i32,
+            width: d.q() as i32,
+            unused: [0; 3],
+        };
+        let kind = if grad.coef == Address::NONE { "plain" } else { "affine" };
+        let name = format!("norm_relu_conv_backward_filter_hopper_{}_{kind}", kernel.name);
+        let grid = Grid { blocks: [parts * splits.count, 1, 1], threads: 512, shared_bytes: kernel.shared_bytes() };
+        cuda.launch::<T>("backward_filter_sm90", &name, grid, &args)?;
+        splits.add(cuda)
+    }
+
+    /// 3x3 filters.
+    fn launch_strips<T: CudaElement>(&self, cuda: &Cuda) -> Option<Result<()>> {
+        let Self { dims: d, dy, dw, .. } = *self;
+        let multiprocessors = cuda.facts().multiprocessors;
+        let kernel = StripKernel::of(&d, multiprocessors);
+        let strip = Strip::of(kernel, &d, cuda.facts().shared_bytes)?;
+        let steps = d.n.div_ceil(strip.images) * d.q() / strip.width * d.p();
+        let splits = Splits::new(cuda, dw, d.len_filter(), steps, kernel.parts(&d), multiprocessors);
+        let room = Room::behind(cuda, splits.workspace_bytes());
+        let launched = gradient::for_each_part::<T>(cuda, &d, dy, strip.images, room, |first, part, dy| {
+            self.launch_strips_of::<T>(cuda, (kernel, strip, splits), (first, part), dy)
+        })?;
+        Some(launched.and_then(|()| splits.add(cuda)))
+    }
+
+    /// Of some images; what they are multiplied to comes to what those before them were.
+    fn launch_strips_of<T: CudaElement>(
+        &self,
+        cuda: &Cuda,
+        (kernel, strip, splits): (StripKernel, Strip, Splits),
+        (first, d): (usize, ConvDims),
+        dy: Address,
+    ) -> Result<()> {
+        let strips_across = d.q() / strip.width;
+        let x = self.x.offset(first * d.h * d.w * d.c * 2);
+        let map_x = |x| strip.map(cuda, x, &d, strip.width, d.stride);
+        let of_dy = ConvDims { c: d.k, h: d.p(), w: d.q(), ..d };
+        let args = StripArgs {
+            x: map_x(x)?,
+            x_odd: map_x(if d.stride == 1 { x } else { x.offset(d.c * 2) })?,
+            dy: strip.map(cuda, dy, &of_dy, strip.width + columns_beside(d.stride), 1)?,
+            norm: self.coef,
+            out: splits.out,
+            c: d.c as i32,
+            k: d.k as i32,
+            splits: splits.count as i32,
+            height: d.p() as i32,
+            strips: (d.n.div_ceil(strip.images) * strips_across) as i32,
+            strips_across: strips_across as i32,
+            width: strip.width as i32,
+            images: strip.images as i32,
+            stages: strip.stages as i32,
+            adds: i32::from(first > 0),
+            rounds: 1,
+            unused: 0,
+        };
+        let blocks = [kernel.parts(&d) * splits.count, 1, 1];
+        let shared_bytes = strip.shared_bytes(kernel, d.stride);
+        let grid = Grid { blocks, threads: kernel.threads(), shared_bytes };
+        cuda.launch::<T>("backward_filter_sm90", &kernel.name(d.stride), grid, &args)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const H200: (usize, usize) = (132, 227 << 10);
+
+    fn plan(n: usize, side: usize, [c, k]: [usize; 2], stride: usize) -> (StripKernel, usize, usize) {
+        let (multiprocessors, shared_bytes) = H200;
+        let dims = ConvDims { n, h: side, w: side, c, k, r: 3, s: 3, stride, pad: 1 };
+        let kernel = StripKernel::of(&dims, multiprocessors);
+        let strip = Strip::of(kernel, &dims, shared_bytes).expect("a strip fits");
+        assert!(strip.shared_bytes(kernel, stride) <= shared_bytes);
+        (kernel, strip.width, strip.images)
+    }
+
+    /// What was fastest of what was measured for a ResNet-50 on an H200, or lies beside it.
+    #[test]
+    fn strips_of_a_resnet() {
+        use StripKernel::{NineTaps, ThreeTaps};
+        assert_eq!(plan(256, 56, [64, 64], 1), (NineTaps, 28, 8));
+        assert_eq!(plan(256, 28, [128, 128], 1), (ThreeTaps, 14, 8));
+        assert_eq!(plan(256, 14, [256, 256], 1), (ThreeTaps, 14, 8));
+        assert_eq!(plan(256, 7, [512, 512], 1), (NineTaps, 7, 32));
+        assert_eq!(plan(256, 56, [128, 128], 2), (ThreeTaps, 14, 8));
+        assert_eq!(plan(256, 28, [256, 256], 2), (ThreeTaps, 14, 8));
+        assert_eq!(plan(256, 14, [512, 512], 2), (NineTaps, 7, 16));
+        assert_eq!(plan(8192, 4, [128, 128], 1), (ThreeTaps, 4, 16));
+        assert_eq!(plan(8192, 2, [256, 256], 1), (ThreeTaps, 2, 32));
+    }
+
+    /// Those of the cases that the operation's tests run, on the emulated device's multiprocessors.
+    #[test]
+    fn every_kernel_has_a_case() {
+        let kernel = |[c, k]: [usize; 2]| {
+            StripKernel::of(&ConvDims { n: 9, h: 6, w: 14, c, k, r: 3, s: 3, stride: 1, pad: 1 }, 3)
+        };
+        assert_eq!([[64, 64], [64, 128], [128, 64]].map(kernel), [StripKernel::NineTaps; 3]);
+        assert_eq!([[128, 128], [192, 320], [128, 192]].map(kernel), [StripKernel::ThreeTaps; 3]);
+    }
+}

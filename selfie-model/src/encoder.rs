@@ -5,12 +5,12 @@ use crate::evaluation::{Images, for_each_batch};
 use crate::input::Input;
 use crate::layers::{Linear, Tables};
 use crate::memory_plan::{Dry, Ledger};
-use crate::network::{Build, Passes};
+use crate::network::{Begin, Build, Mode, Network, Passes};
 use crate::resnet::{Resnet, ResnetActs};
 use crate::state::{Buffer, State, StateArgs};
 use crate::transfer::download;
-use crate::weights::{HEAD, Initialized, find_weights, load_weights, stages};
-use crate::{MemoryPlan, Purpose, TensorFile};
+use crate::weights::{HEAD, Initialized, find_weights, give, load_weights, stages};
+use crate::{MemoryPlan, ModelConfig, Purpose, TensorFile};
 use selfie_data::BadFile;
 use selfie_kernels::{Backend, Element, Memory, Wide};
 use std::fmt;
@@ -49,10 +49,24 @@ impl EncoderLayers {
     }
 }
 
-/// Where the features are taken: `norm behind stage 3, average over the image`.
-impl fmt::Display for EncoderLayers {
+impl EncoderLayers {
+    /// Where features are taken unless asked otherwise: behind all stages.
+    pub fn last(&self) -> Layer {
+        Layer { stage: self.stages }
+    }
+}
+
+/// Where features are taken: behind so many stages, by the norm that takes their output, averaged over the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layer {
+    /// Counted from 1.
+    pub stage: usize,
+}
+
+/// `norm behind stage 3, average over the image`
+impl fmt::Display for Layer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "norm behind stage {}, average over the image", self.stages)
+        write!(f, "norm behind stage {}, average over the image", self.stage)
     }
 }
 
@@ -79,6 +93,8 @@ pub struct Encoder<B: Memory, T: Element> {
 struct Forward<B: Memory, T: Element> {
     backbone: Resnet,
     head: Option<Linear>,
+    stages: usize,
+    layer: Layer,
     state: State<B, T>,
     input: Input<B, T>,
     acts: ResnetActs<B, T>,
@@ -101,8 +117,35 @@ impl<B: Memory, T: Element> Encoder<B, T> {
 
     /// Numbers of an image's features.
     pub fn width(&self) -> usize {
-        self.network.backbone.width()
+        self.network.backbone.width_behind(self.network.layer.stage)
     }
+
+    /// Takes features at this layer from now on. There are scores at the last one alone.
+    ///
+    /// # Errors
+    /// Usage: a stage that the network does not have.
+    pub fn take_at(&mut self, layer: Layer) -> Result<()> {
+        let stages = self.network.stages;
+        if !(1..=stages).contains(&layer.stage) {
+            return Err(Error::usage("layer", format!("stage{}", layer.stage), format!("stage1 to stage{stages}")));
+        }
+        self.network.layer = layer;
+        Ok(())
+    }
+}
+
+/// The layers of an encoder for `n` images.
+pub(crate) fn backbone_and_head(
+    tables: &mut Tables,
+    config: &ModelConfig,
+    layers: EncoderLayers,
+    n: usize,
+) -> (Resnet, Option<Linear>) {
+    let EncoderLayers { stages, classes } = layers;
+    let backbone = Resnet::new(tables, config, stages, n, config.image_size);
+    let shape = [classes, backbone.width(), 1, 1];
+    let head = (classes > 0).then(|| Linear::shaped(tables, "head.fc", &shape));
+    (backbone, head)
 }
 
 impl<B: Memory, T: Element> Forward<B, T> {
@@ -114,9 +157,8 @@ impl<B: Memory, T: Element> Forward<B, T> {
             return Err(Error::usage("stages", stages, format!("1 to {}", config.depths.len())));
         }
         let mut tables = Tables::default();
-        let backbone = Resnet::new(&mut tables, config, stages, batch, config.image_size);
+        let (backbone, head) = backbone_and_head(&mut tables, config, layers, batch);
         let width = backbone.width();
-        let head = (classes > 0).then(|| Linear::shaped(&mut tables, "head.fc", &[classes, width, 1, 1]));
         let input = Input::new(ledger, config, batch, 1, 0)?;
         let acts = backbone.acts(ledger, purpose)?;
         ledger.scope("head");
@@ -124,7 +166,15 @@ impl<B: Memory, T: Element> Forward<B, T> {
         let scores = ledger.alloc("scores", batch * classes)?;
         let partial = backbone.partial_len();
         let state = State::new(ledger, StateArgs { build, tables, partial })?;
-        Ok(Self { backbone, head, state, input, acts, features, scores })
+        let layer = layers.last();
+        Ok(Self { backbone, head, stages, layer, state, input, acts, features, scores })
+    }
+}
+
+impl<B: Memory, T: Element> Forward<B, T> {
+    /// Whether the features are those that the head takes.
+    fn has_scores(&self) -> bool {
+        self.head.is_some() && self.layer.stage == self.stages
     }
 }
 
@@ -148,6 +198,22 @@ impl<B: Backend<T>, T: Element> Encoder<B, T> {
         load_weights(&mut self.network, source)
     }
 
+    /// Overwrites parameters and running statistics, as they lie in the flat buffers.
+    pub(crate) fn give(&mut self, master: &[T::Wide], running: &[T::Wide]) -> Result<()> {
+        give(&mut self.network, master, running)
+    }
+
+    /// Features and scores, `[n, width]` and `[n, classes]`, of pixels `[n, side, side, 3]` that are normalised already, as
+    /// many images as the batch.
+    pub(crate) fn of_pixels(&mut self, pixels: &[T]) -> Result<(Vec<T>, Vec<T>)> {
+        let network = &mut self.network;
+        network.put_pixels(pixels, &[], 0)?;
+        network.begin(Begin::Evaluation)?;
+        network.forward(Mode::Evaluate)?;
+        let device = &*network.state.device;
+        Ok((download(device, &network.features)?, download(device, &network.scores)?))
+    }
+
     /// Encodes `images`, in their order; those that cannot be read are left out, and returned.
     ///
     /// # Errors
@@ -161,7 +227,7 @@ impl<B: Backend<T>, T: Element> Encoder<B, T> {
             features.clear();
             features.extend(download(device, &network.features)?.into_iter().map(narrow));
             scores.clear();
-            if network.head.is_some() {
+            if network.has_scores() {
                 scores.extend(download(device, &network.scores)?.into_iter().map(narrow));
             }
             let classes = scores.len() / batch.labels.len();
@@ -195,11 +261,12 @@ impl<B: Backend<T>, T: Element> Passes<B, T> for Forward<B, T> {
     }
 
     fn pass_forward(&mut self) -> selfie_kernels::Result<()> {
-        let Self { backbone, head, state, input, acts, features, scores } = self;
-        backbone.forward(state, &input.pixels, acts, features)?;
+        let has_scores = self.has_scores();
+        let Self { backbone, head, layer, state, input, acts, features, scores, .. } = self;
+        backbone.forward_behind(layer.stage, state, &input.pixels, acts, features)?;
         match head {
-            Some(head) => head.forward(state, head.dense(input.batch()), features, scores),
-            None => Ok(()),
+            Some(head) if has_scores => head.forward(state, head.dense(input.batch()), features, scores),
+            _ => Ok(()),
         }
     }
 

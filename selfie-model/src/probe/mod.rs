@@ -4,7 +4,7 @@ mod knn;
 mod lbfgs;
 mod linear;
 
-pub use knn::{DEFAULT_NEIGHBOURS, DEFAULT_TEMPERATURE, Knn, normalise};
+pub use knn::{DEFAULT_NEIGHBOURS, DEFAULT_TEMPERATURE, Knn, Neighbour, nearest, normalise};
 pub use linear::{Fit, Linear, PENALTIES, TOLERANCE};
 
 use crate::error::{Error, Result};

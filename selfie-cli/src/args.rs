@@ -79,6 +79,9 @@ pub enum Command {
     /// The nearest images of some, as a list, in the terminal and as a sheet of pictures
     #[command(after_help = features::NEIGHBORS_HELP)]
     Neighbors(Neighbors),
+    /// A map of the images, those that the network takes for alike together, as one HTML file
+    #[command(after_help = features::MAP_HELP)]
+    Map(Map),
     /// The classes that a finetuned run gives to image files
     #[command(after_help = features::PREDICT_HELP)]
     Predict(Predict),

@@ -64,6 +64,7 @@ fn run(command: &Command) -> anyhow::Result<Exit> {
         Command::Probe(command) => commands::probe::run(command),
         Command::Embed(arguments) => commands::embed::run(arguments),
         Command::Neighbors(arguments) => commands::neighbors::run(arguments),
+        Command::Map(arguments) => commands::map::run(arguments),
         Command::Predict(arguments) => commands::predict::run(arguments),
         Command::Export(arguments) => commands::export::run(arguments),
         Command::Inspect(arguments) => commands::inspect::run(arguments),

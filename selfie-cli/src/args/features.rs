@@ -125,6 +125,56 @@ pub struct Neighbors {
     pub flags: ConfigFlags<ForEvaluate>,
 }
 
+pub(super) const MAP_HELP: &str = "\
+One HTML file with everything in it; a browser shows the images as points, the picture where the pointer is, classes by
+colour. Two layouts: t-SNE of cosine distances, in which neighbours lie together (distances between groups say little), and
+the two principal components. At most 2000 images are taken unless --limit says otherwise (0: all). The same data give the same
+map.
+
+Keys of --json:
+  file, n, layer, layouts, perplexity, explained (shares of the variance), skipped: [{name, reason}]
+
+Examples:
+  selfie map runs/pre --data photos/ -o map.html
+  selfie map runs/pre --data photos/ --part val --limit 5000 -o map.html";
+
+/// Flags of `map`.
+#[derive(Debug, Args)]
+pub struct Map {
+    /// Folder of a run
+    pub run: PathBuf,
+    /// The file to write: .html
+    #[arg(short, long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// How many neighbours of an image count, about; less where there are fewer than 3 times as many
+    #[arg(long, value_name = "N", default_value_t = 30.0, value_parser = perplexity)]
+    pub perplexity: f32,
+    /// Side of a picture in the file, in pixels
+    #[arg(long, value_name = "PIXELS", default_value_t = 40, value_parser = clap::value_parser!(u32).range(8..=256))]
+    pub side: u32,
+    /// Which images: all, those to train on, or those held out
+    #[arg(long, value_name = "PART", default_value = "all")]
+    pub part: PartName,
+    /// Take features behind an earlier stage: stage1, stage2 and so on [default: the last]
+    #[arg(long, value_name = "STAGE", value_parser = layer)]
+    pub layer: Option<Layer>,
+    /// Replace the file if it is there
+    #[arg(long, visible_alias = "force")]
+    pub overwrite: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// The configuration.
+    #[command(flatten)]
+    pub flags: ConfigFlags<ForEvaluate>,
+}
+
+/// A value of `--perplexity`.
+fn perplexity(text: &str) -> Result<f32, String> {
+    let value = text.parse().ok().filter(|value: &f32| (1.0..=1000.0).contains(value));
+    value.ok_or_else(|| "expected a number from 1 to 1000".into())
+}
+
 pub(super) const PREDICT_HELP: &str = "\
 Images are decoded, resized and cropped as `evaluate` does it. What cannot be read is named, and the rest goes on; the
 exit code is then 3.

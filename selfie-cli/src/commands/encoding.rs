@@ -47,13 +47,7 @@ impl Trained {
     /// # Errors
     /// Usage, input, and what the system refuses.
     pub fn open(run: &Path, weights: Weights, typed: &Request) -> anyhow::Result<Self> {
-        let request = Request {
-            files: typed.files.clone(),
-            set: typed.set.clone(),
-            flags: typed.flags.clone(),
-            environment: typed.environment.clone(),
-            run: Some(run.into()),
-        };
+        let request = Request { run: Some(run.into()), ..typed.clone() };
         let resolved = Resolved::new(Task::Evaluate, &request)?;
         let settings = resolved.settings();
         let layers = EncoderLayers::of(run)?;

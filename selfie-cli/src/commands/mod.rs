@@ -14,6 +14,7 @@ pub mod fewlabel;
 pub mod finetune;
 mod gallery;
 pub mod inspect;
+pub mod map;
 pub mod neighbors;
 mod next;
 pub mod predict;

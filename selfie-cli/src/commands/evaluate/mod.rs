@@ -79,13 +79,7 @@ fn measure(
     is_known: bool,
 ) -> anyhow::Result<Classification> {
     let Weights { classes, image_size } = weights;
-    let request = Request {
-        files: typed.files.clone(),
-        set: typed.set.clone(),
-        flags: typed.flags.clone(),
-        environment: typed.environment.clone(),
-        run: Some(run.into()),
-    };
+    let request = Request { run: Some(run.into()), ..typed.clone() };
     let resolved = Resolved::new(Task::Evaluate, &request)?;
     let settings = resolved.settings();
     let chosen = device::choose(&settings.run)?;

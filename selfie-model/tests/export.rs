@@ -173,7 +173,7 @@ fn what_was_changed_is_found() {
         ("an operator", change(&whole, b"MaxPool", b"MinPool"), "MinPool"),
         ("an operator's number", change(&whole, &1e-5f32.to_le_bytes(), &1e-4f32.to_le_bytes()), "relative distance"),
         ("a node's input", change(&whole, b"stem.pool", b"stem.conv"), ""),
-        ("the metadata", change(&whole, b"0.48", b"0.47"), "metadata"),
+        ("the metadata", change(&whole, b"[0.48,0.45", b"[0.47,0.45"), "metadata"),
         ("its end", whole[..whole.len() - 1].to_vec(), ""),
         ("an output", change(&whole, b"\x0a\x06logits", b"\x0a\x06Logits"), ""),
     ] {

@@ -128,8 +128,8 @@ pub struct Neighbors {
 pub(super) const MAP_HELP: &str = "\
 One HTML file with everything in it; a browser shows the images as points, the picture where the pointer is, classes by
 colour. Two layouts: t-SNE of cosine distances, in which neighbours lie together (distances between groups say little), and
-the two principal components. At most 2000 images are taken unless --limit says otherwise (0: all). The same data give the same
-map.
+the two principal components. At most 2000 images of a part are taken unless --limit says otherwise (0: all). The same data
+give the same map.
 
 Keys of --json:
   file, n, layer, layouts, perplexity, explained (shares of the variance), skipped: [{name, reason}]

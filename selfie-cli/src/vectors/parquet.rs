@@ -93,7 +93,7 @@ mod tests {
             labels: (0..n).map(|i| (i % 3 > 0).then_some(i as u32 % 3 - 1)).collect(),
             classes: vec!["cat".into(), "dog".into()],
             width: 3,
-            values: (0..3 * n).map(|i| i as f32 / 8.0).collect(),
+            values: (1..=3 * n).map(|i| i as f32 / 8.0).collect(),
         };
         let bytes = bytes(&vectors, &serde_json::json!({ "layer": "last" })).expect("written");
         let file = SerializedFileReader::new(bytes::Bytes::from(bytes)).expect("a Parquet file");
@@ -108,7 +108,7 @@ mod tests {
                 0 => ("null".to_string(), "null".to_string()),
                 label => ((label - 1).to_string(), format!("\"{}\"", class(label - 1))),
             };
-            let values: Vec<String> = (0..3).map(|j| format!("{:?}", (3 * i + j) as f32 / 8.0)).collect();
+            let values: Vec<String> = (0..3).map(|j| format!("{:?}", (3 * i + j + 1) as f32 / 8.0)).collect();
             let expected = format!("{{name: \"{i}.png\", label: {label}, class: {name}, embedding: [{}]}}", values.join(", "));
             assert_eq!(row.to_string(), expected);
         }

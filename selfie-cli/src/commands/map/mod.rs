@@ -11,7 +11,7 @@ use super::encoding::Trained;
 use super::evaluate::Weights;
 use super::gallery::{Gallery, Sheet};
 use crate::args::Map;
-use crate::config::Key;
+use crate::config::Origin;
 use crate::destination::{self, Existing};
 use crate::exit::{Exit, Problem};
 use crate::run_folder::refuse_inside;
@@ -21,8 +21,8 @@ use crate::screen;
 const PAGE: &str = include_str!("page.html");
 const DATA: &str = "/*DATA*/";
 
-/// Images unless `--limit` says otherwise: so many are still seen one by one, and take some seconds.
-const DEFAULT_LIMIT: &str = "2000";
+/// Images of a part unless `--limit` says otherwise: so many are still seen one by one, and take some seconds.
+const DEFAULT_LIMIT: usize = 2000;
 
 /// Rounds of t-SNE, and how coarse it takes what is far away (0 is exact): van der Maaten 2014's.
 const ROUNDS: usize = 1000;
@@ -41,13 +41,12 @@ pub fn run(arguments: &Map) -> anyhow::Result<Exit> {
         return Err(Problem::usage(format!("--out {}: expected a file name that ends with .html", out.display())));
     }
     destination::check("--out", out, std::slice::from_ref(out), Existing::new(*overwrite))?;
-    let mut request = flags.request.clone();
-    if let Some(limit) = Key::find("data.limit")
-        && !request.flags.iter().any(|(key, _)| key.name == limit.name)
-    {
-        request.flags.push((limit, DEFAULT_LIMIT.into()));
+    let mut trained = Trained::open(run, Weights::of_any_run(run)?, &flags.request)?.at(*layer)?;
+    // The run's own limit was for its training.
+    let limit = &trained.resolved.entry("data.limit").origin;
+    if matches!(limit, Origin::BuiltIn | Origin::Preset(_) | Origin::Init(_) | Origin::Run(_)) {
+        trained.settings.data.limit = DEFAULT_LIMIT;
     }
-    let trained = Trained::open(run, Weights::of_any_run(run)?, &request)?.at(*layer)?;
     refuse_inside(out, &trained.settings.data.path)?;
     let gallery = Gallery::of(&trained, (*part).into())?;
     let (n, width, threads) = (gallery.len(), gallery.vectors.width, trained.settings.run.threads);

@@ -66,14 +66,17 @@ class Selfie:
 
 
 def write_images(folder: Path, side: int):
-    """Noise, as files that need no decoder; also as an array [n, side, side, 3]."""
+    """Noise, as files that need no decoder, and what a network for `side` pixels gets of them, [n, side, side, 3].
+
+    An evaluation takes the central 7/8 of an image; of so large ones that is `side` pixels, and nothing is resized."""
     import numpy
 
     folder.mkdir(parents=True)
-    pixels = numpy.random.default_rng(0).integers(0, 256, (IMAGES, side, side, 3), dtype=numpy.uint8)
+    whole, edge = side * 8 // 7, side // 14
+    pixels = numpy.random.default_rng(0).integers(0, 256, (IMAGES, whole, whole, 3), dtype=numpy.uint8)
     for number, image in enumerate(pixels):
-        (folder / f"{number}.ppm").write_bytes(f"P6\n{side} {side}\n255\n".encode() + image.tobytes())
-    return pixels
+        (folder / f"{number}.ppm").write_bytes(f"P6\n{whole} {whole}\n255\n".encode() + image.tobytes())
+    return numpy.ascontiguousarray(pixels[:, edge:-edge, edge:-edge])
 
 
 def distance(found, expected) -> float:
@@ -163,8 +166,8 @@ def check_network(selfie: Selfie, source: Path, folder: Path, config: Path, what
         far = distance(found, reference[name])
         expect(far <= allowed[name], f"{whose}: {name} at {far:.1e} of timm's in f64 (timm's own f32: {own[name]:.1e})")
 
-    selfie("embed", source, "--data", images, "-o", folder / "x.npy") if source.is_dir() else None
     if source.is_dir():
+        selfie("embed", source, "--data", images, "-o", folder / "x.npy")
         compare("selfie embed", "embedding", numpy.load(folder / "x.npy"))
     if source.is_dir() and classes:
         lines = selfie("predict", source, images, "--top", classes, "--json").stdout.splitlines()
@@ -210,13 +213,14 @@ def check_conversion(selfie: Selfie, folder: Path) -> None:
     model = timm.create_model("resnetv2_50", num_classes=7, layers=[1, 1, 1, 1])
     for name, content in [("plain.pth", model.state_dict()), ("whole.bin", {"epoch": 3, "state_dict": model.state_dict()})]:
         torch.save(content, folder / name)
-        refused = selfie("export", folder / name, "--to", "onnx", "-o", folder / "x.onnx", code=3).stderr
+        out = folder / f"{name}.onnx"
+        refused = selfie("export", folder / name, "--to", "onnx", "-o", out, code=3).stderr
         lines = "\n".join(line for line in refused.splitlines() if "torch" in line and not line.startswith("error:"))
         expect(lines.count("\n") == 1, f"{name}: refused, with two lines")
         run_lines(lines)
         converted = safetensors.torch.load_file((folder / name).with_suffix(".safetensors"))
         expect(all((converted[key] == value).all() for key, value in model.state_dict().items()), "the lines convert it")
-        selfie("export", (folder / name).with_suffix(".safetensors"), "--to", "onnx", "-o", folder / "x.onnx", "--force", "--check")
+        selfie("export", (folder / name).with_suffix(".safetensors"), "--to", "onnx", "-o", out, "--check")
 
 
 def check_vectors(selfie: Selfie, run: Path, data: str, folder: Path) -> None:
@@ -252,7 +256,7 @@ def check_vectors(selfie: Selfie, run: Path, data: str, folder: Path) -> None:
         about = json.loads(table.schema.metadata[b"about"])
         expect(about["layer"].endswith("average over the image"), f"pyarrow: {about['layer']}")
     unlabelled = folder / "unlabelled"
-    write_images(unlabelled, 32)
+    write_images(unlabelled, 28)
     selfie("embed", run, "--data", unlabelled, "-o", folder / "u.parquet")
     table = pyarrow.parquet.read_table(folder / "u.parquet")
     expect(table["label"].null_count == IMAGES and table["class"].null_count == IMAGES, "pyarrow: no labels, no classes")
@@ -278,10 +282,11 @@ def main() -> None:
         root = Path(folder)
         data = "synthetic:train=120,test=20,classes=5"
         common = ["--data", data, "--preset", "tiny", "--batch", "16"]
-        selfie("pretrain", *common, "--out", root / "pre", "--steps", "30")
-        selfie("finetune", *common, "--out", root / "fine", "--init", root / "pre", "--steps", "40", "--lr", "0.05")
-        large = ["--image-size", "96", "--stem", "large", "--steps", "30", "--lr", "0.05"]
-        selfie("finetune", *common, "--out", root / "large", "--init", "scratch", *large)
+        small = ["--image-size", "28", "--steps", "30"]
+        selfie("pretrain", *common, *small, "--set", "model.patch_size=7", "--out", root / "pre")
+        selfie("finetune", *common, *small, "--lr", "0.05", "--init", root / "pre", "--out", root / "fine")
+        large = ["--image-size", "112", "--steps", "20", "--lr", "0.05"]
+        selfie("finetune", *common, *large, "--init", "scratch", "--out", root / "large")
         for run, what in [
             ("fine", "a classifier with the small stem"),
             ("large", "a classifier with the large stem"),

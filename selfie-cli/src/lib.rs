@@ -13,10 +13,10 @@ mod data;
 mod destination;
 mod device;
 mod exit;
-mod halfblocks;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+mod halfblocks;
 mod log;
 mod memory;
 mod panic;

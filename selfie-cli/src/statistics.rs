@@ -90,9 +90,12 @@ mod tests {
     #[test]
     fn intervals_of_shares() {
         // Newcombe (1998), table I, method 3: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
-        for (right, n, low, high) in
-            [(81.0, 263.0, 0.2553, 0.3662), (15.0, 148.0, 0.0624, 0.1605), (0.0, 20.0, 0.0, 0.1611), (1.0, 29.0, 0.0061, 0.1718)]
-        {
+        for (right, n, low, high) in [
+            (81.0, 263.0, 0.2553, 0.3662),
+            (15.0, 148.0, 0.0624, 0.1605),
+            (0.0, 20.0, 0.0, 0.1611),
+            (1.0, 29.0, 0.0061, 0.1718),
+        ] {
             let found = Interval::of_share(right, n);
             // Printed with four digits.
             assert!((found.low - low).abs() <= 5e-5 && (found.high - high).abs() <= 5e-5, "{right} of {n}: {found:?}");

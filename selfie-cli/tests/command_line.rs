@@ -9,8 +9,19 @@ use support::{fails, ran, selfie, text, works, write};
 fn help_teaches() {
     let all = works("--help").out;
     for command in [
-        "demo", "pretrain", "finetune", "fewlabel", "evaluate", "embed", "neighbors", "map", "export", "inspect", "bench",
-        "data", "config",
+        "demo",
+        "pretrain",
+        "finetune",
+        "fewlabel",
+        "evaluate",
+        "embed",
+        "neighbors",
+        "map",
+        "export",
+        "inspect",
+        "bench",
+        "data",
+        "config",
     ] {
         assert!(all.contains(command), "{all}");
     }

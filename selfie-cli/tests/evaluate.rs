@@ -93,8 +93,9 @@ fn several_runs_have_a_mean() {
     let table = fs::read_to_string(&matrix).expect("written");
     for (class, line) in table.lines().skip(1).enumerate() {
         let counts: Vec<u64> = line.split(',').skip(1).map(|count| count.parse().expect("a count")).collect();
-        let sum = |predicted: usize| ones.iter().map(|one| one["confusion"][class][predicted].as_u64().expect("a count"));
-        assert_eq!(counts, (0..4).map(|predicted| sum(predicted).sum()).collect::<Vec<u64>>());
+        let count = |one: &Value, predicted: usize| one["confusion"][class][predicted].as_u64().expect("a count");
+        let sum = |predicted: usize| ones.iter().map(|one| count(one, predicted)).sum();
+        assert_eq!(counts, (0..4).map(sum).collect::<Vec<u64>>());
     }
     assert_eq!(table.lines().count(), 5);
 }

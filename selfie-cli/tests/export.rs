@@ -131,7 +131,11 @@ fn what_is_no_network_is_refused() {
     write(&torch, b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.");
     export(&torch, &["PyTorch", "\nimport torch, safetensors.torch", "\nsafetensors.torch.save_file"]);
     fails(
-        &format!("finetune --data {DATA} --init {} --preset tiny --out {}", text(&torch), text(&folder.path().join("f"))),
+        &format!(
+            "finetune --data {DATA} --init {} --preset tiny --out {}",
+            text(&torch),
+            text(&folder.path().join("f"))
+        ),
         3,
         &["PyTorch", "\nimport torch", "resnet.safetensors"],
     );

@@ -53,7 +53,8 @@ fn neighbours_are_the_nearest_vectors() {
         assert!(query["class"].is_string() && query["neighbours"][0]["class"].is_string());
     }
     // A row for each query, 96 pixels and a frame for each picture.
-    let mut reader = png::Decoder::new(std::io::Cursor::new(fs::read(&sheet).expect("written"))).read_info().expect("PNG");
+    let mut reader =
+        png::Decoder::new(std::io::Cursor::new(fs::read(&sheet).expect("written"))).read_info().expect("PNG");
     let mut pixels = vec![0; reader.output_buffer_size().expect("small")];
     let about = reader.next_frame(&mut pixels).expect("an image");
     assert_eq!((about.width, about.height), (6 * 108 + 24, 4 * 108 + 6));

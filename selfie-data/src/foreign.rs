@@ -153,7 +153,8 @@ impl Foreign {
             | Self::Tar
             | Self::Zeros => self.advice().into(),
             Self::TorchZip | Self::Pickle => {
-                let [from, to] = [path, &path.with_extension("safetensors")].map(|path| format!("{:?}", path.display().to_string()));
+                let [from, to] =
+                    [path, &path.with_extension("safetensors")].map(|path| format!("{:?}", path.display().to_string()));
                 format!(
                     "convert it in Python:\n\
                      import torch, safetensors.torch; state = torch.load({from}, map_location=\"cpu\", weights_only=True)\n\

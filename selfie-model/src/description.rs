@@ -46,7 +46,8 @@ impl Description {
         let path = find_weights(source)?;
         let bytes = std::fs::read(&path).map_err(reading(&path))?;
         let file = TensorFile::parse(&path, &bytes)?;
-        let (told_by, config) = config_of(&path, &bytes)?.map_or((None, Value::Null), |(from, config)| (Some(from), config));
+        let (told_by, config) =
+            config_of(&path, &bytes)?.map_or((None, Value::Null), |(from, config)| (Some(from), config));
         let (model, layers) = network(&path, &file)?;
         let from = told_by.as_deref().unwrap_or(&path);
         let mut description = Self { resize: Resize::ours(&model), model, layers, classes: Vec::new(), told_by: None };

@@ -46,7 +46,9 @@ pub use description::Description;
 pub use draws::{PhiloxDraws, evaluation_order, training_order};
 pub use encoder::{Encoded, Encoder, EncoderLayers, Layer};
 pub use error::{Error, ErrorKind, Result};
-pub use evaluation::{CALIBRATION_BINS, Classification, Classify, Evaluation, Images, classify, evaluate, evaluation_loader};
+pub use evaluation::{
+    CALIBRATION_BINS, Classification, Classify, Evaluation, Images, classify, evaluate, evaluation_loader,
+};
 pub use export::{Agreement, Export, Format};
 pub use memory_plan::MemoryPlan;
 pub use network::{Begin, Build, Inputs, Loss, Metrics, Mode, Network, Purpose, Sizes, Update};
@@ -59,6 +61,6 @@ pub use tensor_file::TensorFile;
 pub use train_config::{DEFAULT_STEPS, TrainConfig};
 pub use trainer::{MAX_SKIPPED_IN_A_ROW, StepMetrics, Trainer, training_loader};
 pub use weights::{
-    About, Fingerprint, Initialized, MODEL_FILE, POOL_FILE, PatchNorm, Resize, find_weights, fingerprint,
-    initialize, load_weights, write_weights,
+    About, Fingerprint, Initialized, MODEL_FILE, POOL_FILE, PatchNorm, Resize, find_weights, fingerprint, initialize,
+    load_weights, write_weights,
 };

@@ -105,7 +105,10 @@ fn files_describe_themselves() {
     let one = place(folder.path(), Format::Safetensors);
     export.write(Format::Safetensors, &one).expect("a writable folder");
     let again = Description::of(&one).expect("ours");
-    assert_eq!((&again.model, &again.classes, &again.resize), (&description.model, &description.classes, &description.resize));
+    assert_eq!(
+        (&again.model, &again.classes, &again.resize),
+        (&description.model, &description.classes, &description.resize)
+    );
     assert_eq!(again.told_by, Some(one.clone()));
     let bare = folder.path().join("bare/weights.safetensors");
     std::fs::create_dir(folder.path().join("bare")).expect("a folder");

@@ -125,7 +125,8 @@ struct Encoding<'a> {
 impl Work for Encoding<'_> {
     type Output = Vec<Vec<BadFile>>;
     fn run<B: Backend<T>, T: Element>(self, device: B) -> anyhow::Result<Self::Output> {
-        let Self { trained: Trained { run, settings, layers, layer, reporter, .. }, parameters, build, parts, each } = self;
+        let Self { trained: Trained { run, settings, layers, layer, reporter, .. }, parameters, build, parts, each } =
+            self;
         // Scores of a network without training say nothing.
         let layers = match parameters {
             Parameters::Trained => *layers,

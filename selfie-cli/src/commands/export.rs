@@ -44,9 +44,8 @@ pub fn run(arguments: &args::Export) -> anyhow::Result<Exit> {
     }
     let loading = weights.loading(format, out);
     if *json {
-        let agreement = agreement.map(|found| {
-            json!({ "tensors": found.tensors, "images": found.images, "distance": found.distance })
-        });
+        let agreement = agreement
+            .map(|found| json!({ "tensors": found.tensors, "images": found.images, "distance": found.distance }));
         let answer = json!({
             "path": out,
             "format": format.name(),

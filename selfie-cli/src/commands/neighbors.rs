@@ -54,10 +54,7 @@ pub fn run(arguments: &Neighbors) -> anyhow::Result<Exit> {
     let Neighbors { run, image, k, queries, out, part, layer, overwrite, json, flags } = arguments;
     if let Some(out) = out {
         if !out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
-            return Err(Problem::usage(format!(
-                "--out {}: expected a file name that ends with .png",
-                out.display()
-            )));
+            return Err(Problem::usage(format!("--out {}: expected a file name that ends with .png", out.display())));
         }
         destination::check("--out", out, std::slice::from_ref(out), Existing::new(*overwrite))?;
     }

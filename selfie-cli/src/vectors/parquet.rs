@@ -109,7 +109,8 @@ mod tests {
                 label => ((label - 1).to_string(), format!("\"{}\"", class(label - 1))),
             };
             let values: Vec<String> = (0..3).map(|j| format!("{:?}", (3 * i + j + 1) as f32 / 8.0)).collect();
-            let expected = format!("{{name: \"{i}.png\", label: {label}, class: {name}, embedding: [{}]}}", values.join(", "));
+            let expected =
+                format!("{{name: \"{i}.png\", label: {label}, class: {name}, embedding: [{}]}}", values.join(", "));
             assert_eq!(row.to_string(), expected);
         }
     }

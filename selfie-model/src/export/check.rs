@@ -70,7 +70,8 @@ impl Export {
             }
         };
         let pairs = [(&found.embedding, &expected.embedding), (&found.logits, &expected.logits)];
-        let distance = pairs.map(|(found, expected)| relative_distance(found, expected)).into_iter().fold(0.0, f64::max);
+        let distance =
+            pairs.map(|(found, expected)| relative_distance(found, expected)).into_iter().fold(0.0, f64::max);
         if distance.is_nan() || distance > ALLOWED {
             return Err(differs("outputs", format!("ones at a relative distance of {distance:.1e}")));
         }

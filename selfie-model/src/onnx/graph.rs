@@ -75,7 +75,8 @@ impl OnnxFile {
     /// [`Error::Malformed`] for a graph that cannot be computed, or whose outputs are not as it declares them.
     pub(crate) fn run(&self, images: &[u8], n: usize, threads: usize) -> Result<Outputs> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool = pool.map_err(|error| Error::usage("run.threads", threads, format!("threads that start: {error}")))?;
+        let pool =
+            pool.map_err(|error| Error::usage("run.threads", threads, format!("threads that start: {error}")))?;
         pool.install(|| self.outputs(images, n)).map_err(|wrong| malformed(&self.path, wrong))
     }
 
@@ -115,7 +116,8 @@ impl OnnxFile {
         graph.node.iter().flat_map(|node| &node.input).for_each(|input| *uses.entry(input).or_default() += 1);
         for node in &graph.node {
             let [output] = &node.output[..] else { return Err(format!("{} outputs of a node", node.output.len())) };
-            let inputs = node.input.iter().map(|name| values.get(name).ok_or(format!("`{name}` before it is computed")));
+            let inputs =
+                node.input.iter().map(|name| values.get(name).ok_or(format!("`{name}` before it is computed")));
             let result = operator(node, &inputs.collect::<std::result::Result<Vec<_>, _>>()?)
                 .map_err(|wrong| format!("{wrong} in the node of `{output}`"))?;
             for input in &node.input {
@@ -208,7 +210,10 @@ fn operator(node: &NodeProto, inputs: &[&Tensor]) -> std::result::Result<Tensor,
             let data = x.data.chunks_exact(h * w).map(|plane| plane.iter().sum::<f64>() / (h * w) as f64).collect();
             Ok(Tensor { shape: vec![n, c, 1, 1], data })
         }
-        ("Flatten", [x]) if !x.shape.is_empty() && node.attribute.iter().any(|a| a.name.as_deref() == Some("axis") && a.i == Some(1)) => {
+        ("Flatten", [x])
+            if !x.shape.is_empty()
+                && node.attribute.iter().any(|a| a.name.as_deref() == Some("axis") && a.i == Some(1)) =>
+        {
             let rest = x.shape[1..].iter().product();
             Ok(Tensor { shape: vec![x.shape[0], rest], data: x.data.clone() })
         }
@@ -358,7 +363,8 @@ mod tests {
         assert_eq!(mean, tensor(&[1, 1, 1, 1], &[-1.0]));
         let flat = operator(&node("Flatten", vec![int("axis", 1)]), &[&mean]).expect("fits");
         assert_eq!(flat.shape, [1, 1]);
-        let epsilon = super::super::AttributeProto { f: Some(0.25), ..super::super::attribute("epsilon", attribute::FLOAT) };
+        let epsilon =
+            super::super::AttributeProto { f: Some(0.25), ..super::super::attribute("epsilon", attribute::FLOAT) };
         let [scale, bias, mean, variance] = [3.0, 1.0, -2.0, 2.0].map(|value| tensor(&[1], &[value]));
         // (-2 + 2) / 1.5 * 3 + 1.
         let y = operator(&node("BatchNormalization", vec![epsilon]), &[&low, &scale, &bias, &mean, &variance]);

@@ -42,7 +42,11 @@ pub(crate) fn write(export: &Export) -> Result<Vec<u8>> {
     let model = model(export);
     let bytes = model.encoded_len();
     if bytes > MAX_BYTES {
-        return Err(Error::usage("to", "onnx", format!("a network of up to 2 GiB, not of {bytes} bytes; export it to timm")));
+        return Err(Error::usage(
+            "to",
+            "onnx",
+            format!("a network of up to 2 GiB, not of {bytes} bytes; export it to timm"),
+        ));
     }
     Ok(model.encode_to_vec())
 }

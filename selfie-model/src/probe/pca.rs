@@ -195,7 +195,8 @@ mod tests {
         // Harmonics over whole turns have no mean, no product with one another, and equal squares.
         let along = |i: usize, k: usize| (std::f64::consts::TAU * i as f64 * (k + 1) as f64 / n as f64).sin();
         let value = |i: usize, j: usize| {
-            let sum: f64 = spread.iter().enumerate().map(|(k, spread)| spread * along(i, k) * direction(k + 1, j)).sum();
+            let sum: f64 =
+                spread.iter().enumerate().map(|(k, spread)| spread * along(i, k) * direction(k + 1, j)).sum();
             (7.0 + sum) as f32
         };
         (0..n * width).map(|at| value(at / width, at % width)).collect()

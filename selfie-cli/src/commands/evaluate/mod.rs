@@ -95,8 +95,7 @@ fn measure(
     let batch = settings.train.batch.min(images.items.len());
     let build = Build { config: &model, batch, purpose: Purpose::Evaluate, seed: 0 };
     let workers = settings.data.workers;
-    let found =
-        chosen.run(Measurement { build, classes: classes.len(), run, images: &images, workers, reporter })?;
+    let found = chosen.run(Measurement { build, classes: classes.len(), run, images: &images, workers, reporter })?;
     for file in &found.skipped {
         reporter.warn(format!("skipped {}: {}", file.key, file.reason));
     }

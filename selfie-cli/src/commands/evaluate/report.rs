@@ -78,7 +78,10 @@ fn sample(all: &[Measured], of: fn(&Classification) -> f64) -> Option<Sample> {
 pub(super) fn all_as_json(all: &[Measured]) -> Value {
     let of = |(name, of): Measure| {
         let sample = sample(all, of);
-        (name.to_string(), json!({ "mean": sample.map(|sample| sample.mean), "std": sample.and_then(|sample| sample.std) }))
+        (
+            name.to_string(),
+            json!({ "mean": sample.map(|sample| sample.mean), "std": sample.and_then(|sample| sample.std) }),
+        )
     };
     json!({
         "n": all.len(),
@@ -125,9 +128,8 @@ pub(super) fn all_as_text(all: &[Measured]) -> String {
         _ => "-".into(),
     };
     let [top1, top5, loss, calibration] = MEASURES.map(|(_, of)| of);
-    let loss = sample(all, loss).map_or(String::new(), |loss| {
-        format!("{:.4} ± {:.4}", loss.mean, loss.std.unwrap_or(0.0))
-    });
+    let loss =
+        sample(all, loss).map_or(String::new(), |loss| format!("{:.4} ± {:.4}", loss.mean, loss.std.unwrap_or(0.0)));
     writeln!(
         text,
         "mean ± std over {} runs\n  top-1 {}  top-5 {}  loss {loss}  calibration error {}",

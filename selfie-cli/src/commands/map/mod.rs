@@ -1,8 +1,8 @@
 //! `map`: the images of some data in the plane, those that the network takes for alike beside one another, as one HTML file.
 
-use bhtsne::tSNE;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bhtsne::tSNE;
 use selfie_model::durable;
 use selfie_model::probe::{nearest, principal_components};
 use serde_json::json;
@@ -68,7 +68,9 @@ pub fn run(arguments: &Map) -> anyhow::Result<Exit> {
         let about = format!("t-SNE of cosine distances, perplexity {perplexity}, from the principal components on");
         layouts.insert(0, json!({ "name": "t-SNE", "about": about, "points": rounded(&points) }));
     } else {
-        trained.reporter.warn(format!("{n} images are too few for t-SNE: the map has their principal components alone"));
+        trained
+            .reporter
+            .warn(format!("{n} images are too few for t-SNE: the map has their principal components alone"));
     }
     let page = page(&gallery, *side as usize, &trained.layer.to_string(), &layouts)?;
     durable::write_file(out, page.as_bytes())?;

@@ -99,9 +99,9 @@ pub struct Neighbors {
     pub run: PathBuf,
     /// An image file, of the data or any other, whose neighbours are wanted
     pub image: Option<PathBuf>,
-    /// Neighbours of each
-    #[arg(short, long, value_name = "K", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub k: u32,
+    /// Neighbours of each; 8, or as many as there are if these are fewer
+    #[arg(short, long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub k: Option<u32>,
     /// Images whose neighbours are shown, where none is given
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=200))]
     pub queries: u32,

@@ -22,6 +22,9 @@ use crate::screen;
 /// What every writer to a `String` is.
 const INFALLIBLE: &str = "writing to a string cannot fail";
 
+/// Neighbours unless asked otherwise.
+const DEFAULT_NEIGHBOURS: usize = 8;
+
 /// Side of a picture on the sheet, its frame, and what lies between two, in pixels.
 const TILE: usize = 96;
 const FRAME: usize = 3;
@@ -66,13 +69,16 @@ pub fn run(arguments: &Neighbors) -> anyhow::Result<Exit> {
     let threads = trained.settings.run.threads;
     let width = gallery.vectors.width;
     // An image of the data is its own nearest one, and is left out.
-    let (k, own) = (*k as usize, usize::from(image.is_none()));
-    if k + own > gallery.len() {
-        return Err(Problem::usage(format!(
-            "--k {k}: expected at most {}, as there are {} images",
-            gallery.len() - own,
-            gallery.len()
+    let most = gallery.len() - usize::from(image.is_none());
+    if most == 0 {
+        return Err(Problem::input(format!(
+            "{}: expected 2 or more images, found 1: it has no neighbours",
+            trained.settings.data.path.display()
         )));
+    }
+    let k = k.map_or(DEFAULT_NEIGHBOURS.min(most), |k| k as usize);
+    if k > most {
+        return Err(Problem::usage(format!("--k {k}: expected at most {most}, as there are {} images", gallery.len())));
     }
     let found = match image {
         Some(path) => {

@@ -90,7 +90,7 @@ mod tests {
         let n = ROWS + 2;
         let vectors = Vectors {
             names: (0..n).map(|i| format!("{i}.png")).collect(),
-            labels: (0..n).map(|i| (i % 3 > 0).then_some(i as u32 % 3 - 1)).collect(),
+            labels: (0..n).map(|i| (i % 3 > 0).then(|| i as u32 % 3 - 1)).collect(),
             classes: vec!["cat".into(), "dog".into()],
             width: 3,
             values: (1..=3 * n).map(|i| i as f32 / 8.0).collect(),

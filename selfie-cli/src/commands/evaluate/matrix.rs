@@ -196,7 +196,7 @@ mod tests {
             let text = svg(&classes, &confusion);
             let seen = confusion.iter().flatten().filter(|&&images| images > 0).count();
             assert_eq!(text.matches("<rect").count(), 1 + seen, "{count} classes");
-            assert!(!text.contains("<class") && text.contains("&lt;class 0&gt; of a ve…") == (count <= NAMES_UP_TO));
+            assert!(!text.contains("<class") && text.contains("&lt;class 0&gt; of a very…") == (count <= NAMES_UP_TO));
             assert!(!text.contains("NaN") && !text.contains("inf"));
             let names = text.matches("rotate(-90)").count();
             assert_eq!(names, if count <= NAMES_UP_TO { count } else { 0 });

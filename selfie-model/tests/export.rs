@@ -23,6 +23,9 @@ fn build(config: &ModelConfig) -> Build<'_> {
     Build { config, batch: 1, purpose: Purpose::Evaluate, seed: 5 }
 }
 
+/// Makes a network and writes its weights.
+type Write = fn(&ModelConfig, &Path);
+
 /// Numbers that no initialisation has, different for each channel: a mix-up of tensors shows.
 fn disturb(network: &mut impl Network<Cpu, f32>) {
     let statistics = network.statistics_mut();
@@ -62,7 +65,7 @@ fn place(folder: &Path, format: Format) -> PathBuf {
 #[test]
 fn what_is_written_is_the_network() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let cases: [(&str, ModelConfig, fn(&ModelConfig, &Path)); 3] = [
+    let cases: [(&str, ModelConfig, Write); 3] = [
         ("a classifier with the small stem", small(), classifier),
         ("a classifier with the large stem", large(), classifier),
         ("a patch network", small(), pretrained),

@@ -1,5 +1,13 @@
 //! The command line. Flags of the configuration are made from the table of keys; the rest is declared here.
 
+mod evaluate;
+mod features;
+mod weights;
+
+pub use evaluate::*;
+pub use features::*;
+pub use weights::*;
+
 use std::marker::PhantomData;
 use std::path::PathBuf;
 
@@ -8,7 +16,6 @@ use selfie_data::LabelBudget;
 
 use crate::commands::fewlabel::OF_A_RUN;
 use crate::config::{KEYS, Key, Kind, Request, Task, by_preset};
-use crate::data::Which;
 use crate::device::Wish;
 use crate::training::Answer;
 
@@ -60,20 +67,27 @@ pub enum Command {
     /// Did pretraining help? The paper's table on your data: pretrained and scratch, few labels to all, several seeds
     #[command(after_help = FEWLABEL_HELP)]
     Fewlabel(Fewlabel),
-    /// Test accuracy, confusion matrix and per-class accuracy of a finetuned run
-    #[command(after_help = "Examples:
-  selfie evaluate runs/fine --data photos/
-  selfie evaluate runs/fine --data photos/ --json            prints top1 top5 n loss")]
+    /// Test accuracy of finetuned runs with its interval, of each class, confusion matrix and calibration
+    #[command(after_help = evaluate::EVALUATE_HELP)]
     Evaluate(Evaluate),
     /// What the features of a run are worth as they are: neighbours or a linear classifier on them
     #[command(subcommand, arg_required_else_help = true)]
     Probe(Probe),
     /// The features of images, labelled or not, as a file
-    #[command(after_help = EMBED_HELP)]
+    #[command(after_help = features::EMBED_HELP)]
     Embed(Embed),
+    /// The nearest images of some, as a list, in the terminal and as a sheet of pictures
+    #[command(after_help = features::NEIGHBORS_HELP)]
+    Neighbors(Neighbors),
+    /// A map of the images, those that the network takes for alike together, as one HTML file
+    #[command(after_help = features::MAP_HELP)]
+    Map(Map),
     /// The classes that a finetuned run gives to image files
-    #[command(after_help = PREDICT_HELP)]
+    #[command(after_help = features::PREDICT_HELP)]
     Predict(Predict),
+    /// The weights of a run for other programs: timm, ONNX, safetensors
+    #[command(after_help = weights::EXPORT_HELP)]
+    Export(Export),
     /// What is in a run folder or weights file, and how to load it
     #[command(after_help = "Examples:
   selfie inspect runs/pre
@@ -224,19 +238,6 @@ fn number(kind: Kind, text: &str) -> Result<f64, String> {
     number.ok_or_else(|| format!("expected {}", kind.expected()))
 }
 
-/// Flags of `evaluate`.
-#[derive(Debug, Args)]
-pub struct Evaluate {
-    /// Folder of a finetuned run
-    pub run: PathBuf,
-    /// Print one JSON object: top1, top5, n, loss
-    #[arg(long)]
-    pub json: bool,
-    /// The configuration.
-    #[command(flatten)]
-    pub flags: ConfigFlags<ForEvaluate>,
-}
-
 /// Commands of `probe`.
 #[derive(Debug, Subcommand)]
 pub enum Probe {
@@ -312,121 +313,6 @@ fn temperature(text: &str) -> Result<f64, String> {
 fn fraction(text: &str) -> Result<f64, String> {
     let value = text.parse().ok().filter(|value: &f64| *value > 0.0 && *value < 1.0);
     value.ok_or_else(|| "expected a number between 0 and 1".into())
-}
-
-const EMBED_HELP: &str = "\
-One vector for each image: the average over the last map of the network, behind its last norm and ReLU, or, of a run with
---head attention, the attention pooling's summary. Images need no labels; an image that cannot be read is named and left out. The formats, by the extension of --out:
-  .npy          float32 [n, width]; beside it FILE.images.csv with the columns name, label, class, a row for each vector
-  .csv          columns name, label, class, f0, f1, ..
-  .safetensors  tensors `embedding` (F32 [n, width]) and `label` (I64 [n], -1 where unknown); in the metadata the JSON lists
-                `names` and `classes`, and `about`
-Names are the images' paths in the data; label is a number, class its name, both empty where unknown.
-
-Examples:
-  selfie embed runs/pre --data photos/ -o photos.npy
-  selfie embed runs/pre --data photos/ --part val --l2 -o val.csv";
-
-/// Flags of `embed`.
-#[derive(Debug, Args)]
-pub struct Embed {
-    /// Folder of a run
-    pub run: PathBuf,
-    /// The file to write: .npy, .csv or .safetensors
-    #[arg(short, long, value_name = "FILE")]
-    pub out: PathBuf,
-    /// Which images: all, those to train on, or those held out
-    #[arg(long, value_name = "PART", default_value = "all")]
-    pub part: PartName,
-    /// Divide every vector by its Euclidean length
-    #[arg(long)]
-    pub l2: bool,
-    /// Replace the file if it is there
-    #[arg(long)]
-    pub overwrite: bool,
-    /// Print one JSON object: what was written, and what was skipped
-    #[arg(long)]
-    pub json: bool,
-    /// The configuration.
-    #[command(flatten)]
-    pub flags: ConfigFlags<ForEvaluate>,
-}
-
-/// A part of the data.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum PartName {
-    /// All images
-    All,
-    /// The images to train on; all where the data have no parts
-    Train,
-    /// The images held out: val/ or test/
-    #[value(alias = "test")]
-    Val,
-}
-
-impl From<PartName> for Which {
-    fn from(name: PartName) -> Self {
-        match name {
-            PartName::All => Which::All,
-            PartName::Train => Which::Train,
-            PartName::Val => Which::Test,
-        }
-    }
-}
-
-const PREDICT_HELP: &str = "\
-Images are decoded, resized and cropped as `evaluate` does it. What cannot be read is named, and the rest goes on; the
-exit code is then 3.
-  --csv         columns name, rank, class, probability
-  --json        a line for each image: {name, predictions: [{class, probability}]}, or {name, error}
-
-Examples:
-  selfie predict runs/fine a.jpg b.png
-  selfie predict runs/fine photos/ --top 1 --csv > classes.csv
-  find photos -name '*.jpg' | selfie predict runs/fine - --json";
-
-/// Flags of `predict`.
-#[derive(Debug, Args)]
-pub struct Predict {
-    /// Folder of a finetuned run
-    pub run: PathBuf,
-    /// Image files; folders of images; or - for names on standard input, one a line
-    #[arg(required = true, value_name = "FILE|FOLDER|-")]
-    pub inputs: Vec<PathBuf>,
-    /// The likeliest K classes of each image
-    #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-    pub top: u32,
-    /// Print a table for programs
-    #[arg(long, conflicts_with = "json")]
-    pub csv: bool,
-    /// Print a JSON object for each image, one a line
-    #[arg(long)]
-    pub json: bool,
-    /// Images at a time; does not change results on the CPU
-    #[arg(long, value_name = "N", default_value = "64")]
-    pub batch: String,
-    /// Where to compute
-    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device_name)]
-    pub device: String,
-    /// Type of the activations
-    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = ["auto", "f32", "bf16"])]
-    pub precision: String,
-    /// Threads that compute; 0 takes one per core that this process may use
-    #[arg(long, value_name = "N", default_value = "0")]
-    pub threads: String,
-    /// Threads that read and decode images ahead of the network; 0 reads when needed
-    #[arg(long, value_name = "N", default_value = "1")]
-    pub workers: String,
-}
-
-/// Flags of `inspect`.
-#[derive(Debug, Args)]
-pub struct Inspect {
-    /// A run folder, a checkpoint folder or a .safetensors file
-    pub path: PathBuf,
-    /// Print one JSON object
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Flags of `replay`.

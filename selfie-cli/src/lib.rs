@@ -10,11 +10,13 @@ mod args;
 mod commands;
 mod config;
 mod data;
+mod destination;
 mod device;
 mod exit;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+mod halfblocks;
 mod log;
 mod memory;
 mod panic;
@@ -25,6 +27,8 @@ mod run_folder;
 mod screen;
 mod shell;
 mod signals;
+mod statistics;
+mod svg;
 mod system;
 mod training;
 mod vectors;
@@ -59,7 +63,10 @@ fn run(command: &Command) -> anyhow::Result<Exit> {
         Command::Evaluate(arguments) => commands::evaluate::run(arguments),
         Command::Probe(command) => commands::probe::run(command),
         Command::Embed(arguments) => commands::embed::run(arguments),
+        Command::Neighbors(arguments) => commands::neighbors::run(arguments),
+        Command::Map(arguments) => commands::map::run(arguments),
         Command::Predict(arguments) => commands::predict::run(arguments),
+        Command::Export(arguments) => commands::export::run(arguments),
         Command::Inspect(arguments) => commands::inspect::run(arguments),
         Command::Replay(arguments) => commands::replay::run(arguments),
         Command::Doctor(arguments) => commands::doctor::run(arguments),

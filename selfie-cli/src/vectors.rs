@@ -1,5 +1,7 @@
 //! Vectors of images as files that others read.
 
+mod parquet;
+
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -7,6 +9,7 @@ use std::path::{Path, PathBuf};
 use selfie_model::durable;
 use serde_json::{Value, json};
 
+use crate::destination::{self, Existing};
 use crate::exit::Problem;
 
 /// What every writer to a `String` is.
@@ -22,6 +25,8 @@ pub enum Format {
     Npy,
     /// A line for each image.
     Csv,
+    /// A row for each image: `name`, `label`, `class`, `embedding`.
+    Parquet,
     /// Tensors `embedding` and `label`; names and classes in the metadata.
     Safetensors,
 }
@@ -58,26 +63,17 @@ impl Destination {
         let format = match extension.as_str() {
             "npy" => Format::Npy,
             "csv" => Format::Csv,
+            "parquet" => Format::Parquet,
             "safetensors" => Format::Safetensors,
             _ => {
-                let parquet = if extension == "parquet" { ", from which pandas writes Parquet" } else { "" };
                 return Err(Problem::usage(format!(
-                    "--out {}: expected a file name that ends with .npy, .csv{parquet} or .safetensors",
+                    "--out {}: expected a file name that ends with .npy, .csv, .parquet or .safetensors",
                     path.display()
                 )));
             }
         };
         let destination = Self { path: path.into(), format };
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if !folder.is_dir() {
-            return Err(Problem::usage(format!("--out {}: there is no folder {}", path.display(), folder.display())));
-        }
-        for file in destination.files() {
-            if file.is_dir() || existing == Existing::Keep && file.exists() {
-                let advice = if file.is_dir() { "a folder" } else { "there already, and --overwrite was not given" };
-                return Err(Problem::usage(format!("--out {}: {} is {advice}", path.display(), file.display())));
-            }
-        }
+        destination::check("--out", path, &destination.files(), existing)?;
         Ok(destination)
     }
 
@@ -89,7 +85,7 @@ impl Destination {
                 beside.push(".images.csv");
                 vec![self.path.with_file_name(beside), self.path.clone()]
             }
-            Format::Csv | Format::Safetensors => vec![self.path.clone()],
+            Format::Csv | Format::Parquet | Format::Safetensors => vec![self.path.clone()],
         }
     }
 
@@ -101,6 +97,7 @@ impl Destination {
         let contents = match self.format {
             Format::Npy => vec![csv(vectors, Columns::Images), npy(vectors)],
             Format::Csv => vec![csv(vectors, Columns::ImagesAndVectors)],
+            Format::Parquet => vec![parquet::bytes(vectors, about)?],
             Format::Safetensors => vec![safetensors(vectors, about)?],
         };
         for (path, bytes) in self.files().iter().zip(&contents) {
@@ -108,15 +105,6 @@ impl Destination {
         }
         Ok(())
     }
-}
-
-/// What becomes of a file that is there already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Existing {
-    /// It stays, and the command is refused.
-    Keep,
-    /// It is replaced.
-    Replace,
 }
 
 /// NumPy's format, version 1.0: a header padded to 64 bytes, then the numbers.

@@ -8,7 +8,21 @@ use support::{fails, ran, selfie, text, works, write};
 #[test]
 fn help_teaches() {
     let all = works("--help").out;
-    for command in ["demo", "pretrain", "finetune", "fewlabel", "evaluate", "inspect", "bench", "data", "config"] {
+    for command in [
+        "demo",
+        "pretrain",
+        "finetune",
+        "fewlabel",
+        "evaluate",
+        "embed",
+        "neighbors",
+        "map",
+        "export",
+        "inspect",
+        "bench",
+        "data",
+        "config",
+    ] {
         assert!(all.contains(command), "{all}");
     }
     for (command, flags) in [
@@ -19,7 +33,11 @@ fn help_teaches() {
         ),
         ("finetune", "--data --out --init --labels --reuse-patch-norm --validation --json"),
         ("fewlabel", "--data --init --no-scratch --labels --seeds --lr --validation --steps --minutes --out --json"),
-        ("evaluate", "--data --limit --json"),
+        ("evaluate", "--data --limit --matrix --json"),
+        ("export", "--to --out --check --overwrite --json"),
+        ("embed", "--data --out --part --layer --l2 --json"),
+        ("neighbors", "--data --out --part --layer --queries --json"),
+        ("map", "--data --out --part --layer --perplexity --side --json"),
         (
             "bench",
             "--data --image-size --preset --batch --workers --device --precision --threads --seconds --json --trace --compare",

@@ -143,7 +143,8 @@ fn what_cannot_be_is_refused() {
         fails(&format!("embed {} -o {out} {more}", text(&run)), code, words);
     };
     embed(&out("x.txt"), "", 2, &["x.txt", ".npy", ".safetensors"]);
-    embed(&out("x.parquet"), "", 2, &["x.parquet", "pandas writes Parquet"]);
+    embed(&out("x.npy"), "--layer stage4", 2, &["stage4", "stage1 to stage3"]);
+    embed(&out("x.npy"), "--layer pool", 2, &["pool", "stage1"]);
     embed(&out("x"), "", 2, &[".npy"]);
     embed(&out("nowhere/x.npy"), "", 2, &["there is no folder"]);
     write(&folder.path().join("y.images.csv"), b"mine");

@@ -4,6 +4,7 @@
 //! phones and other programs have formats of their own. Each is called by its name, with the way out.
 
 use std::fmt;
+use std::path::Path;
 
 /// A kind of file that is often taken for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,8 +138,9 @@ impl Foreign {
         }
     }
 
-    /// What to do where weights were expected, in a safetensors file.
-    pub fn weights_advice(self) -> &'static str {
+    /// What to do where weights were expected, in a safetensors file, and `path` is this: for what PyTorch saved two lines of
+    /// Python that convert it.
+    pub fn weights_advice(self, path: &Path) -> String {
         match self {
             Self::Html
             | Self::Xml
@@ -149,11 +151,17 @@ impl Foreign {
             | Self::Gzip
             | Self::Compressed
             | Self::Tar
-            | Self::Zeros => self.advice(),
+            | Self::Zeros => self.advice().into(),
             Self::TorchZip | Self::Pickle => {
-                "convert it in Python: `safetensors.torch.save_file(torch.load(FILE, weights_only=True), \"model.safetensors\")`"
+                let [from, to] =
+                    [path, &path.with_extension("safetensors")].map(|path| format!("{:?}", path.display().to_string()));
+                format!(
+                    "convert it in Python:\n\
+                     import torch, safetensors.torch; state = torch.load({from}, map_location=\"cpu\", weights_only=True)\n\
+                     safetensors.torch.save_file({{k: v.contiguous() for k, v in state.get(\"state_dict\", state).items()}}, {to})"
+                )
             }
-            _ => "give weights in a safetensors file",
+            _ => "give weights in a safetensors file".into(),
         }
     }
 }
@@ -354,7 +362,7 @@ mod tests {
             (vec![0; 64], Foreign::Zeros),
         ] {
             assert_eq!(Foreign::recognise(&bytes), Some(kind), "{}", bytes.escape_ascii());
-            for advice in [kind.advice(), kind.weights_advice()] {
+            for advice in [kind.advice(), &kind.weights_advice(Path::new("model.pth"))] {
                 assert!(!advice.is_empty() && !advice.ends_with('.'), "{advice}");
             }
         }

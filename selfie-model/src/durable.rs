@@ -27,6 +27,29 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     written
 }
 
+/// Writes a folder of files: all of it under a name for unfinished things, which is then its name. In a folder that is there
+/// already each file is replaced as a whole, in their order.
+///
+/// # Errors
+/// [`crate::Error::Write`]; a new folder is then not there.
+pub fn write_folder(path: &Path, files: &[(&str, &[u8])]) -> Result<()> {
+    if path.is_dir() {
+        return files.iter().try_for_each(|(name, bytes)| write_file(&path.join(name), bytes));
+    }
+    let unfinished = unfinished(path);
+    let write = || {
+        create_folder(&unfinished)?;
+        files.iter().try_for_each(|(name, bytes)| write_flushed(&unfinished.join(name), bytes))?;
+        flush_folder(&unfinished)?;
+        rename(&unfinished, path)
+    };
+    let written = write();
+    if written.is_err() {
+        let _ = fs::remove_dir_all(&unfinished);
+    }
+    written
+}
+
 /// A file that grows by whole records.
 #[derive(Debug)]
 pub struct Appender {

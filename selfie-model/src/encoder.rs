@@ -6,11 +6,12 @@ use crate::features::{Features, FeaturesActs};
 use crate::input::Input;
 use crate::layers::{Linear, Tables};
 use crate::memory_plan::{Dry, Ledger};
-use crate::network::{Build, Passes};
+use crate::network::{Begin, Build, Mode, Passes};
+use crate::resnet::Resnet;
 use crate::state::{Buffer, State, StateArgs};
 use crate::transfer::{download, download_view};
 use crate::weights::{Initialized, give, layers_of, load_weights};
-use crate::{Head, MemoryPlan, Network, Purpose, Table};
+use crate::{Head, MemoryPlan, ModelConfig, Network, Purpose, Table};
 use selfie_data::BadFile;
 use selfie_kernels::{Backend, Element, Memory, View, Wide};
 use std::fmt;
@@ -38,14 +39,30 @@ impl EncoderLayers {
     }
 }
 
-/// Where the features are taken: `norm behind stage 3, average over the image`, or `.., attention pooling`.
-impl fmt::Display for EncoderLayers {
+impl EncoderLayers {
+    /// Where features are taken unless asked otherwise: behind all stages, pooled as the classifier takes them.
+    pub fn last(&self) -> Layer {
+        Layer { stage: self.stages, pooling: self.head }
+    }
+}
+
+/// Where features are taken: behind so many stages, by the norm that takes their output, pooled to one vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layer {
+    /// Counted from 1.
+    pub stage: usize,
+    /// The attention pooling is there behind the last stage alone.
+    pub pooling: Head,
+}
+
+/// `norm behind stage 3, average over the image`, or `.., attention pooling`.
+impl fmt::Display for Layer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pooling = match self.head {
+        let pooling = match self.pooling {
             Head::Conv => "average over the image",
             Head::Attention => "attention pooling",
         };
-        write!(f, "norm behind stage {}, {pooling}", self.stages)
+        write!(f, "norm behind stage {}, {pooling}", self.stage)
     }
 }
 
@@ -70,6 +87,8 @@ pub struct Encoder<B: Memory, T: Element> {
 /// The network itself, with everything that any network has.
 #[derive(Debug)]
 struct Forward<B: Memory, T: Element> {
+    layers: EncoderLayers,
+    layer: Layer,
     features: Features,
     classifier: Option<Linear>,
     state: State<B, T>,
@@ -92,8 +111,40 @@ impl<B: Memory, T: Element> Encoder<B, T> {
 
     /// Numbers of an image's features.
     pub fn width(&self) -> usize {
-        self.network.features.width()
+        self.network.width()
     }
+
+    /// Takes features at this layer from now on. There are scores at the last one alone.
+    ///
+    /// # Errors
+    /// Usage: a stage or a pooling that the network does not have.
+    pub fn take_at(&mut self, layer: Layer) -> Result<()> {
+        let layers = self.network.layers;
+        let is_there =
+            (1..=layers.stages).contains(&layer.stage) && (layer.pooling == Head::Conv || layer == layers.last());
+        if !is_there {
+            let expected = format!("behind stage 1 to {}, or the last: {}", layers.stages, layers.last());
+            return Err(Error::usage("layer", layer, expected));
+        }
+        self.network.layer = layer;
+        Ok(())
+    }
+}
+
+/// The layers of an encoder for `n` images that has no attention pooling, whatever `layers` say of one.
+pub(crate) fn backbone_and_classifier(
+    tables: &mut Tables,
+    config: &ModelConfig,
+    layers: EncoderLayers,
+    n: usize,
+) -> (Resnet, Option<Linear>) {
+    let backbone = Resnet::new(tables, config, layers.stages, n, config.image_size);
+    let classifier = classifier(tables, layers.classes, backbone.width());
+    (backbone, classifier)
+}
+
+fn classifier(tables: &mut Tables, classes: usize, width: usize) -> Option<Linear> {
+    (classes > 0).then(|| Linear::shaped(tables, "head.fc", &[classes, width, 1, 1]))
 }
 
 impl<B: Memory, T: Element> Forward<B, T> {
@@ -106,15 +157,32 @@ impl<B: Memory, T: Element> Forward<B, T> {
         }
         let mut tables = Tables::default();
         let features = Features::new(&mut tables, build, stages, head)?;
-        let shape = [classes, features.width(), 1, 1];
-        let classifier = (classes > 0).then(|| Linear::shaped(&mut tables, "head.fc", &shape));
+        let classifier = classifier(&mut tables, classes, features.width());
         let input = Input::new(ledger, config, batch, 1, 0)?;
         let acts = features.acts(ledger, purpose)?;
         ledger.scope("head");
         let scores = ledger.alloc("scores", batch * classes)?;
         let partial = features.partial_len();
         let state = State::new(ledger, StateArgs { build, tables, partial })?;
-        Ok(Self { features, classifier, state, input, acts, scores })
+        Ok(Self { layers, layer: layers.last(), features, classifier, state, input, acts, scores })
+    }
+
+    fn is_at_last(&self) -> bool {
+        self.layer == self.layers.last()
+    }
+
+    /// Numbers of an image's features.
+    fn width(&self) -> usize {
+        if self.is_at_last() { self.features.width() } else { self.features.width_behind(self.layer.stage) }
+    }
+
+    /// Those of the last forward, `[n, width]`.
+    fn taken(&self) -> View<'_, B, T> {
+        if self.is_at_last() {
+            self.features.vectors(&self.acts)
+        } else {
+            self.features.averages(&self.acts, self.layer.stage)
+        }
     }
 }
 
@@ -153,6 +221,22 @@ impl<B: Backend<T>, T: Element> Encoder<B, T> {
         give(&mut self.network, &master, &running)
     }
 
+    /// Overwrites parameters and running statistics, as they lie in the flat buffers.
+    pub(crate) fn give(&mut self, master: &[T::Wide], running: &[T::Wide]) -> Result<()> {
+        give(&mut self.network, master, running)
+    }
+
+    /// Features and scores, `[n, width]` and `[n, classes]`, of pixels `[n, side, side, 3]` that are normalised already, as
+    /// many images as the batch.
+    pub(crate) fn of_pixels(&mut self, pixels: &[T]) -> Result<(Vec<T>, Vec<T>)> {
+        let network = &mut self.network;
+        network.put_pixels(pixels, &[], 0)?;
+        network.begin(Begin::Evaluation)?;
+        network.forward(Mode::Evaluate)?;
+        let device = &*network.state.device;
+        Ok((download_view(device, network.taken())?, download(device, &network.scores)?))
+    }
+
     /// Encodes `images`, in their order; those that cannot be read are left out, and returned.
     ///
     /// # Errors
@@ -164,9 +248,9 @@ impl<B: Backend<T>, T: Element> Encoder<B, T> {
         for_each_batch(&mut self.network, images, |network, batch, _| {
             let device = &*network.state.device;
             features.clear();
-            features.extend(download_view(device, network.features.vectors(&network.acts))?.into_iter().map(narrow));
+            features.extend(download_view(device, network.taken())?.into_iter().map(narrow));
             scores.clear();
-            if network.classifier.is_some() {
+            if network.classifier.is_some() && network.is_at_last() {
                 scores.extend(download(device, &network.scores)?.into_iter().map(narrow));
             }
             let classes = scores.len() / batch.labels.len();
@@ -213,7 +297,7 @@ impl<B: Backend<T>, T: Element> Passes<B, T> for Forward<B, T> {
     }
 
     fn vectors(&self) -> (View<'_, B, T>, usize) {
-        (self.features.vectors(&self.acts), self.features.width())
+        (self.taken(), self.width())
     }
 
     fn check_targets(&self, targets: &[u32]) -> selfie_kernels::Result<()> {
@@ -221,7 +305,11 @@ impl<B: Backend<T>, T: Element> Passes<B, T> for Forward<B, T> {
     }
 
     fn pass_forward(&mut self) -> selfie_kernels::Result<()> {
-        let Self { features, classifier, state, input, acts, scores } = self;
+        let is_at_last = self.is_at_last();
+        let Self { layer, features, classifier, state, input, acts, scores, .. } = self;
+        if !is_at_last {
+            return features.forward_behind(layer.stage, state, &input.pixels, acts);
+        }
         features.forward(state, &input.pixels, acts)?;
         match classifier {
             Some(classifier) => {

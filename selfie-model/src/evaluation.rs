@@ -50,9 +50,15 @@ pub struct Classification {
     pub top5: f64,
     /// `[class][predicted]`: images.
     pub confusion: Vec<Vec<u64>>,
+    /// Expected calibration error: by how much the highest probability differs from the share that is right, on average over
+    /// images, in [`CALIBRATION_BINS`] bins of equal width of that probability (Guo et al. 2017, arXiv 1706.04599, eq. 3).
+    pub calibration_error: f64,
     /// Images that could not be read.
     pub skipped: Vec<BadFile>,
 }
+
+/// Bins of the calibration error.
+pub const CALIBRATION_BINS: usize = 15;
 
 /// A network whose output is a score for each class.
 pub trait Classify<B: Backend<T>, T: Element>: Network<B, T> {
@@ -139,6 +145,7 @@ where
     let mut confusion = vec![vec![0; classes]; classes];
     let (mut n, mut loss, mut in_top5) = (0, 0.0, 0);
     let mut scores = vec![0.0; classes];
+    let mut calibration = Calibration::default();
     let skipped = for_each_batch(network, images, |network, batch, labels| {
         let logits = download_view(&*device, network.logits())?;
         for slot in 0..batch.valid {
@@ -153,7 +160,9 @@ where
             loss += cross_entropy(&scores, label);
             let rank = rank(&scores, label);
             in_top5 += usize::from(rank < 5);
-            confusion[label][highest(&scores)] += 1;
+            let predicted = highest(&scores);
+            confusion[label][predicted] += 1;
+            calibration.add(libm::exp(-cross_entropy(&scores, predicted)), predicted == label);
             each(batch.indices[slot] as usize, &scores);
         }
         Ok(())
@@ -166,8 +175,29 @@ where
         top1: share(found as f64),
         top5: share(in_top5 as f64),
         confusion,
+        calibration_error: calibration.error(),
         skipped,
     })
+}
+
+/// For each bin of confidence: images, the sum of their confidences, and how many of them are right.
+#[derive(Debug, Default)]
+struct Calibration([(f64, f64, f64); CALIBRATION_BINS]);
+
+impl Calibration {
+    fn add(&mut self, confidence: f64, is_right: bool) {
+        // 1 belongs to the last bin; a confidence that is no number to the first, and the error is none either.
+        let bin = ((confidence * CALIBRATION_BINS as f64).ceil() as usize).clamp(1, CALIBRATION_BINS) - 1;
+        let (images, confidences, right) = &mut self.0[bin];
+        *images += 1.0;
+        *confidences += confidence;
+        *right += f64::from(u8::from(is_right));
+    }
+
+    fn error(&self) -> f64 {
+        let images: f64 = self.0.iter().map(|(images, ..)| images).sum();
+        self.0.iter().map(|(_, confidences, right)| (confidences - right).abs()).sum::<f64>() / images
+    }
 }
 
 /// Runs the network forward over `images`, batch by batch; `visit` gets the batch and its targets. Returns the images
@@ -348,6 +378,24 @@ mod tests {
         assert_eq!(same.std(), 0.0, "collapsed");
         same.add(&[f32::NAN, 0.2, 0.3]);
         assert!(same.std().is_nan());
+    }
+
+    #[test]
+    fn calibration_of_known_confidences() {
+        let mut calibration = Calibration::default();
+        // One bin, (0.8, 0.8667]: 0.84 and 0.86, one right: |1.7 - 1|. Another: 0.2, right: 0.8. Certain and right: nothing.
+        for (confidence, is_right) in [(0.84, true), (0.86, false), (0.2, true), (1.0, true)] {
+            calibration.add(confidence, is_right);
+        }
+        assert!((calibration.error() - (0.7 + 0.8) / 4.0).abs() < 1e-15, "{}", calibration.error());
+        // An edge belongs to the bin below it: apart these two would be 0.4 and 0.601 off, together 0.201.
+        let mut edge = Calibration::default();
+        edge.add(0.6, false);
+        edge.add(0.6 + 1e-3, true);
+        assert!((edge.error() - (0.6 + 0.399) / 2.0).abs() < 1e-12, "{}", edge.error());
+        let mut unknown = Calibration::default();
+        unknown.add(f64::NAN, true);
+        assert!(unknown.error().is_nan());
     }
 
     #[test]

@@ -68,6 +68,11 @@ impl Features {
         self.backbone.width()
     }
 
+    /// Numbers of an image behind the first `stages` stages.
+    pub(crate) fn width_behind(&self, stages: usize) -> usize {
+        self.backbone.width_behind(stages)
+    }
+
     /// Elements of the largest partial sums.
     pub(crate) fn partial_len(&self) -> usize {
         self.backbone.partial_len()
@@ -116,6 +121,26 @@ impl Features {
             (Some(pool), Some(PoolActs { order, acts })) => pool.forward(state, h, order, acts),
             _ => Ok(()),
         }
+    }
+
+    /// From pixels to [`Features::averages`] behind the first `stages` stages.
+    pub(crate) fn forward_behind<B: Backend<T>, T: Element>(
+        &self,
+        stages: usize,
+        state: &mut State<B, T>,
+        pixels: &Buffer<B, T>,
+        acts: &mut FeaturesActs<B, T>,
+    ) -> selfie_kernels::Result<()> {
+        self.backbone.forward_behind(stages, state, pixels, &mut acts.backbone, &mut acts.h)
+    }
+
+    /// `[n, width_behind(stages)]`: the averages over the map, of the last such forward.
+    pub(crate) fn averages<'a, M: Memory, T: Element>(
+        &self,
+        acts: &'a FeaturesActs<M, T>,
+        stages: usize,
+    ) -> View<'a, M, T> {
+        M::view(&acts.h, 0..self.n * self.width_behind(stages))
     }
 
     /// Where the last forward left its vectors: `[n, width]`, and perhaps room behind.

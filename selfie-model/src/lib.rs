@@ -7,11 +7,13 @@ mod batch_negatives;
 mod checkpoint;
 mod classifier;
 mod config;
+mod description;
 mod draws;
 pub mod durable;
 mod encoder;
 mod error;
 mod evaluation;
+mod export;
 mod features;
 #[cfg(fuzzing)]
 #[doc(hidden)]
@@ -22,6 +24,7 @@ mod layers;
 mod memory_plan;
 mod metrics;
 mod network;
+mod onnx;
 mod parameters;
 pub mod probe;
 mod recording;
@@ -41,10 +44,14 @@ mod weights;
 pub use checkpoint::{Checkpoint, CheckpointStore, Difference, Newest, Progress, differences};
 pub use classifier::Classifier;
 pub use config::{Head, LogitScale, ModelConfig, NamedScale, Negatives, Positions, Preset, Query, Stem};
+pub use description::Description;
 pub use draws::{PhiloxDraws, evaluation_order, training_order};
-pub use encoder::{Encoded, Encoder, EncoderLayers};
+pub use encoder::{Encoded, Encoder, EncoderLayers, Layer};
 pub use error::{Error, ErrorKind, Result};
-pub use evaluation::{Classification, Classify, Evaluation, Images, classify, evaluate, evaluation_loader};
+pub use evaluation::{
+    CALIBRATION_BINS, Classification, Classify, Evaluation, Images, classify, evaluate, evaluation_loader,
+};
+pub use export::{Agreement, Export, Format};
 pub use memory_plan::MemoryPlan;
 pub use network::{Begin, Build, Inputs, Loss, Metrics, Mode, Network, Purpose, Sizes, Update};
 pub use parameters::{Entry, Layout, Parameters, Statistics, Table};
@@ -56,6 +63,6 @@ pub use tensor_file::TensorFile;
 pub use train_config::{DEFAULT_STEPS, TrainConfig};
 pub use trainer::{MAX_SKIPPED_IN_A_ROW, StepMetrics, Trainer, training_loader};
 pub use weights::{
-    About, Fingerprint, Initialized, MODEL_FILE, POOL_FILE, PatchNorm, find_weights, fingerprint, initialize,
+    About, Fingerprint, Initialized, MODEL_FILE, POOL_FILE, PatchNorm, Resize, find_weights, fingerprint, initialize,
     load_weights, write_weights,
 };

@@ -16,8 +16,18 @@ use selfie_kernels::{Backend, ConvDims, Element, Memory, Result, grad_join};
 pub(crate) struct Resnet {
     stem: Stem,
     blocks: Vec<Block>,
+    /// Of each stage, the blocks up to its end.
+    ends: Vec<usize>,
     norm: BatchNorm,
     average: AvgDims,
+}
+
+/// A block for those who write the network down: its name and its convolutions.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BlockConvs<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) projection: Option<ConvDims>,
+    pub(crate) convs: [ConvDims; 3],
 }
 
 /// What [`Resnet`] keeps for the backward pass, and the scratch its blocks share.
@@ -48,7 +58,7 @@ impl Resnet {
     pub(crate) fn new(tables: &mut Tables, config: &ModelConfig, stages: usize, n: usize, side: usize) -> Self {
         let stem = Stem::new(tables, config, n, side);
         let (mut side, mut channels) = (stem.side_out(), config.stem_width);
-        let mut blocks = Vec::new();
+        let (mut blocks, mut ends) = (Vec::new(), Vec::new());
         for (stage, &depth) in config.depths[..stages].iter().enumerate() {
             for i in 0..depth {
                 let first = i == 0;
@@ -62,10 +72,11 @@ impl Resnet {
                 (side, channels) = (block.conv2.dims.p(), shape.out);
                 blocks.push(block);
             }
+            ends.push(blocks.len());
         }
         let norm = BatchNorm::new(tables, "norm", n * side * side, channels, config.bn_eps);
         let average = AvgDims { n, h: side, w: side, c: channels, window_h: side, window_w: side };
-        Self { stem, blocks, norm, average }
+        Self { stem, blocks, ends, norm, average }
     }
 
     /// The same with an average over each of `cells * cells` cells of the last map, where these divide it.
@@ -88,6 +99,25 @@ impl Resnet {
     /// Width of the pooled features.
     pub(crate) fn width(&self) -> usize {
         self.average.c
+    }
+
+    /// Width of those behind the first `stages` stages.
+    pub(crate) fn width_behind(&self, stages: usize) -> usize {
+        self.blocks[self.ends[stages - 1] - 1].conv3.dims.k
+    }
+
+    /// The first convolution, and whether a max pooling follows it.
+    pub(crate) fn stem(&self) -> (ConvDims, bool) {
+        (self.stem.conv.dims, self.stem.pool.is_some())
+    }
+
+    /// The blocks in their order.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = BlockConvs<'_>> {
+        self.blocks.iter().map(|block| BlockConvs {
+            name: &block.name,
+            projection: block.projection.as_ref().map(|conv| conv.dims),
+            convs: [&block.conv1, &block.conv2, &block.conv3].map(|conv| conv.dims),
+        })
     }
 
     /// Pixels of the last map, of all images.
@@ -157,21 +187,50 @@ impl Resnet {
         acts: &mut ResnetActs<B, T>,
         h: &mut Buffer<B, T>,
     ) -> Result<()> {
+        self.forward_average(self.ends.len(), self.average, state, pixels, acts, h)
+    }
+
+    /// The same with the first `stages` stages alone, averaged over the whole map: the norm is the one that takes their
+    /// output, the next block's first or the last.
+    pub(crate) fn forward_behind<B: Backend<T>, T: Element>(
+        &self,
+        stages: usize,
+        state: &mut State<B, T>,
+        pixels: &Buffer<B, T>,
+        acts: &mut ResnetActs<B, T>,
+        h: &mut Buffer<B, T>,
+    ) -> Result<()> {
+        let last = self.blocks[self.ends[stages - 1] - 1].conv3.dims;
+        let (side_h, side_w) = (last.p(), last.q());
+        let average = AvgDims { n: last.n, h: side_h, w: side_w, c: last.k, window_h: side_h, window_w: side_w };
+        self.forward_average(stages, average, state, pixels, acts, h)
+    }
+
+    fn forward_average<B: Backend<T>, T: Element>(
+        &self,
+        stages: usize,
+        average: AvgDims,
+        state: &mut State<B, T>,
+        pixels: &Buffer<B, T>,
+        acts: &mut ResnetActs<B, T>,
+        h: &mut Buffer<B, T>,
+    ) -> Result<()> {
         let ResnetActs { stem, blocks, norm, scratch } = acts;
         let map = &mut scratch.maps[0];
         self.stem.forward(state, pixels, stem, map)?;
-        for (i, block) in self.blocks.iter().enumerate() {
+        let end = self.ends[stages - 1];
+        for (i, block) in self.blocks[..end].iter().enumerate() {
             let (before, acts) = before_and_own(blocks, i);
             let x = before.map_or(&stem.y, |before| &before.sum);
             block.forward(state, x, acts, map)?;
         }
-        let x = output(blocks, self.blocks.len());
-        self.norm.forward(state, norm)?;
+        let x = output(blocks, end);
+        self.blocks.get(end).map_or(&self.norm, |next| &next.norm1).forward(state, norm)?;
         state.device.norm_relu_pool_forward(norm_relu_pool::Forward {
-            dims: self.average,
-            x: B::view(x, 0..self.average.rows_in() * self.average.c),
-            norm: norm.view(self.average.c),
-            y: B::view_mut(h, 0..self.average.len_out()),
+            dims: average,
+            x: B::view(x, 0..average.rows_in() * average.c),
+            norm: norm.view(average.c),
+            y: B::view_mut(h, 0..average.len_out()),
         })
     }
 

@@ -158,10 +158,10 @@ const ADVICE: &str = "give a file of the same preset, stem and image size, or se
 
 fn not_safetensors(path: &Path, bytes: &[u8], error: &SafeTensorError) -> Error {
     let (found, advice) = match Foreign::recognise(bytes) {
-        Some(foreign) if foreign != Foreign::Safetensors => (foreign.name().into(), foreign.weights_advice()),
+        Some(foreign) if foreign != Foreign::Safetensors => (foreign.name().into(), foreign.weights_advice(path)),
         _ => (
             format!("{} bytes that are none ({error})", bytes.len()),
-            "it may be truncated, or of another format: copy or convert it again",
+            "it may be truncated, or of another format: copy or convert it again".into(),
         ),
     };
     Error::malformed(path, "a safetensors file", found, advice)

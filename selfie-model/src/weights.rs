@@ -22,8 +22,8 @@ pub const MODEL_FILE: &str = "model.safetensors";
 pub const POOL_FILE: &str = "pool.safetensors";
 /// File of all parameters in a checkpoint's folder.
 pub(crate) const CHECKPOINT_FILE: &str = "weights.safetensors";
-const POOL: &str = "pool.";
-const HEAD: &str = "head.fc.weight";
+pub(crate) const POOL: &str = "pool.";
+pub(crate) const HEAD: &str = "head.fc.weight";
 
 /// Whether a tensor of a network with these tensors goes into [`POOL_FILE`].
 fn goes_apart(table: &Table) -> impl Fn(&Entry) -> bool + use<> {
@@ -352,7 +352,7 @@ where
 }
 
 /// Numbers that are not finite would only show as steps that are not.
-fn refuse_not_finite<W: Wide>(path: &Path, name: &str, values: &[W]) -> Result<()> {
+pub(crate) fn refuse_not_finite<W: Wide>(path: &Path, name: &str, values: &[W]) -> Result<()> {
     let bad = values.iter().filter(|&&value| !Wide::to_f64(value).is_finite()).count();
     if bad == 0 {
         return Ok(());
@@ -363,7 +363,7 @@ fn refuse_not_finite<W: Wide>(path: &Path, name: &str, values: &[W]) -> Result<(
 }
 
 /// The stage in a name such as `stages.2.blocks.0.conv1.weight`.
-fn stage(name: &str) -> Option<usize> {
+pub(crate) fn stage(name: &str) -> Option<usize> {
     name.strip_prefix("stages.")?.split('.').next()?.parse().ok()
 }
 
@@ -400,15 +400,44 @@ pub(crate) fn describe(file: &TensorFile<f32>) -> String {
     format!("{} in {} stages", parts(&names), stages(names.iter().map(String::as_str)))
 }
 
+/// How an image gets its size.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resize {
+    /// timm's name of the filter.
+    pub interpolation: String,
+    /// Side of the central square that is taken, as a part of the shorter side.
+    pub crop: f64,
+}
+
+impl Resize {
+    /// What [`selfie_data`] does for such a network.
+    pub(crate) fn ours(model: &ModelConfig) -> Self {
+        // Images that already have their size are not cropped: see the loader.
+        Self { interpolation: "bilinear".into(), crop: if model.has_large_stem() { 0.875 } else { 1.0 } }
+    }
+}
+
+/// Where weights lie, as Python is to find them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Place<'a> {
+    /// A folder that has `config.json` as well.
+    Folder(&'a str),
+    /// The file itself.
+    File(&'a str),
+}
+
 /// What others need to know to load the weights.
-struct Card<'a> {
+pub(crate) struct Card<'a> {
     about: About<'a>,
+    resize: Resize,
     stages: usize,
     /// Of the backbone's file.
     classes: usize,
     /// Those behind the attention pooling, in its file.
     pooled_classes: usize,
     large_stem: bool,
+    /// Whether [`POOL_FILE`] lies beside the weights.
+    has_pool: bool,
 }
 
 impl<'a> Card<'a> {
@@ -416,13 +445,18 @@ impl<'a> Card<'a> {
         let apart = goes_apart(table);
         let classes =
             |wanted: bool| table.get(HEAD).filter(|head| apart(head) == wanted).map_or(0, |head| head.shape[0]);
-        Self {
-            about,
-            stages: stages(table.entries().iter().map(|entry| entry.name.as_str())),
-            classes: classes(false),
-            pooled_classes: classes(true),
-            large_stem: about.model.has_large_stem(),
-        }
+        let stages = stages(table.entries().iter().map(|entry| entry.name.as_str()));
+        let layers = EncoderLayers { stages, head: Head::Conv, classes: classes(false) };
+        let has_pool = table.entries().iter().any(&apart);
+        let pooled_classes = classes(true);
+        Self { has_pool, pooled_classes, ..Self::of_encoder(about, layers, Resize::ours(about.model)) }
+    }
+
+    /// Of the layers that make features and scores, alone.
+    pub(crate) fn of_encoder(about: About<'a>, layers: EncoderLayers, resize: Resize) -> Self {
+        let EncoderLayers { stages, classes, .. } = layers;
+        let large_stem = about.model.has_large_stem();
+        Self { about, resize, stages, classes, pooled_classes: 0, large_stem, has_pool: false }
     }
 
     /// Arguments that make timm's `resnetv2_50` this network.
@@ -441,11 +475,9 @@ impl<'a> Card<'a> {
     }
 
     /// The keys of timm's `config.json`.
-    fn config(&self) -> Value {
+    pub(crate) fn config(&self) -> Value {
         let model = self.about.model;
         let size = model.image_size;
-        // Images that already have their size are not cropped: see the loader.
-        let crop = if self.large_stem { 0.875 } else { 1.0 };
         let stem_stride = if self.large_stem { 4 } else { 1 };
         let last_map = size.div_ceil(stem_stride << (self.stages.max(1) - 1));
         let mut config = json!({
@@ -459,8 +491,8 @@ impl<'a> Card<'a> {
                 "custom_load": false,
                 "input_size": [3, size, size],
                 "fixed_input_size": false,
-                "interpolation": "bilinear",
-                "crop_pct": crop,
+                "interpolation": self.resize.interpolation,
+                "crop_pct": self.resize.crop,
                 "crop_mode": "center",
                 "mean": model.mean,
                 "std": model.std,
@@ -480,8 +512,47 @@ impl<'a> Card<'a> {
         config
     }
 
-    fn readme(&self) -> String {
+    /// The lines of Python that load the weights.
+    pub(crate) fn loading(&self, place: Place<'_>) -> String {
+        let literal = |text: &str| Value::from(text).to_string();
+        let file = match place {
+            Place::Folder(folder) if self.large_stem => {
+                let folder = literal(&format!("local-dir:{folder}"));
+                return format!("import timm\n\nmodel = timm.create_model({folder}, pretrained=True)");
+            }
+            Place::Folder(folder) => literal(&format!("{folder}/{MODEL_FILE}")),
+            Place::File(file) => literal(file),
+        };
+        let mut args: Vec<_> = self.model_args().iter().map(|(key, value)| format!(", {key}={value}")).collect();
+        args.push(format!(", num_classes={}", self.classes));
+        let args = args.concat();
+        let model = format!("model = timm.create_model(\"resnetv2_50\"{args})");
+        let load = format!("model.load_state_dict(safetensors.torch.load_file({file}))");
+        if self.large_stem {
+            return format!("import safetensors.torch, timm\n\n{model}\n{load}");
+        }
+        format!(
+            "import safetensors.torch, timm, torch\n\n\
+             # The 3x3 stem for small images is not a timm model: replace the 7x7 one and its pooling.\n\
+             {model}\n\
+             model.stem.conv = torch.nn.Conv2d(3, {}, 3, stride=1, padding=1, bias=False)\n\
+             model.stem.pool = torch.nn.Identity()\n\
+             {load}",
+            self.about.model.stem_width
+        )
+    }
+
+    /// What the network takes, in words.
+    pub(crate) fn input(&self) -> String {
         let model = self.about.model;
+        let [mean, std] = [model.mean, model.std].map(|values| format!("{values:?}"));
+        format!(
+            "RGB, {size} x {size}, `(pixel / 255 - mean) / std` with mean {mean} and std {std}",
+            size = model.image_size
+        )
+    }
+
+    pub(crate) fn readme(&self) -> String {
         let last = self.stages - 1;
         let what = match (self.classes, self.pooled_classes) {
             (0, 0) => format!("The patch network of a Selfie pretraining: stem, stages 0-{last} and norm."),
@@ -491,39 +562,25 @@ impl<'a> Card<'a> {
             ),
             (classes, _) => format!("A ResNet v2 that tells {classes} classes apart."),
         };
-        let mut args: Vec<_> = self.model_args().iter().map(|(key, value)| format!(", {key}={value}")).collect();
-        args.push(format!(", num_classes={}", self.classes));
-        let args = args.concat();
-        let load = if self.large_stem {
-            "model = timm.create_model(\"local-dir:PATH/OF/THIS/FOLDER\", pretrained=True)".to_string()
-        } else {
-            format!(
-                "# The 3x3 stem for small images is not a timm model: replace the 7x7 one and its pooling.\n\
-                 model = timm.create_model(\"resnetv2_50\"{args})\n\
-                 model.stem.conv = torch.nn.Conv2d(3, {}, 3, stride=1, padding=1, bias=False)\n\
-                 model.stem.pool = torch.nn.Identity()\n\
-                 model.load_state_dict(safetensors.torch.load_file(\"{MODEL_FILE}\"))",
-                model.stem_width
-            )
-        };
-        let imports = if self.large_stem { "import timm" } else { "import safetensors.torch, timm, torch" };
-        let pool = match (self.classes, self.pooled_classes) {
-            (0, 0) => {
+        // Where timm has the model it takes the folder, which the reader has to name.
+        let place = if self.large_stem { Place::Folder("PATH/OF/THIS/FOLDER") } else { Place::File(MODEL_FILE) };
+        let pool = match (self.has_pool, self.pooled_classes) {
+            (false, _) => String::new(),
+            (true, 0) => {
                 format!("`{POOL_FILE}` is the attention pooling of the pretext task, which timm has no place for.\n\n")
             }
-            (0, _) => format!(
+            (true, _) => format!(
                 "`{POOL_FILE}` is that pooling and the classifier behind it, which timm has no place for: what is loaded above \
                  makes features.\n\n"
             ),
-            _ => String::new(),
         };
-        let [mean, std] = [model.mean, model.std].map(|values| format!("{values:?}"));
         format!(
             "# Weights\n\n{what} Tensor names and shapes are those of timm's `resnetv2_50`.\n\n\
-             ```python\n{imports}\n\n{load}\n```\n\n\
-             Input: RGB, {size} x {size}, `(pixel / 255 - mean) / std` with mean {mean} and std {std}.\n\n{pool}\
+             ```python\n{}\n```\n\n\
+             Input: {}.\n\n{pool}\
              With selfie: `selfie finetune --init PATH/OF/THIS/FOLDER`, `selfie inspect PATH/OF/THIS/FOLDER`.\n",
-            size = model.image_size,
+            self.loading(place),
+            self.input()
         )
     }
 }

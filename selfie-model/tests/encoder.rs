@@ -1,10 +1,11 @@
 //! The encoder against the networks whose layers it has: the same features, whatever is beside an image in its batch.
 
+use safetensors::tensor::SafeTensors;
 use selfie_data::{Dataset, Geometry, Image};
 use selfie_kernels::{Backend, Cpu, Element};
 use selfie_model::{
-    About, Begin, Build, Classifier, Classify, Encoder, EncoderLayers, ErrorKind, Head, Images, Inputs, Mode,
-    ModelConfig, Network, Preset, Purpose, Selfie, write_weights,
+    About, Begin, Build, Classifier, Classify, Encoded, Encoder, EncoderLayers, ErrorKind, Head, Images, Inputs, Layer,
+    Mode, ModelConfig, Network, Preset, Purpose, Selfie, write_weights,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -224,4 +225,42 @@ fn an_untrained_encoder_is_what_training_begins_with() {
     let mut found = Vec::new();
     untrained.encode(&images(Noise::new(32, 7)), |image| found.push(image.features.to_vec())).expect("encodes");
     assert_eq!(found, expected.into_iter().map(|(_, features, _)| features).collect::<Vec<_>>());
+}
+
+/// The tensors of a file under other names; those without one are left out.
+fn renamed(from: &Path, to: &Path, name: impl Fn(&str) -> Option<String>) {
+    let bytes = std::fs::read(from).expect("written");
+    let file = SafeTensors::deserialize(&bytes).expect("ours");
+    let tensors = file.iter().filter_map(|(old, view)| Some((name(old)?, view)));
+    std::fs::write(to, safetensors::serialize(tensors, None).expect("unique names")).expect("writable");
+}
+
+#[test]
+fn an_earlier_layer_is_a_shorter_network() {
+    let (folder, config, _) = classified::<f64>();
+    let whole = folder.path().join("model.safetensors");
+    for stage in 1..4 {
+        // The norm that takes the stage's output ends a network of so many stages.
+        let short = folder.path().join(format!("short-{stage}.safetensors"));
+        let next = format!("stages.{stage}.blocks.0.norm1.");
+        renamed(&whole, &short, |name| match name.strip_prefix(&next) {
+            Some(rest) => Some(format!("norm.{rest}")),
+            None => {
+                let of = name.strip_prefix("stages.").map_or(0, |rest| rest[..1].parse().expect("a stage"));
+                (of < stage && !name.starts_with("norm.") && !name.starts_with("head.")).then(|| name.into())
+            }
+        });
+        let expected = encode::<f64>(&short, &config, 3, 1, &images(Noise::new(32, 7)));
+        let build = Build { config: &config, batch: 4, purpose: Purpose::Evaluate, seed: 0 };
+        let layers = EncoderLayers { stages: 4, head: Head::Conv, classes: 5 };
+        let mut encoder = Encoder::<Cpu, f64>::new(cpu(2), build, layers).expect("a sound network");
+        encoder.load(folder.path()).expect("its weights");
+        encoder.take_at(Layer { stage, pooling: Head::Conv }).expect("one of four");
+        assert_eq!(encoder.width(), config.channels(stage - 1));
+        let mut found: All = Vec::new();
+        let mut each = |image: Encoded<'_>| found.push((image.index, image.features.to_vec(), image.scores.to_vec()));
+        encoder.encode(&images(Noise::new(32, 7)), &mut each).expect("encodes");
+        assert_eq!(found, expected, "stage {stage}");
+        assert!(found[0].1 != found[1].1 && encoder.take_at(Layer { stage: 5, pooling: Head::Conv }).is_err());
+    }
 }

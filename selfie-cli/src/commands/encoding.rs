@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use selfie_data::BadFile;
 use selfie_kernels::{Backend, Element};
-use selfie_model::{Build, Encoded, Encoder, EncoderLayers, Images, ModelConfig, Purpose};
+use selfie_model::{Build, Encoded, Encoder, EncoderLayers, Images, Layer, ModelConfig, Purpose};
 
 use super::evaluate::Weights;
 use crate::config::{Request, Resolved, Settings, Task};
@@ -22,6 +22,8 @@ pub struct Trained {
     pub settings: Settings,
     /// The network's layers.
     pub layers: EncoderLayers,
+    /// Where the features are taken.
+    pub layer: Layer,
     /// The classes that it tells apart; none of a pretraining run.
     pub classes: Vec<String>,
     /// Speaks to the person.
@@ -45,13 +47,7 @@ impl Trained {
     /// # Errors
     /// Usage, input, and what the system refuses.
     pub fn open(run: &Path, weights: Weights, typed: &Request) -> anyhow::Result<Self> {
-        let request = Request {
-            files: typed.files.clone(),
-            set: typed.set.clone(),
-            flags: typed.flags.clone(),
-            environment: typed.environment.clone(),
-            run: Some(run.into()),
-        };
+        let request = Request { run: Some(run.into()), ..typed.clone() };
         let resolved = Resolved::new(Task::Evaluate, &request)?;
         let settings = resolved.settings();
         let layers = EncoderLayers::of(run)?;
@@ -68,7 +64,25 @@ impl Trained {
         let model = settings.network(weights.image_size.unwrap_or(settings.data.image_size))?;
         let chosen = device::choose(&settings.run)?;
         let (run, classes) = (run.to_path_buf(), weights.classes);
-        Ok(Self { run, resolved, settings, layers, classes, reporter: Reporter::new(Voice::Full), model, chosen })
+        let (layer, reporter) = (layers.last(), Reporter::new(Voice::Full));
+        Ok(Self { run, resolved, settings, layers, layer, classes, reporter, model, chosen })
+    }
+
+    /// The same with its features taken at `layer`, if one is given.
+    ///
+    /// # Errors
+    /// Usage: a stage that the network does not have.
+    pub fn at(self, layer: Option<Layer>) -> anyhow::Result<Self> {
+        let Some(layer) = layer else { return Ok(self) };
+        if layer.stage > self.layers.stages {
+            return Err(Problem::usage(format!(
+                "--layer stage{}: expected stage1 to stage{}, which {} has",
+                layer.stage,
+                self.layers.stages,
+                self.run.display()
+            )));
+        }
+        Ok(Self { layer, ..self })
     }
 
     /// Seed of the run: its network began with the parameters that were drawn from it, if it began from scratch.
@@ -111,7 +125,8 @@ struct Encoding<'a> {
 impl Work for Encoding<'_> {
     type Output = Vec<Vec<BadFile>>;
     fn run<B: Backend<T>, T: Element>(self, device: B) -> anyhow::Result<Self::Output> {
-        let Self { trained: Trained { run, settings, layers, reporter, .. }, parameters, build, parts, each } = self;
+        let Self { trained: Trained { run, settings, layers, layer, reporter, .. }, parameters, build, parts, each } =
+            self;
         // Scores of a network without training say nothing.
         let layers = match parameters {
             Parameters::Trained => *layers,
@@ -129,6 +144,7 @@ impl Work for Encoding<'_> {
                 reporter.warn(format!("the weights of {} have `{name}`, which is not used", run.display()));
             }
         }
+        encoder.take_at(*layer)?;
         let parts = parts.iter().enumerate();
         parts.map(|(part, images)| Ok(encoder.encode(images, |image| each(part, image))?)).collect()
     }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use selfie_model::{Checkpoint, CheckpointStore, MODEL_FILE, POOL_FILE, TensorFile};
+use selfie_model::{Checkpoint, CheckpointStore, Description, MODEL_FILE, POOL_FILE, TensorFile};
 use serde_json::{Value, json};
 
 use super::next::{self, Labelled};
@@ -24,8 +24,8 @@ struct Findings {
     files: Vec<Tensors>,
     /// `config.json` beside the weights.
     config: Option<Value>,
-    /// The lines that load the weights.
-    loading: Option<String>,
+    /// How to load the weights elsewhere.
+    loading: Option<Loading>,
     /// Of a run.
     status: Option<Status>,
     /// Of a run: its checkpoints.
@@ -34,6 +34,22 @@ struct Findings {
     best: Option<String>,
     /// Of a checkpoint.
     progress: Option<Value>,
+}
+
+/// How weights are loaded in Python.
+struct Loading {
+    /// The lines.
+    lines: String,
+    /// What the network takes.
+    input: String,
+}
+
+impl Loading {
+    /// None for tensors that timm has no place for.
+    fn of(weights: &Path) -> anyhow::Result<Option<Self>> {
+        let Ok(description) = Description::of(weights) else { return Ok(None) };
+        Ok(Some(Self { lines: description.loading(weights)?, input: description.input() }))
+    }
 }
 
 struct Tensors {
@@ -92,12 +108,17 @@ fn look(path: &Path) -> anyhow::Result<Findings> {
     if path.is_file() {
         findings.files.push(Tensors::read(path)?);
         findings.read_about(path.parent().unwrap_or(Path::new(".")));
+        findings.loading = Loading::of(path)?;
     } else if path.join("manifest.json").is_file() {
         findings.kind = "a checkpoint";
         let checkpoint = Checkpoint::<f32>::read(path)?;
         findings.progress = Some(serde_json::to_value(checkpoint.progress)?);
         findings.config = Some(checkpoint.config);
         findings.files.push(Tensors::read(&path.join("weights.safetensors"))?);
+        // What the puzzle has beside the network would be refused.
+        if !findings.files[0].has("pool.") {
+            findings.loading = Loading::of(path)?;
+        }
     } else if path.join("config.toml").is_file() || path.join(MODEL_FILE).is_file() {
         let weights = if path.join(MODEL_FILE).is_file() {
             findings.kind = "a weights folder";
@@ -120,6 +141,9 @@ fn look(path: &Path) -> anyhow::Result<Findings> {
             }
         }
         findings.read_about(&weights);
+        if weights.join(MODEL_FILE).is_file() {
+            findings.loading = Loading::of(&weights)?;
+        }
     } else {
         let found = if path.exists() { "none of them" } else { "nothing" };
         return Err(Problem::input(format!(
@@ -135,9 +159,6 @@ impl Findings {
     fn read_about(&mut self, folder: &Path) {
         let text = std::fs::read_to_string(folder.join("config.json")).ok();
         self.config = text.and_then(|text| serde_json::from_str(&text).ok());
-        let readme = std::fs::read_to_string(folder.join("README.md")).unwrap_or_default();
-        let block = readme.split("```").nth(1).map(|block| block.split_once('\n').map_or(block, |(_, code)| code));
-        self.loading = block.map(|code| code.trim().to_string());
     }
 
     /// What a classifier that starts from these weights would have to learn from random values.
@@ -180,6 +201,8 @@ impl Findings {
             "best": self.best,
             "config": self.config,
             "not_pretrained": self.not_pretrained(),
+            "input": self.loading.as_ref().map(|loading| &loading.input),
+            "loading": self.loading.as_ref().map(|loading| &loading.lines),
             "files": files,
         })
     }
@@ -233,9 +256,9 @@ impl Findings {
             writeln!(text, "  a classifier that starts from it begins afresh: {missing}").expect(INFALLIBLE);
             writeln!(text, "\nto finetune from it:\n  {}", next::finetune(path, &labelled)).expect(INFALLIBLE);
         }
-        if let Some(code) = &self.loading {
-            writeln!(text, "\nto load it in Python:").expect(INFALLIBLE);
-            code.lines().for_each(|line| writeln!(text, "  {line}").expect(INFALLIBLE));
+        if let Some(Loading { lines, input }) = &self.loading {
+            writeln!(text, "\nto load it in Python (input: {input}):").expect(INFALLIBLE);
+            lines.lines().for_each(|line| writeln!(text, "  {line}").expect(INFALLIBLE));
         }
         text
     }

@@ -246,7 +246,7 @@ impl Report<'_> {
         let (reference, reference_error) = probe::accuracy(&untrained.predicted, &labels);
         let (gain, gain_error) = probe::gain(&predicted, &untrained.predicted, &labels);
         let (n, classes) = (labels.len(), subject.classes().len());
-        let (chance, seed, layer) = (1.0 / classes as f64, subject.trained.seed(), subject.trained.layers.to_string());
+        let (chance, seed, layer) = (1.0 / classes as f64, subject.trained.seed(), subject.trained.layer.to_string());
         let text = match answer {
             Answer::Json => {
                 let answer = json!({

@@ -59,7 +59,7 @@ impl Layer {
 }
 
 /// What was typed, and the environment.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Request {
     /// Files of `-c`, in order.
     pub files: Vec<PathBuf>,

@@ -44,31 +44,15 @@ impl Knn {
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
             return Err(Error::usage("temperature", self.temperature, "a number above 0"));
         }
-        if !queries.len().is_multiple_of(train.width) || queries.iter().any(|value| !value.is_finite()) {
-            let expected = format!("finite numbers, {} for each image", train.width);
-            return Err(Error::usage("features", queries.len(), expected));
-        }
-        on_threads(threads, || {
-            let (train_rows, queries) = (normalised(train.features, train.width), normalised(queries, train.width));
-            let blocks = queries.par_chunks(QUERIES * train.width);
-            let blocks = blocks.map(|block| {
-                let mut nearest: Vec<Nearest> = block.chunks_exact(train.width).map(|_| Nearest::new(self.k)).collect();
-                for (index, row) in train_rows.chunks_exact(train.width).enumerate() {
-                    for (query, nearest) in block.chunks_exact(train.width).zip(&mut nearest) {
-                        nearest.offer(dot(query, row), index);
-                    }
-                }
-                nearest.iter().map(|nearest| self.vote(nearest, train.labels)).collect::<Vec<_>>()
-            });
-            blocks.flatten_iter().collect()
-        })
+        let nearest = nearest(train.features, queries, train.width, self.k, threads)?;
+        Ok(nearest.iter().map(|found| self.vote(found, train.labels)).collect())
     }
 
-    fn vote(&self, nearest: &Nearest, labels: &[u32]) -> u32 {
+    fn vote(&self, nearest: &[Neighbour], labels: &[u32]) -> u32 {
         let mut votes = vec![0.0; self.classes];
         // A factor of all weights does not matter, and this one keeps them from overflowing.
-        let most = nearest.found.first().map_or(0.0, |&(similarity, _)| f64::from(similarity));
-        for &(similarity, index) in &nearest.found {
+        let most = nearest.first().map_or(0.0, |nearest| f64::from(nearest.similarity));
+        for &Neighbour { similarity, index } in nearest {
             votes[labels[index] as usize] += libm::exp((f64::from(similarity) - most) / self.temperature);
         }
         let best = (1..self.classes).fold(0, |best, class| if votes[class] > votes[best] { class } else { best });
@@ -76,10 +60,47 @@ impl Knn {
     }
 }
 
+/// A vector near another.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Neighbour {
+    /// The cosine of the angle between the two.
+    pub similarity: f32,
+    /// Its place.
+    pub index: usize,
+}
+
+/// For each of `queries`, `[m, width]`, the `k` nearest of `rows`, `[n, width]`, from the nearest on; all of them where there
+/// are fewer, and of equally near ones the first. On so many threads, which do not matter to the result.
+///
+/// # Errors
+/// Usage: lengths that are no multiples of the width, numbers that are not finite.
+pub fn nearest(rows: &[f32], queries: &[f32], width: usize, k: usize, threads: usize) -> Result<Vec<Vec<Neighbour>>> {
+    for numbers in [rows, queries] {
+        if width == 0 || !numbers.len().is_multiple_of(width) || numbers.iter().any(|value| !value.is_finite()) {
+            let expected = format!("finite numbers, {width} for each image");
+            return Err(Error::usage("features", numbers.len(), expected));
+        }
+    }
+    on_threads(threads, || {
+        let (rows, queries) = (normalised(rows, width), normalised(queries, width));
+        let blocks = queries.par_chunks(QUERIES * width);
+        let blocks = blocks.map(|block| {
+            let mut nearest: Vec<Nearest> = block.chunks_exact(width).map(|_| Nearest::new(k)).collect();
+            for (index, row) in rows.chunks_exact(width).enumerate() {
+                for (query, nearest) in block.chunks_exact(width).zip(&mut nearest) {
+                    nearest.offer(dot(query, row), index);
+                }
+            }
+            nearest.into_iter().map(|nearest| nearest.found).collect::<Vec<_>>()
+        });
+        blocks.flatten_iter().collect()
+    })
+}
+
 /// The nearest so far, from the nearest on.
 struct Nearest {
     k: usize,
-    found: Vec<(f32, usize)>,
+    found: Vec<Neighbour>,
 }
 
 impl Nearest {
@@ -89,11 +110,11 @@ impl Nearest {
 
     /// Indices come in ascending order: one that is as near as another stands behind it.
     fn offer(&mut self, similarity: f32, index: usize) {
-        if self.found.len() == self.k && self.found.last().is_some_and(|&(least, _)| similarity <= least) {
+        if self.found.len() == self.k && self.found.last().is_none_or(|least| similarity <= least.similarity) {
             return;
         }
-        let place = self.found.partition_point(|&(other, _)| other >= similarity);
-        self.found.insert(place, (similarity, index));
+        let place = self.found.partition_point(|other| other.similarity >= similarity);
+        self.found.insert(place, Neighbour { similarity, index });
         self.found.truncate(self.k);
     }
 }

@@ -3,9 +3,11 @@
 mod knn;
 mod lbfgs;
 mod linear;
+mod pca;
 
-pub use knn::{DEFAULT_NEIGHBOURS, DEFAULT_TEMPERATURE, Knn, normalise};
+pub use knn::{DEFAULT_NEIGHBOURS, DEFAULT_TEMPERATURE, Knn, Neighbour, nearest, normalise};
 pub use linear::{Fit, Linear, PENALTIES, TOLERANCE};
+pub use pca::{Components, principal_components};
 
 use crate::error::{Error, Result};
 

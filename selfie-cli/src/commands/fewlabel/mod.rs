@@ -7,7 +7,6 @@
 mod pace;
 mod plan;
 mod plot;
-mod statistics;
 mod table;
 
 use std::fs;

@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::statistics::Interval;
 use super::table::{Row, Table};
+use crate::statistics::Interval;
+use crate::svg::escaped;
 
 /// What every writer to a `String` is.
 const INFALLIBLE: &str = "writing to a string cannot fail";
@@ -200,9 +201,4 @@ fn short(text: &str) -> String {
     const MOST: usize = 14;
     let length = text.chars().count();
     if length <= MOST { text.into() } else { format!("…{}", text.chars().skip(length - MOST).collect::<String>()) }
-}
-
-/// As text of XML.
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

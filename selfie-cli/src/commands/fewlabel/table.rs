@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use super::plan::Plan;
-use super::statistics::{Interval, Sample};
+use crate::statistics::{Interval, Sample};
 
 /// What every writer to a `String` is.
 const INFALLIBLE: &str = "writing to a string cannot fail";

@@ -1,44 +1,85 @@
-//! `evaluate`: how well a finetuned run classifies.
+//! `evaluate`: how well finetuned runs classify.
 
-use std::fmt::Write as _;
-use std::path::Path;
+mod matrix;
+mod report;
+
+use std::path::{Path, PathBuf};
 
 use selfie_kernels::{Backend, Element};
 use selfie_model::{Build, Classification, Classifier, Images, Purpose, classify, find_weights, load_weights};
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use self::matrix::Matrix;
 use super::begin::where_they_were;
 use super::next::{self, Labelled};
 use crate::args::Evaluate;
 use crate::config::{Request, Resolved, Task};
 use crate::data;
+use crate::destination::Existing;
 use crate::device::{self, Work};
 use crate::exit::{Exit, Problem};
 use crate::memory::{self, Beside, Need};
 use crate::progress::{Reporter, Voice};
 use crate::screen;
 
-/// Confusion matrices of more classes are not printed whole.
-const MATRIX_UP_TO: usize = 20;
-
 /// The largest that `data.image_size` takes.
 const MAX_IMAGE_SIZE: u64 = 4096;
+
+/// A run, measured.
+struct Measured {
+    run: PathBuf,
+    classes: Vec<String>,
+    found: Classification,
+}
 
 /// Runs the command.
 ///
 /// # Errors
 /// Usage, input, and what the system refuses.
 pub fn run(arguments: &Evaluate) -> anyhow::Result<Exit> {
-    let run = &arguments.run;
-    let Weights { classes, image_size } = Weights::of_run(run)?;
-    let typed = &arguments.flags.request;
-    let request = Request {
-        files: typed.files.clone(),
-        set: typed.set.clone(),
-        flags: typed.flags.clone(),
-        environment: typed.environment.clone(),
-        run: Some(run.clone()),
+    let Evaluate { runs, matrix, overwrite, json, flags } = arguments;
+    let matrix = matrix.as_deref().map(|path| Matrix::new(path, Existing::new(*overwrite))).transpose()?;
+    let weights = runs.iter().map(|run| Weights::of_run(run)).collect::<anyhow::Result<Vec<_>>>()?;
+    let others = weights.iter().position(|other| other.classes != weights[0].classes);
+    if let (Some(_), Some(other)) = (&matrix, others) {
+        return Err(Problem::usage(format!(
+            "--matrix: {} and {} have other classes, so that there is no matrix of both; give it for one of them",
+            runs[0].display(),
+            runs[other].display()
+        )));
+    }
+    let reporter = Reporter::new(Voice::Full);
+    let mut all = Vec::new();
+    for (run, weights) in runs.iter().zip(weights) {
+        let classes = weights.classes.clone();
+        let found = measure(run, weights, &flags.request, &reporter, *json || !all.is_empty())?;
+        all.push(Measured { run: run.clone(), classes, found });
+    }
+    let text = match (*json, &all[..]) {
+        (true, [one]) => format!("{:#}\n", report::as_json(one)),
+        (true, all) => format!("{:#}\n", report::all_as_json(all)),
+        (false, [one]) => report::as_text(one),
+        (false, all) => report::all_as_text(all),
     };
+    if let Some(matrix) = matrix {
+        let confusion = report::added(&all);
+        matrix.write(&all[0].classes, &confusion)?;
+        reporter.say(format!("wrote     {}", matrix.path().display()));
+    }
+    screen::print(&text)?;
+    Ok(Exit::Done)
+}
+
+/// Measures a run. What it does is said where the person does not know it yet.
+fn measure(
+    run: &Path,
+    weights: Weights,
+    typed: &Request,
+    reporter: &Reporter,
+    is_known: bool,
+) -> anyhow::Result<Classification> {
+    let Weights { classes, image_size } = weights;
+    let request = Request { run: Some(run.into()), ..typed.clone() };
     let resolved = Resolved::new(Task::Evaluate, &request)?;
     let settings = resolved.settings();
     let chosen = device::choose(&settings.run)?;
@@ -46,29 +87,19 @@ pub fn run(arguments: &Evaluate) -> anyhow::Result<Exit> {
     let (images, notes) = images?;
     // The run's own geometry, whatever the data would suggest.
     let model = settings.network(image_size.unwrap_or(settings.data.image_size))?;
-    let reporter = Reporter::new(Voice::Full);
     notes.into_iter().for_each(|note| reporter.warn(note));
-    if !arguments.json {
+    if !is_known {
         reporter.say(format!("data      {}, {} used", images.dataset.describe(), images.items.len()));
         chosen.notes.iter().for_each(|note| reporter.say(note));
     }
     let batch = settings.train.batch.min(images.items.len());
     let build = Build { config: &model, batch, purpose: Purpose::Evaluate, seed: 0 };
     let workers = settings.data.workers;
-    let found = chosen.run(Measurement {
-        build,
-        classes: classes.len(),
-        run,
-        images: &images,
-        workers,
-        reporter: &reporter,
-    })?;
+    let found = chosen.run(Measurement { build, classes: classes.len(), run, images: &images, workers, reporter })?;
     for file in &found.skipped {
         reporter.warn(format!("skipped {}: {}", file.key, file.reason));
     }
-    let text = if arguments.json { format!("{:#}\n", as_json(&found, &classes)) } else { as_text(&found, &classes) };
-    screen::print(&text)?;
-    Ok(Exit::Done)
+    Ok(found)
 }
 
 /// The measurement, on whatever device was chosen.
@@ -155,68 +186,4 @@ impl Weights {
 
 fn wrong(path: &Path, found: impl std::fmt::Display) -> anyhow::Error {
     Problem::input(format!("{}: expected the description of the weights: {found}", path.display()))
-}
-
-/// Right ones and all of a class.
-fn of_class(found: &Classification, class: usize) -> (u64, u64) {
-    (found.confusion[class][class], found.confusion[class].iter().sum())
-}
-
-fn as_json(found: &Classification, classes: &[String]) -> Value {
-    let per_class = classes.iter().enumerate().map(|(class, name)| {
-        let (right, all) = of_class(found, class);
-        json!({ "class": name, "n": all, "accuracy": (all > 0).then(|| right as f64 / all as f64) })
-    });
-    json!({
-        "top1": found.top1,
-        "top5": found.top5,
-        "n": found.n,
-        "loss": found.loss,
-        "per_class": per_class.collect::<Vec<_>>(),
-        "confusion": found.confusion,
-    })
-}
-
-fn as_text(found: &Classification, classes: &[String]) -> String {
-    const INFALLIBLE: &str = "writing to a string cannot fail";
-    let mut text = format!(
-        "top-1 {:.2}%  top-5 {:.2}%  loss {:.4}  n = {}\n\n",
-        100.0 * found.top1,
-        100.0 * found.top5,
-        found.loss,
-        found.n
-    );
-    let width = classes.iter().map(|name| name.chars().count()).max().unwrap_or(0).min(24);
-    let name = |class: usize| -> String { classes[class].chars().take(width).collect() };
-    if classes.len() <= MATRIX_UP_TO {
-        let cell = found.confusion.iter().flatten().map(|count| count.to_string().len()).max().unwrap_or(1).max(3) + 1;
-        writeln!(text, "rows: the class; columns: what was predicted, in the same order").expect(INFALLIBLE);
-        for class in 0..classes.len() {
-            write!(text, "{:<width$} ", name(class)).expect(INFALLIBLE);
-            for count in &found.confusion[class] {
-                write!(text, "{count:>cell$}").expect(INFALLIBLE);
-            }
-            let (right, all) = of_class(found, class);
-            let share = if all > 0 { format!("{:>7.1}%", 100.0 * right as f64 / all as f64) } else { "      -".into() };
-            writeln!(text, " {share}").expect(INFALLIBLE);
-        }
-        return text;
-    }
-    writeln!(text, "{:<width$} {:>9} {:>7}", "class", "accuracy", "n").expect(INFALLIBLE);
-    for class in 0..classes.len() {
-        let (right, all) = of_class(found, class);
-        let share = if all > 0 { format!("{:.1}%", 100.0 * right as f64 / all as f64) } else { "-".into() };
-        writeln!(text, "{:<width$} {share:>9} {all:>7}", name(class)).expect(INFALLIBLE);
-    }
-    let mut confused: Vec<_> = (0..classes.len())
-        .flat_map(|class| (0..classes.len()).map(move |other| (class, other)))
-        .filter(|&(class, other)| class != other && found.confusion[class][other] > 0)
-        .collect();
-    confused.sort_by_key(|&(class, other)| std::cmp::Reverse(found.confusion[class][other]));
-    writeln!(text, "\nmost often confused").expect(INFALLIBLE);
-    for &(class, other) in confused.iter().take(10) {
-        writeln!(text, "  {} taken for {}: {}", name(class), name(other), found.confusion[class][other])
-            .expect(INFALLIBLE);
-    }
-    text
 }

@@ -25,7 +25,18 @@ pub struct Interval {
     pub high: f64,
 }
 
+/// That quantile of the normal distribution.
+const NORMAL: f64 = 1.959_963_984_540_054;
+
 impl Interval {
+    /// Of a share of which `right` of `n` were seen, by Wilson (1927): it stays within 0 and 1, and is no point at either end.
+    pub fn of_share(right: f64, n: f64) -> Self {
+        let (share, square) = (right / n, NORMAL * NORMAL);
+        let centre = (share + square / (2.0 * n)) / (1.0 + square / n);
+        let half = NORMAL / (1.0 + square / n) * (share * (1.0 - share) / n + square / (4.0 * n * n)).sqrt();
+        Self { low: (centre - half).max(0.0), high: (centre + half).min(1.0) }
+    }
+
     /// Whether it has the value in it.
     pub fn contains(self, value: f64) -> bool {
         (self.low..=self.high).contains(&value)
@@ -75,6 +86,23 @@ impl Sample {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn intervals_of_shares() {
+        // Newcombe (1998), table I, method 3: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
+        for (right, n, low, high) in [
+            (81.0, 263.0, 0.2553, 0.3662),
+            (15.0, 148.0, 0.0624, 0.1605),
+            (0.0, 20.0, 0.0, 0.1611),
+            (1.0, 29.0, 0.0061, 0.1718),
+        ] {
+            let found = Interval::of_share(right, n);
+            // Printed with four digits.
+            assert!((found.low - low).abs() <= 5e-5 && (found.high - high).abs() <= 5e-5, "{right} of {n}: {found:?}");
+        }
+        let all = Interval::of_share(20.0, 20.0);
+        assert!(all.high == 1.0 && all.low < 0.85);
+    }
 
     fn sample(values: &[f64]) -> Sample {
         Sample::of(values).expect("some")

@@ -237,7 +237,7 @@ fn renamed(from: &Path, to: &Path, name: impl Fn(&str) -> Option<String>) {
 
 #[test]
 fn an_earlier_layer_is_a_shorter_network() {
-    let (folder, config, _) = classified::<f64>();
+    let (folder, config, _) = classified::<f64>(Head::Conv);
     let whole = folder.path().join("model.safetensors");
     for stage in 1..4 {
         // The norm that takes the stage's output ends a network of so many stages.
@@ -263,4 +263,27 @@ fn an_earlier_layer_is_a_shorter_network() {
         assert_eq!(found, expected, "stage {stage}");
         assert!(found[0].1 != found[1].1 && encoder.take_at(Layer { stage: 5, pooling: Head::Conv }).is_err());
     }
+}
+
+#[test]
+fn an_attention_pooling_is_a_layer_of_its_own() {
+    let (folder, config, pooled) = classified::<f64>(Head::Attention);
+    let layers = EncoderLayers::of(folder.path()).expect("weights");
+    let build = Build { config: &config, batch: 4, purpose: Purpose::Evaluate, seed: 0 };
+    let mut encoder = Encoder::<Cpu, f64>::new(cpu(2), build, layers).expect("a sound network");
+    encoder.load(folder.path()).expect("its weights");
+    let mut at = |layer| {
+        encoder.take_at(layer).expect("it is there");
+        let mut found: All = Vec::new();
+        let mut each = |image: Encoded<'_>| found.push((image.index, image.features.to_vec(), image.scores.to_vec()));
+        encoder.encode(&images(Noise::new(32, 7)), &mut each).expect("encodes");
+        found
+    };
+    // The average over the map is what the backbone's file alone makes.
+    let backbone = folder.path().join("backbone.safetensors");
+    std::fs::copy(folder.path().join("model.safetensors"), &backbone).expect("copied");
+    let average = Layer { stage: 3, pooling: Head::Conv };
+    assert_eq!(at(average), encode::<f64>(&backbone, &config, 3, 1, &images(Noise::new(32, 7))));
+    assert_eq!(at(layers.last()), pooled, "and back again");
+    assert!(encoder.take_at(Layer { stage: 2, pooling: Head::Attention }).is_err());
 }

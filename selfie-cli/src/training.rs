@@ -104,8 +104,8 @@ pub enum Ended {
 pub type Observer<'a, B, T, N> =
     &'a mut dyn FnMut(&mut Trainer<B, T, N>, &StepMetrics, &Reporter) -> anyhow::Result<()>;
 
-/// Gives the accuracy of a probe of the network's features, which must not change the network.
-pub type Probe<'a, N> = Box<dyn FnMut(&N, &Reporter) -> anyhow::Result<f64> + 'a>;
+/// Gives the accuracy of a probe of the network's features, which must not change the network; none where they are not finite.
+pub type Probe<'a, N> = Box<dyn FnMut(&N, &Reporter) -> anyhow::Result<Option<f64>> + 'a>;
 
 /// Trains to the end, or until a signal. The reporter's line of training is begun and ended here.
 ///
@@ -349,6 +349,10 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
         let interruptible = self.job.leave_at_once(stopped);
         let accuracy = probe(self.trainer.network(), self.reporter)?;
         drop(interruptible);
+        let Some(accuracy) = accuracy else {
+            self.reporter.warn(format!("step {}: the features are not finite, so there is no k-NN accuracy", progress.step));
+            return Ok(());
+        };
         self.reporter.say(format!("step {}: k-NN accuracy {:.1}%", progress.step, 100.0 * accuracy));
         self.metrics.push(Line {
             step: progress.step,

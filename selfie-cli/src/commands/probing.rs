@@ -84,7 +84,8 @@ impl Probing {
         Ok(Encoder::new(network.device().clone(), self.build(build), LAYERS)?)
     }
 
-    /// The share of test images that their neighbours, by the features of `network`, classify right.
+    /// The share of test images that their neighbours, by the features of `network`, classify right; none where features are
+    /// not finite, as training can mend what ails the network, and notices itself if it does not.
     ///
     /// # Errors
     /// Too many bad images; those of the device.
@@ -93,7 +94,7 @@ impl Probing {
         encoder: &mut Encoder<B, T>,
         network: &impl Network<B, T>,
         reporter: &Reporter,
-    ) -> anyhow::Result<f64> {
+    ) -> anyhow::Result<Option<f64>> {
         encoder.take(network)?;
         let mut encode = |images: &Images| {
             let mut features = Features::default();
@@ -103,9 +104,12 @@ impl Probing {
             anyhow::Ok(features)
         };
         let (train, test) = (encode(&self.train)?, encode(&self.test)?);
+        if [&train, &test].iter().any(|part| part.features.iter().any(|value| !value.is_finite())) {
+            return Ok(None);
+        }
         let k = DEFAULT_NEIGHBOURS.min(train.labels.len());
         let knn = Knn { k, temperature: DEFAULT_TEMPERATURE, classes: self.classes };
         let predicted = knn.predict(train.labelled(), &test.features, self.threads)?;
-        Ok(probe::accuracy(&predicted, &test.labels).0)
+        Ok(Some(probe::accuracy(&predicted, &test.labels).0))
     }
 }

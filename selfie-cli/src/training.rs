@@ -350,7 +350,8 @@ impl<'a, B: Backend<T>, T: Element, N: Network<B, T>> Loop<'a, B, T, N> {
         let accuracy = probe(self.trainer.network(), self.reporter)?;
         drop(interruptible);
         let Some(accuracy) = accuracy else {
-            self.reporter.warn(format!("step {}: the features are not finite, so there is no k-NN accuracy", progress.step));
+            self.reporter
+                .warn(format!("step {}: the features are not finite, so there is no k-NN accuracy", progress.step));
             return Ok(());
         };
         self.reporter.say(format!("step {}: k-NN accuracy {:.1}%", progress.step, 100.0 * accuracy));

@@ -13,7 +13,7 @@ use crate::{
     Affine, Backend, ConvDims, Cpu, Cuda, Element, Error, Grad, Len, Memory, Partials, Philox, Result, Scalar, View,
     ViewMut, Wide,
 };
-use ndarray::{Array2, Array3, ArrayView2, ArrayView3};
+use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis};
 use num_traits::Float;
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config as ProptestConfig, TestRunner};
@@ -612,10 +612,13 @@ pub(crate) fn conv_taps(d: ConvDims) -> impl Iterator<Item = (usize, usize, usiz
 pub(crate) fn convolve(d: ConvDims, x: &[f64], w: &[f64]) -> Vec<Exact> {
     let x = ArrayView2::from_shape((d.rows_in(), d.c), x).expect("length of x");
     let w = ArrayView3::from_shape((d.k, d.r * d.s, d.c), w).expect("length of w");
+    // [tap, c, k]: what the innermost loop reads and adds to lies side by side.
+    let w = w.permuted_axes([1, 2, 0]).as_standard_layout().into_owned();
     let mut y = Array2::from_elem((d.rows_out(), d.k), Exact::default());
     for (output, tap, input) in conv_taps(d) {
-        for (k, y) in y.row_mut(output).iter_mut().enumerate() {
-            (0..d.c).for_each(|c| y.add(x[[input, c]] * w[[k, tap, c]]));
+        let mut y = y.row_mut(output);
+        for (&x, w) in x.row(input).iter().zip(w.index_axis(Axis(0), tap).rows()) {
+            y.iter_mut().zip(w).for_each(|(y, &w)| y.add(x * w));
         }
     }
     y.into_raw_vec_and_offset().0
@@ -627,8 +630,8 @@ pub(crate) fn filter_gradient(d: ConvDims, dy: &[Exact], x: &[f64]) -> Vec<Exact
     let dy = ArrayView2::from_shape((d.rows_out(), d.k), dy).expect("length of dy");
     let mut dw = Array3::from_elem((d.k, d.r * d.s, d.c), Exact::default());
     for (output, tap, input) in conv_taps(d) {
-        for k in 0..d.k {
-            (0..d.c).for_each(|c| dw[[k, tap, c]] += dy[[output, k]].times(x[[input, c]]));
+        for (&dy, mut dw) in dy.row(output).iter().zip(dw.index_axis_mut(Axis(1), tap).rows_mut()) {
+            dw.iter_mut().zip(x.row(input)).for_each(|(dw, &x)| *dw += dy.times(x));
         }
     }
     dw.into_raw_vec_and_offset().0

@@ -1,7 +1,7 @@
 use super::*;
 use crate::testing::*;
 use crate::{Affine, Cpu, Wide};
-use ndarray::{Array2, ArrayView2, ArrayView3, ArrayView4};
+use ndarray::{Array2, Array4, ArrayView2, ArrayView3, ArrayView4, Axis};
 use proptest::prelude::any;
 
 const fn conv([n, h, w]: [usize; 3], [c, k]: [usize; 2], [r, s]: [usize; 2], stride: usize, pad: usize) -> ConvDims {
@@ -287,19 +287,17 @@ fn oracle_forward<D: TestDevice, T: Element>(layer: &Layer<T>, residual: Option<
     y
 }
 
-fn oracle_backward_data<D: TestDevice, T: Element>(
-    layer: &Layer<T>,
-    dy: &[Exact],
-    addend: Option<&HostAddend<T>>,
-) -> Vec<Exact> {
+/// The gradient of the convolution's input, before the mask.
+fn oracle_products<D: TestDevice, T: Element>(layer: &Layer<T>, dy: &[Exact]) -> Vec<Exact> {
     let d = layer.dims;
     let w = exact(&layer.w);
     let w = ArrayView3::from_shape((d.k, d.r * d.s, d.c), &w).expect("length of w");
     let rows = ArrayView2::from_shape((d.rows_out(), d.k), dy).expect("length of dy");
     let mut dx = Array2::from_elem((d.rows_in(), d.c), Exact::default());
     for (output, tap, input) in conv_taps(d) {
-        for (c, dx) in dx.row_mut(input).iter_mut().enumerate() {
-            (0..d.k).for_each(|k| *dx += rows[[output, k]].times(w[[k, tap, c]]));
+        let mut dx = dx.row_mut(input);
+        for (&dy, w) in rows.row(output).iter().zip(w.index_axis(Axis(1), tap).rows()) {
+            dx.iter_mut().zip(w).for_each(|(dx, &w)| *dx += dy.times(w));
         }
     }
     if D::filters_minimally(&d) {
@@ -307,7 +305,16 @@ fn oracle_backward_data<D: TestDevice, T: Element>(
         let magnitudes = minimal::convolution(d, &dy, d.c, |c, tap, k| w[[k, 8 - tap, c]]);
         set_magnitudes(dx.as_slice_mut().expect("contiguous"), magnitudes);
     }
-    let mut dx = dx.into_shape_with_order((d.n, d.h, d.w, d.c)).expect("as many elements");
+    dx.into_raw_vec_and_offset().0
+}
+
+fn oracle_backward_data<T: Element>(
+    layer: &Layer<T>,
+    products: &[Exact],
+    addend: Option<&HostAddend<T>>,
+) -> Vec<Exact> {
+    let d = layer.dims;
+    let mut dx = Array4::from_shape_vec((d.n, d.h, d.w, d.c), products.to_vec()).expect("length of dx");
     if let Some(HostAddend { values, stride }) = addend {
         let values = exact(values);
         let shape = (d.n, d.h.div_ceil(*stride), d.w.div_ceil(*stride), d.c);
@@ -380,10 +387,11 @@ fn check_backward_data<D: Tested<T>, T: Element>(
 ) {
     let (device, dims) = (D::get(), layer.dims);
     let grad = dy.oracle(dims.k);
+    let products = oracle_products::<D, T>(layer, &grad);
     let (transform, operands) = (HostGrad::<T>::ROUNDINGS, dy.operand_epsilon(D::operand_epsilon::<T>()));
     for &addend in addends {
         let (dz, sums) = backward_data(device, layer, dy, addend);
-        let want = oracle_backward_data::<D, T>(layer, &grad, addend);
+        let want = oracle_backward_data(layer, &products, addend);
         let add = 1;
         let roundings = dims.r * dims.s * dims.k + 1 + transform + add;
         assert_close_products::<T::Wide, _>("dz", &dz, &want, roundings, operands);
@@ -682,7 +690,7 @@ fn a_nan_of_the_input_reaches_every_output_that_reads_it<D: Tested<f32>>() {
     let dw = backward_filter(D::get(), &layer, &dy);
     assert_nan_where("dw", &dw, |i| i % c == 4);
     // Here the mask lets the gradient pass, and only the sum of `dz * xhat` sees the NaN.
-    let want = oracle_backward_data::<D, _>(&layer, &dy.oracle(k), None);
+    let want = oracle_backward_data(&layer, &oracle_products::<D, _>(&layer, &dy.oracle(k)), None);
     let (dz, sums) = backward_data(D::get(), &layer, &dy, None);
     assert!(dz[MIDDLE * c + 4] != 0.0);
     assert_close::<f32, _>("dz", &dz, &want, 9 * k + 2);

@@ -30,7 +30,7 @@ pub struct EncoderLayers {
 }
 
 impl EncoderLayers {
-    /// Those that a weight file has, or the one that a run's folder means ([`find_weights`]).
+    /// Those that a weight file has, or the one that a run's folder means ([`crate::find_weights`]).
     ///
     /// # Errors
     /// [`Error::Read`]; [`Error::Malformed`] for what is no such file, and for names of no ResNet.

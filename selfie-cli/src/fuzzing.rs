@@ -28,7 +28,8 @@ pub fn config_toml(path: &Path) {
         let (section, name) = entry.key.split();
         assert_eq!(entry.key.kind.read_toml(&read[section][name]).as_ref(), Some(&entry.value), "{}", entry.key.name);
     }
-    assert!(resolved.check_continues(&resolved.as_json()).expect("the same").is_empty(), "{}", as_json(&resolved));
+    let changes = resolved.check_continues(&resolved.as_json()).expect("the same");
+    assert!(changes.allowed.is_empty() && changes.moved.is_empty(), "{changes:?} of {}", as_json(&resolved));
     let (settings, training) = (resolved.settings(), resolved.settings().training());
     let image_size = if settings.data.image_size > 0 { settings.data.image_size } else { 32 };
     let Ok(model) = settings.network(image_size) else { return };

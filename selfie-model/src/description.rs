@@ -6,7 +6,7 @@ use crate::encoder::EncoderLayers;
 use crate::error::{Error, Result, reading};
 use crate::tensor_file::TensorFile;
 use crate::weights::{
-    About, CHECKPOINT_FILE, Card, HEAD, MODEL_FILE, POOL, Place, Resize, find_weights, stage, stages,
+    About, CHECKPOINT_FILE, Card, HEAD, MODEL_FILE, NO_RESNET, POOL, Place, Resize, find_weights, stage, stages_of,
 };
 use safetensors::tensor::SafeTensors;
 use serde_json::Value;
@@ -154,20 +154,15 @@ fn config_of(path: &Path, bytes: &[u8]) -> Result<Option<(PathBuf, Value)>> {
 
 /// The network whose tensors a file has, by their names and shapes.
 fn network(path: &Path, file: &TensorFile<f32>) -> Result<(ModelConfig, EncoderLayers)> {
-    let advice = "give the weights of a run, or of timm's resnetv2_50";
-    let stages = stages(file.shapes().map(|(name, _)| name));
     let (width, side) = match file.shape("stem.conv.weight") {
         Some(&[width, 3, 7, 7]) => (width, 7),
         Some(&[width, 3, 3, 3]) => (width, 3),
         other => {
             let found = other.map_or("no such tensor".into(), |shape| format!("{shape:?}"));
-            return Err(Error::malformed(path, "`stem.conv.weight` of [n, 3, 7, 7] or [n, 3, 3, 3]", found, advice));
+            return Err(Error::malformed(path, "`stem.conv.weight` of [n, 3, 7, 7] or [n, 3, 3, 3]", found, NO_RESNET));
         }
     };
-    if !(1..=4).contains(&stages) {
-        let expected = "tensors of 1 to 4 stages (stages.0 and so on)";
-        return Err(Error::malformed(path, expected, format!("{stages} stages"), advice));
-    }
+    let stages = stages_of(file)?;
     let mut depths = [1; 4];
     for (name, _) in file.shapes() {
         let block = name.split('.').nth(3).and_then(|block| block.parse::<usize>().ok());
@@ -177,7 +172,7 @@ fn network(path: &Path, file: &TensorFile<f32>) -> Result<(ModelConfig, EncoderL
     }
     let (stem, image_size) = if side == 7 { (Stem::Large, 224) } else { (Stem::Small, 32) };
     let model = ModelConfig { stem, stem_width: width, depths, ..ModelConfig::preset(Preset::Resnet50, image_size) };
-    model.check().map_err(|error| Error::malformed(path, "a possible network", error.to_string(), advice))?;
+    model.check().map_err(|error| Error::malformed(path, "a possible network", error.to_string(), NO_RESNET))?;
     // A checkpoint has a classifier behind its pooling in the same file.
     let has_pool = file.shapes().any(|(name, _)| name.starts_with(POOL));
     let classes = file.shape(HEAD).filter(|_| !has_pool).and_then(|shape| shape.first()).map_or(0, |&classes| classes);

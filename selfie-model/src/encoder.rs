@@ -44,6 +44,11 @@ impl EncoderLayers {
     pub fn last(&self) -> Layer {
         Layer { stage: self.stages, pooling: self.head }
     }
+
+    /// Whether features can be taken there.
+    pub fn has(&self, layer: Layer) -> bool {
+        (1..=self.stages).contains(&layer.stage) && (layer.pooling == Head::Conv || layer == self.last())
+    }
 }
 
 /// Where features are taken: behind so many stages, by the norm that takes their output, pooled to one vector.
@@ -120,9 +125,7 @@ impl<B: Memory, T: Element> Encoder<B, T> {
     /// Usage: a stage or a pooling that the network does not have.
     pub fn take_at(&mut self, layer: Layer) -> Result<()> {
         let layers = self.network.layers;
-        let is_there =
-            (1..=layers.stages).contains(&layer.stage) && (layer.pooling == Head::Conv || layer == layers.last());
-        if !is_there {
+        if !layers.has(layer) {
             let expected = format!("behind stage 1 to {}, or the last: {}", layers.stages, layers.last());
             return Err(Error::usage("layer", layer, expected));
         }

@@ -24,6 +24,8 @@ pub const POOL_FILE: &str = "pool.safetensors";
 pub(crate) const CHECKPOINT_FILE: &str = "weights.safetensors";
 pub(crate) const POOL: &str = "pool.";
 pub(crate) const HEAD: &str = "head.fc.weight";
+/// Advice for a file of another network.
+pub(crate) const NO_RESNET: &str = "give the weights of a run, or of timm's resnetv2_50";
 
 /// Whether a tensor of a network with these tensors goes into [`POOL_FILE`].
 fn goes_apart(table: &Table) -> impl Fn(&Entry) -> bool + use<> {
@@ -189,16 +191,24 @@ pub fn find_weights(source: &Path) -> Result<PathBuf> {
 /// The layers that the weights of a path are of, see [`EncoderLayers::of`].
 pub(crate) fn layers_of(source: &Path) -> Result<EncoderLayers> {
     let weights = Weights::<f32>::read(source, Pool::Beside)?;
-    let stages = stages(weights.model.shapes().map(|(name, _)| name));
-    if !(1..=4).contains(&stages) {
-        let (expected, found) = ("tensors of 1 to 4 stages (stages.0 and so on)", format!("{stages} stages"));
-        let advice = "give the weights of a run, or of timm's resnetv2_50";
-        return Err(Error::malformed(weights.model.path(), expected, found, advice));
-    }
+    let stages = stages_of(&weights.model)?;
     let classes = weights.file_of(HEAD).shape(HEAD).and_then(|shape| shape.first()).map_or(0, |&classes| classes);
     // Classes stand behind the pooling, if there is one: without classes it is the puzzle's.
     let head = if classes > 0 && weights.have_pool() { Head::Attention } else { Head::Conv };
     Ok(EncoderLayers { stages, head, classes })
+}
+
+/// Number of stages that a ResNet's file has.
+///
+/// # Errors
+/// [`Error::Malformed`]: none, or more than four.
+pub(crate) fn stages_of<W: Wide>(file: &TensorFile<W>) -> Result<usize> {
+    let stages = stages(file.shapes().map(|(name, _)| name));
+    if !(1..=4).contains(&stages) {
+        let (expected, found) = ("tensors of 1 to 4 stages (stages.0 and so on)", format!("{stages} stages"));
+        return Err(Error::malformed(file.path(), expected, found, NO_RESNET));
+    }
+    Ok(stages)
 }
 
 /// What tells one weight file from another, wherever it lies.

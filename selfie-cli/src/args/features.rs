@@ -32,19 +32,27 @@ pub struct Embed {
     /// The file to write: .npy, .csv, .parquet or .safetensors
     #[arg(short, long, value_name = "FILE")]
     pub out: PathBuf,
-    /// Which images: all, those to train on, or those held out
-    #[arg(long, value_name = "PART", default_value = "all")]
-    pub part: PartName,
-    /// Take vectors behind an earlier stage: stage1, stage2 and so on [default: the last]
-    #[arg(long, value_name = "STAGE", value_parser = layer)]
-    pub layer: Option<Layer>,
     /// Divide every vector by its Euclidean length
     #[arg(long)]
     pub l2: bool,
+    /// What `embed`, `neighbors` and `map` share.
+    #[command(flatten)]
+    pub features: FeatureFlags,
+}
+
+/// Which features of which images, and how they are answered with.
+#[derive(Debug, Args)]
+pub struct FeatureFlags {
+    /// Which images: all, those to train on, or those held out
+    #[arg(long, value_name = "PART", default_value = "all")]
+    pub part: PartName,
+    /// Take features behind an earlier stage: stage1, stage2 and so on [default: the last]
+    #[arg(long, value_name = "STAGE", value_parser = layer)]
+    pub layer: Option<Layer>,
     /// Replace the file if it is there
     #[arg(long, visible_alias = "force")]
     pub overwrite: bool,
-    /// Print one JSON object: what was written, and what was skipped
+    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
     /// The configuration.
@@ -110,21 +118,9 @@ pub struct Neighbors {
     /// Write a sheet of pictures as well: a .png file
     #[arg(short, long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Which images: all, those to train on, or those held out
-    #[arg(long, value_name = "PART", default_value = "all")]
-    pub part: PartName,
-    /// Take features behind an earlier stage: stage1, stage2 and so on [default: the last]
-    #[arg(long, value_name = "STAGE", value_parser = layer)]
-    pub layer: Option<Layer>,
-    /// Replace the file if it is there
-    #[arg(long, visible_alias = "force")]
-    pub overwrite: bool,
-    /// Print one JSON object
-    #[arg(long)]
-    pub json: bool,
-    /// The configuration.
+    /// What `embed`, `neighbors` and `map` share.
     #[command(flatten)]
-    pub flags: ConfigFlags<ForEvaluate>,
+    pub features: FeatureFlags,
 }
 
 pub(super) const MAP_HELP: &str = "\
@@ -154,21 +150,9 @@ pub struct Map {
     /// Side of a picture in the file, in pixels
     #[arg(long, value_name = "PIXELS", default_value_t = 40, value_parser = clap::value_parser!(u32).range(8..=256))]
     pub side: u32,
-    /// Which images: all, those to train on, or those held out
-    #[arg(long, value_name = "PART", default_value = "all")]
-    pub part: PartName,
-    /// Take features behind an earlier stage: stage1, stage2 and so on [default: the last]
-    #[arg(long, value_name = "STAGE", value_parser = layer)]
-    pub layer: Option<Layer>,
-    /// Replace the file if it is there
-    #[arg(long, visible_alias = "force")]
-    pub overwrite: bool,
-    /// Print one JSON object
-    #[arg(long)]
-    pub json: bool,
-    /// The configuration.
+    /// What `embed`, `neighbors` and `map` share.
     #[command(flatten)]
-    pub flags: ConfigFlags<ForEvaluate>,
+    pub features: FeatureFlags,
 }
 
 /// A value of `--perplexity`.

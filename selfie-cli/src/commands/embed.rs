@@ -18,12 +18,12 @@ use crate::vectors::Destination;
 /// # Errors
 /// Usage, input, and what the system refuses.
 pub fn run(arguments: &Embed) -> anyhow::Result<Exit> {
-    let Embed { run, out, part, layer, l2, overwrite, json, flags } = arguments;
-    let destination = Destination::new(out, Existing::new(*overwrite))?;
-    let trained = Trained::open(run, Weights::of_any_run(run)?, &flags.request)?.at(*layer)?;
+    let Embed { run, out, l2, features } = arguments;
+    let destination = Destination::new(out, Existing::new(features.overwrite))?;
+    let trained = Trained::open(run, Weights::of_any_run(run)?, &features.flags.request)?.at(features.layer)?;
     let reporter = &trained.reporter;
     refuse_inside(out, &trained.settings.data.path)?;
-    let mut gallery = Gallery::of(&trained, (*part).into())?;
+    let mut gallery = Gallery::of(&trained, features.part.into())?;
     let vectors = &mut gallery.vectors;
     if *l2 {
         vectors.values.chunks_exact_mut(vectors.width).for_each(normalise);
@@ -33,7 +33,7 @@ pub fn run(arguments: &Embed) -> anyhow::Result<Exit> {
     destination.write(vectors, &about)?;
     let files: Vec<_> = destination.files().iter().rev().map(|file| file.display().to_string()).collect();
     reporter.say(format!("wrote     {n} vectors of {width} numbers ({layer}): {}", files.join(", ")));
-    if *json {
+    if features.json {
         let skipped = gallery.skipped_as_json();
         let vectors = &gallery.vectors;
         let answer = json!({

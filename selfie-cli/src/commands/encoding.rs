@@ -74,7 +74,7 @@ impl Trained {
     /// Usage: a stage that the network does not have.
     pub fn at(self, layer: Option<Layer>) -> anyhow::Result<Self> {
         let Some(layer) = layer else { return Ok(self) };
-        if layer.stage > self.layers.stages {
+        if !self.layers.has(layer) {
             return Err(Problem::usage(format!(
                 "--layer stage{}: expected stage1 to stage{}, which {} has",
                 layer.stage,

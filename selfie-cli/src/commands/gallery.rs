@@ -108,21 +108,6 @@ pub fn thumbnail(image: &Image, side: usize) -> Vec<u8> {
     pixels
 }
 
-/// The bytes of a PNG file of `[height, width, 3]`.
-///
-/// # Errors
-/// Sides that no PNG has.
-pub fn png(width: usize, height: usize, pixels: &[u8]) -> anyhow::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let mut encoder = png::Encoder::new(&mut bytes, u32::try_from(width)?, u32::try_from(height)?);
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(png::BitDepth::Eight);
-    let mut writer = encoder.write_header()?;
-    writer.write_image_data(pixels)?;
-    writer.finish()?;
-    Ok(bytes)
-}
-
 /// Pixels that pictures are put on.
 pub struct Sheet {
     width: usize,
@@ -152,9 +137,16 @@ impl Sheet {
     /// The bytes of a PNG file.
     ///
     /// # Errors
-    /// As [`png`].
+    /// Sides that no PNG has.
     pub fn png(&self) -> anyhow::Result<Vec<u8>> {
-        png(self.width, self.height, &self.pixels)
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, u32::try_from(self.width)?, u32::try_from(self.height)?);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_depth(png::BitDepth::Eight);
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(&self.pixels)?;
+        writer.finish()?;
+        Ok(bytes)
     }
 }
 

@@ -54,18 +54,18 @@ struct Found {
 /// # Errors
 /// Usage, input, and what the system refuses.
 pub fn run(arguments: &Neighbors) -> anyhow::Result<Exit> {
-    let Neighbors { run, image, k, queries, out, part, layer, overwrite, json, flags } = arguments;
+    let Neighbors { run, image, k, queries, out, features } = arguments;
     if let Some(out) = out {
         if !out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
             return Err(Problem::usage(format!("--out {}: expected a file name that ends with .png", out.display())));
         }
-        destination::check("--out", out, std::slice::from_ref(out), Existing::new(*overwrite))?;
+        destination::check("--out", out, std::slice::from_ref(out), Existing::new(features.overwrite))?;
     }
-    let trained = Trained::open(run, Weights::of_any_run(run)?, &flags.request)?.at(*layer)?;
+    let trained = Trained::open(run, Weights::of_any_run(run)?, &features.flags.request)?.at(features.layer)?;
     if let Some(out) = out {
         refuse_inside(out, &trained.settings.data.path)?;
     }
-    let gallery = Gallery::of(&trained, (*part).into())?;
+    let gallery = Gallery::of(&trained, features.part.into())?;
     let threads = trained.settings.run.threads;
     let width = gallery.vectors.width;
     // An image of the data is its own nearest one, and is left out.
@@ -95,7 +95,7 @@ pub fn run(arguments: &Neighbors) -> anyhow::Result<Exit> {
         durable::write_file(out, &sheet(&gallery, &found)?.png()?)?;
         trained.reporter.say(format!("wrote     {}", out.display()));
     }
-    let text = if *json {
+    let text = if features.json {
         let answer = json!({
             "run": run,
             "layer": layer,

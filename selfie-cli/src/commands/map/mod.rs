@@ -36,19 +36,19 @@ const BEGINNING: f64 = 1e-4;
 /// # Errors
 /// Usage, input, and what the system refuses.
 pub fn run(arguments: &Map) -> anyhow::Result<Exit> {
-    let Map { run, out, perplexity, side, part, layer, overwrite, json, flags } = arguments;
+    let Map { run, out, perplexity, side, features } = arguments;
     if !out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("html")) {
         return Err(Problem::usage(format!("--out {}: expected a file name that ends with .html", out.display())));
     }
-    destination::check("--out", out, std::slice::from_ref(out), Existing::new(*overwrite))?;
-    let mut trained = Trained::open(run, Weights::of_any_run(run)?, &flags.request)?.at(*layer)?;
+    destination::check("--out", out, std::slice::from_ref(out), Existing::new(features.overwrite))?;
+    let mut trained = Trained::open(run, Weights::of_any_run(run)?, &features.flags.request)?.at(features.layer)?;
     // The run's own limit was for its training.
     let limit = &trained.resolved.entry("data.limit").origin;
     if matches!(limit, Origin::BuiltIn | Origin::Preset(_) | Origin::Init(_) | Origin::Run(_)) {
         trained.settings.data.limit = DEFAULT_LIMIT;
     }
     refuse_inside(out, &trained.settings.data.path)?;
-    let gallery = Gallery::of(&trained, (*part).into())?;
+    let gallery = Gallery::of(&trained, features.part.into())?;
     let (n, width, threads) = (gallery.len(), gallery.vectors.width, trained.settings.run.threads);
     if n < 2 {
         return Err(Problem::input(format!(
@@ -76,7 +76,7 @@ pub fn run(arguments: &Map) -> anyhow::Result<Exit> {
     durable::write_file(out, page.as_bytes())?;
     let names: Vec<_> = layouts.iter().map(|layout| layout["name"].clone()).collect();
     trained.reporter.say(format!("wrote     {}: {n} images", out.display()));
-    if *json {
+    if features.json {
         let answer = json!({
             "file": out,
             "n": n,

@@ -229,7 +229,11 @@ fn kernels_are_machine_code_or_ptx() {
         ("capability=80", 17, &["machine code for sm_80"]),
         ("capability=89", 17, &["machine code for sm_86"]),
         ("capability=87", 17, &["PTX", "no machine code for compute capability 8.7"]),
-        ("code=209", 21, &["PTX", "machine code for sm_90a: the driver refuses it: CUDA_ERROR_NO_BINARY_FOR_GPU"]),
+        (
+            "code=209",
+            21,
+            &["PTX", "machine code for sm_90a cannot be loaded: the driver refuses it: CUDA_ERROR_NO_BINARY_FOR_GPU"],
+        ),
     ] {
         let machine = Machine::that(behaviour);
         let value = machine.runs("doctor --json").json();
@@ -255,7 +259,13 @@ fn a_kernel_that_is_stuck() {
     let ran = machine.runs(&line);
     assert_eq!(ran.code, Some(1), "{}{}", ran.out, ran.err);
     assert_eq!(ran.err.matches("error:").count(), 1, "{}", ran.err);
-    ran.says(&["_sm90.cu", "stuck", "block [5, 0, 0]", "thread 128 for parity 1 of the mbarrier", "start again"]);
+    ran.says(&[
+        "_sm90.cu",
+        "stuck",
+        "threads of block [5, 0, 0]",
+        "wait: 128 for parity 1 of the mbarrier",
+        "start again",
+    ]);
 }
 
 #[test]

@@ -102,7 +102,7 @@ impl fmt::Display for Form {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::MachineCode(generation) => write!(f, "machine code for {generation}"),
-            Self::Ptx(why) => write!(f, "PTX, which the driver translates: {why}"),
+            Self::Ptx(why) => write!(f, "PTX, which the driver translates, as {why}"),
             Self::Emulated => f.write_str("compiled for the emulator"),
         }
     }
@@ -143,12 +143,12 @@ impl Module {
             None => format!("there is no machine code for compute capability {}.{}", capability / 10, capability % 10),
             Some((generation, code)) => match decompress(code).and_then(|code| take(Image::MachineCode(code))) {
                 Ok(taken) => return Ok((taken, Form::MachineCode(generation))),
-                Err(why) => format!("machine code for {generation}: {why}"),
+                Err(why) => format!("machine code for {generation} cannot be loaded: {why}"),
             },
         };
         match take(Image::Ptx(self.ptx)) {
             Ok(taken) => Ok((taken, Form::Ptx(why))),
-            Err(refused) => Err(format!("{refused} (taken as PTX, as {why})")),
+            Err(refused) => Err(format!("{refused} (as PTX, as {why})")),
         }
     }
 }
@@ -221,11 +221,11 @@ mod tests {
     #[test]
     fn a_driver_that_refuses_it_is_given_ptx() {
         let (form, offered) = loaded(90, Refuses::MachineCode);
-        assert_eq!(form, Ok(Form::Ptx("machine code for sm_90a: NO_BINARY_FOR_GPU".into())));
+        assert_eq!(form, Ok(Form::Ptx("machine code for sm_90a cannot be loaded: NO_BINARY_FOR_GPU".into())));
         assert_eq!(offered, ["code", "PTX"]);
         let (form, _) = loaded(90, Refuses::Everything);
         let said = form.expect_err("nothing was taken");
-        assert!(said.starts_with("INVALID_IMAGE") && said.contains("machine code for sm_90a: INVALID_IMAGE"), "{said}");
+        assert!(said.starts_with("INVALID_IMAGE") && said.contains("sm_90a cannot be loaded: INVALID_IMAGE"), "{said}");
     }
 
     #[test]

@@ -24,13 +24,13 @@ pub(crate) struct StuckThread {
 pub(crate) fn told(threads: &[StuckThread], kernel: impl FnOnce([u32; 3]) -> String) -> Option<Error> {
     let mut told = threads.iter().filter(|thread| thread.told == 1).peekable();
     let StuckThread { block, grid, .. } = **told.peek()?;
-    // Mostly those of other blocks wait for the same.
+    // Those of other blocks mostly wait for the same.
     let waits = told.filter(|thread| thread.block == block).map(|StuckThread { thread, barrier, parity, .. }| {
-        format!("thread {thread} for parity {parity} of the mbarrier at shared address {barrier}")
+        format!("{thread} for parity {parity} of the mbarrier at shared address {barrier}")
     });
     let reason = format!(
-        "stuck: of block {block:?} of {grid:?} wait {}; a mistake of the program, please report it; the device is lost to \
-         this process: start again, the run goes on from its last save",
+        "stuck: threads of block {block:?} of {grid:?} wait: {}; a mistake of the program, please report it; the device is \
+         lost to this process: start again, the run goes on from its last save",
         waits.collect::<Vec<_>>().join(", ")
     );
     Some(Error::Launch { kernel: kernel(grid), reason })
@@ -62,8 +62,9 @@ mod tests {
             StuckThread::default(),
         ];
         let error = told(&threads, |grid| format!("ring of {}", grid[0])).expect("something is told").to_string();
-        let expected = "kernel ring of 132: stuck: of block [7, 0, 0] of [132, 1, 1] wait thread 32 for parity 1 of the mbarrier \
-                        at shared address 1032, thread 64 for parity 0 of the mbarrier at shared address 1040; a mistake";
+        let expected = "kernel ring of 132: stuck: threads of block [7, 0, 0] of [132, 1, 1] wait: \
+                        32 for parity 1 of the mbarrier at shared address 1032, \
+                        64 for parity 0 of the mbarrier at shared address 1040; a mistake";
         assert!(error.starts_with(expected), "{error}");
     }
 
@@ -89,14 +90,11 @@ mod tests {
         let ran = again.output().expect("the test starts once more");
         let said = String::from_utf8_lossy(&[ran.stdout, ran.stderr].concat()).into_owned();
         assert!(
-            said.contains("it ends by kernel conformance_stuck: stuck: of block [1, 0, 0] of [3, 1, 1] wait"),
+            said.contains("it ends by kernel conformance_stuck: stuck: threads of block [1, 0, 0] of [3, 1, 1] wait: "),
             "{said}"
         );
         for thread in [0, 32, 64, 96] {
-            assert!(
-                said.contains(&format!("thread {thread} for parity 1 of the mbarrier at shared address")),
-                "{said}"
-            );
+            assert!(said.contains(&format!(" {thread} for parity 1 of the mbarrier at shared address")), "{said}");
         }
     }
 }

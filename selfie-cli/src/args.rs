@@ -276,6 +276,9 @@ pub struct Knn {
     /// Training images that have a vote: all, or as `selfie finetune --labels` takes it (balanced over classes)
     #[arg(long, value_name = "BUDGET", default_value = "all")]
     pub labels: String,
+    /// Where features are taken.
+    #[command(flatten)]
+    pub layer: LayerFlags,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -295,6 +298,9 @@ pub struct LinearProbe {
     /// Fraction of these by which the penalty is chosen
     #[arg(long, value_name = "FRACTION", default_value_t = 0.2, value_parser = fraction)]
     pub validation: f64,
+    /// Where features are taken.
+    #[command(flatten)]
+    pub layer: LayerFlags,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::begin::where_they_were;
 use super::encoding::{Parameters, Trained};
 use super::evaluate::Weights;
-use crate::args::{ConfigFlags, ForEvaluate, Knn, LinearProbe, Probe};
+use crate::args::{ConfigFlags, ForEvaluate, Knn, LayerFlags, LinearProbe, Probe};
 use crate::data::{self, Parts};
 use crate::exit::{Exit, Problem};
 use crate::screen;
@@ -27,8 +27,8 @@ pub fn run(command: &Probe) -> anyhow::Result<Exit> {
 }
 
 fn knn(arguments: &Knn) -> anyhow::Result<Exit> {
-    let Knn { run, k, temperature, labels, json, flags } = arguments;
-    let subject = Subject::open(run, flags, labels, 0.0)?;
+    let Knn { run, k, temperature, labels, layer, json, flags } = arguments;
+    let subject = Subject::open(run, flags, layer, labels, 0.0)?;
     let (reporter, images) = (&subject.trained.reporter, subject.parts.train.items.len());
     let k = match *k {
         Some(k) if k as usize > images => {
@@ -57,8 +57,8 @@ fn knn(arguments: &Knn) -> anyhow::Result<Exit> {
 }
 
 fn linear(arguments: &LinearProbe) -> anyhow::Result<Exit> {
-    let LinearProbe { run, labels, validation, json, flags } = arguments;
-    let subject = Subject::open(run, flags, labels, *validation)?;
+    let LinearProbe { run, labels, validation, layer, json, flags } = arguments;
+    let subject = Subject::open(run, flags, layer, labels, *validation)?;
     if subject.parts.held_out.is_none() {
         return Err(Problem::usage(format!(
             "--validation {validation}: there are {} training images, of which this leaves none to choose the penalty by; \
@@ -176,8 +176,14 @@ impl Features {
 }
 
 impl Subject {
-    fn open(run: &Path, flags: &ConfigFlags<ForEvaluate>, labels: &str, validation: f64) -> anyhow::Result<Self> {
-        let trained = Trained::open(run, Weights::of_any_run(run)?, &flags.request)?;
+    fn open(
+        run: &Path,
+        flags: &ConfigFlags<ForEvaluate>,
+        layer: &LayerFlags,
+        labels: &str,
+        validation: f64,
+    ) -> anyhow::Result<Self> {
+        let trained = Trained::open(run, Weights::of_any_run(run)?, &flags.request)?.at(layer)?;
         let opened = data::for_probe(&trained.settings.data, labels, validation);
         let (parts, test) = opened.map_err(|error| where_they_were(error, &trained.resolved))?;
         parts.notes.iter().for_each(|note| trained.reporter.say(note));

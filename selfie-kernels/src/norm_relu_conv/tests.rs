@@ -70,6 +70,8 @@ const FORWARD_CASES: &[(&str, ConvDims)] = &[
     ("3x3, stride 2, wide, even sides", conv([3, 18, 20], [128, 136], [3, 3], 2, 1)),
     ("1x1, stride 2, narrow, odd sides", conv([5, 15, 13], [128, 64], [1, 1], 2, 0)),
     ("1x1, stride 2, wide, even sides", conv([3, 20, 18], [64, 136], [1, 1], 2, 0)),
+    ("3x3, narrow, a place at a time", conv([512, 2, 2], [64, 64], [3, 3], 1, 1)),
+    ("3x3, stride 2, wide, a place at a time", conv([256, 3, 4], [64, 192], [3, 3], 2, 1)),
 ];
 
 /// The same, of input and output.
@@ -89,6 +91,8 @@ const BACKWARD_DATA_CASES: &[(&str, ConvDims)] = &[
     ("3x3, stride 2, wide, half a tile of channels, more rounds than one", conv([2, 46, 26], [192, 128], [3, 3], 2, 1)),
     ("3x3, stride 2, wide, small maps, more images than are done at once", conv([37, 16, 16], [128, 64], [3, 3], 2, 1)),
     ("3x3, stride 2, narrow, maps of 4x4", conv([22, 8, 8], [64, 128], [3, 3], 2, 1)),
+    ("3x3, narrow, a place at a time", conv([512, 2, 2], [64, 64], [3, 3], 1, 1)),
+    ("3x3, stride 2, wide, half a tile of channels, a place at a time", conv([256, 4, 3], [192, 64], [3, 3], 2, 1)),
 ];
 
 /// The same, for the filter's gradient.

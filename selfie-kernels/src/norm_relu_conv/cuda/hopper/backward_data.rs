@@ -1,5 +1,5 @@
 use super::gradient::{self, Room};
-use super::{Args, Kernel, STEP, TILE_ROWS, Way, halo_bytes, lines, matrix, takes};
+use super::{Args, Kernel, STEP, TILE_ROWS, Way, halo_bytes, is_small, lines, matrix, places, takes};
 use crate::cuda::{Address, CudaElement, GradArgs, Grid, TensorMap, Windows};
 use crate::partials::SUM_ROWS;
 use crate::{ConvDims, Cuda, Result};
@@ -125,6 +125,9 @@ impl BackwardData {
         }
         match (d.r, d.s, d.stride, d.pad) {
             (1, 1, 1, 0) => TransposedKernel::of(&d, dy, mask).map(|kernel| self.launch_kernel::<T>(cuda, kernel)),
+            (3, 3, 1 | 2, 1) if is_small(&d) && d.n.is_multiple_of(TILE_ROWS) => {
+                self.launch_places::<T>(cuda, mask.filter(|mask| mask.add == Address::NONE)?)
+            }
             (3, 3, 1, 1) => self.launch_halo::<T>(cuda, mask.filter(|mask| mask.add == Address::NONE)?),
             (3, 3, 2, 1) if d.h.is_multiple_of(2) && d.w.is_multiple_of(2) => {
                 self.launch_halo::<T>(cuda, mask.filter(|mask| mask.add == Address::NONE)?)
@@ -149,6 +152,60 @@ impl BackwardData {
         gradient::for_each_part::<T>(cuda, &d, dy, whole, Room::behind(cuda, 0), |first, part, dy| {
             self.launch_halo_of::<T>(cuda, (kernel, mask), (first, part), dy)
         })
+    }
+
+    /// 3x3 filters on small maps.
+    fn launch_places<T: CudaElement>(&self, cuda: &Cuda, mask: Mask) -> Option<Result<()>> {
+        let Self { dims: d, dy, .. } = *self;
+        let (columns, stages) = if d.c > 64 { (128, 3) } else { (64, 4) };
+        let kernel = Kernel { way: Way::Place, columns, stages };
+        gradient::for_each_part::<T>(cuda, &d, dy, TILE_ROWS, Room::behind(cuda, 0), |first, part, dy| {
+            self.launch_places_of::<T>(cuda, (kernel, mask), (first, part), dy)
+        })
+    }
+
+    /// Of some images.
+    fn launch_places_of<T: CudaElement>(
+        &self,
+        cuda: &Cuda,
+        (kernel, mask): (Kernel, Mask),
+        (first, d): (usize, ConvDims),
+        dy: Address,
+    ) -> Result<()> {
+        let Self { w, out, .. } = *self;
+        let (pixels, rows) = (d.h * d.w, d.rows_in());
+        let result = |place: Address| {
+            let address = place.offset(first * pixels * d.c * 2);
+            places(cuda, address, [d.n, pixels, d.c], SUM_ROWS)
+        };
+        let args = Args {
+            a: places(cuda, dy, [d.n, d.p() * d.q(), d.k], TILE_ROWS)?,
+            b: matrix(cuda, w, [d.k, 9 * d.c], STEP)?,
+            add: result(mask.x)?,
+            out: result(out)?,
+            coef: mask.norm,
+            sums: mask.sums.offset(first * pixels / SUM_ROWS * 2 * d.c * size_of::<f32>()),
+            rows: rows as i32,
+            kc: d.k as i32,
+            nc: d.c as i32,
+            adds: 1,
+            height: d.p() as i32,
+            width: d.q() as i32,
+            out_height: d.h as i32,
+            out_width: d.w as i32,
+            step: d.stride as i32,
+            pad: 1,
+            halo_bytes: 0,
+            class_tiles: 0,
+            pixels: Address::NONE,
+            round: 0,
+            places: pixels as i32,
+            unused: [0; 12],
+        };
+        let tiles = rows / TILE_ROWS * d.c.div_ceil(kernel.columns);
+        let blocks = [tiles.min(cuda.facts().multiprocessors), 1, 1];
+        let grid = Grid { blocks, threads: kernel.threads(), shared_bytes: kernel.shared_bytes() };
+        cuda.launch::<T>("norm_relu_conv_backward_data_sm90", &kernel.name("backward_data"), grid, &args)
     }
 
     /// Of some images.
@@ -196,7 +253,8 @@ impl BackwardData {
             pixels: out,
             // As many as the device makes at once: what they read stays in the L2 for the next class.
             round: (multiprocessors / column_tiles).max(1) as i32,
-            unused: [0; 13],
+            places: 1,
+            unused: [0; 12],
         };
         let classes = d.stride * d.stride;
         let tiles = rows.div_ceil(TILE_ROWS) * column_tiles * classes;

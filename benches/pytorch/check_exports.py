@@ -167,7 +167,7 @@ def check_network(selfie: Selfie, source: Path, folder: Path, config: Path, what
         expect(far <= allowed[name], f"{whose}: {name} at {far:.1e} of timm's in f64 (timm's own f32: {own[name]:.1e})")
 
     if source.is_dir():
-        selfie("embed", source, "--data", images, "--pooling", "map", "-o", folder / "x.npy")
+        selfie("embed", source, "--data", images, "-o", folder / "x.npy")
         compare("selfie embed", "embedding", numpy.load(folder / "x.npy"))
     if source.is_dir() and classes:
         lines = selfie("predict", source, images, "--top", classes, "--json").stdout.splitlines()

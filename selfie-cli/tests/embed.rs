@@ -115,7 +115,7 @@ fn neither_batch_nor_threads_matter_and_l2_is_a_length_of_one() {
 }
 
 #[test]
-fn a_pretrained_network_is_taken_as_it_was_trained() {
+fn a_pretrained_network_takes_images_or_patches() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let run = pretrained(folder.path());
     let embed = |run: &Path, more: &str| {
@@ -123,13 +123,13 @@ fn a_pretrained_network_is_taken_as_it_was_trained() {
         let answer = works(&format!("embed {} --overwrite --json -o {} {more}", text(run), text(&out))).json();
         (answer["layer"].as_str().expect("a text").to_owned(), read_npy(&out))
     };
-    let (layer, patches) = embed(&run, "");
-    assert_eq!(layer, "norm behind stage 3, average over the patches");
-    assert_eq!(embed(&run, "--pooling patches --layer stage3").1, patches);
-    let (layer, map) = embed(&run, "--pooling map");
-    assert_eq!((layer.as_str(), map.0), ("norm behind stage 3, average over the image", patches.0));
+    let (layer, map) = embed(&run, "");
+    assert_eq!(layer, "norm behind stage 3, average over the image");
+    assert_eq!(embed(&run, "--pooling map --layer stage3").1, map);
+    let (layer, patches) = embed(&run, "--pooling patches");
+    assert_eq!((layer.as_str(), patches.0), ("norm behind stage 3, average over the patches", map.0));
     assert_ne!(map.1, patches.1);
-    let (layer, earlier) = embed(&run, "--layer stage2");
+    let (layer, earlier) = embed(&run, "--layer stage2 --pooling patches");
     assert_eq!((layer.as_str(), earlier.0), ("norm behind stage 2, average over the patches", [40, 64]));
 
     let fine = folder.path().join("fine");

@@ -354,7 +354,10 @@ mod tests {
         let names: std::collections::BTreeSet<_> = data.classes().iter().collect();
         assert_eq!(names.len(), 100);
         let name = |class: usize| data.classes()[class].as_str();
-        assert_eq!([0, 19, 20, 99].map(name), ["striped disc", "banded ring", "red striped disc", "yellow banded ring"]);
+        assert_eq!(
+            [0, 19, 20, 99].map(name),
+            ["striped disc", "banded ring", "red striped disc", "yellow banded ring"]
+        );
     }
 
     #[test]

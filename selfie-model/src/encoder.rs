@@ -41,15 +41,9 @@ impl EncoderLayers {
 }
 
 impl EncoderLayers {
-    /// Behind all stages, pooled as a classifier takes them.
+    /// Where features are taken unless asked otherwise: behind all stages, pooled as a classifier takes them.
     pub fn last(&self) -> Layer {
         Layer { stage: self.stages, pooling: self.head.into() }
-    }
-
-    /// Where features are taken unless asked otherwise: the last layer, of a network as it was trained.
-    pub fn default_layer(&self) -> Layer {
-        let pooling = if self.is_patch_network() { Pooling::Patches } else { self.head.into() };
-        Layer { stage: self.stages, pooling }
     }
 
     /// Whether it was pretrained, and saw patches only.
@@ -186,7 +180,7 @@ impl<B: Memory, T: Element> Forward<B, T> {
             return Err(Error::usage("stages", stages, format!("1 to {}", config.depths.len())));
         }
         if !layers.has(layer) {
-            let expected = format!("behind stage 1 to {stages}, or the last: {}", layers.default_layer());
+            let expected = format!("behind stage 1 to {stages}, or the last: {}", layers.last());
             return Err(Error::usage("layer", layer, expected));
         }
         // All parameters of the network have a place, whichever layers compute.
@@ -205,7 +199,8 @@ impl<B: Memory, T: Element> Forward<B, T> {
 
     /// Whether it computes all that the network has.
     fn is_at_last(&self) -> bool {
-        [self.layers.last(), self.layers.default_layer()].contains(&self.layer)
+        let last = self.layers.last();
+        [last, Layer { pooling: Pooling::Patches, ..last }].contains(&self.layer)
     }
 
     /// Numbers of an image's features.

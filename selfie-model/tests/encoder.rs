@@ -4,8 +4,8 @@ use safetensors::tensor::SafeTensors;
 use selfie_data::{Dataset, Geometry, Image};
 use selfie_kernels::{Backend, Cpu, Element};
 use selfie_model::{
-    About, Begin, Build, Classifier, Classify, Encoder, EncoderLayers, ErrorKind, Head, Images, Inputs, Layer,
-    Mode, ModelConfig, Network, Pooling, Preset, Purpose, Selfie, write_weights,
+    About, Begin, Build, Classifier, Classify, Encoder, EncoderLayers, ErrorKind, Head, Images, Inputs, Layer, Mode,
+    ModelConfig, Network, Pooling, Preset, Purpose, Selfie, write_weights,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -219,20 +219,20 @@ fn a_patch_as_an_image_has_the_patch_networks_features() {
 fn a_pretrained_network_sees_an_image_patch_by_patch() {
     let (folder, config, whole, vectors) = pretrained::<f64>();
     let layers = EncoderLayers::of(folder.path()).expect("weights");
-    assert_eq!(layers.default_layer(), Layer { stage: 3, pooling: Pooling::Patches });
+    let patches = Layer { pooling: Pooling::Patches, ..layers.last() };
     let mean = |j: usize| (vectors.iter().map(|vector| vector[j]).sum::<f64>() / 16.0) as f32;
     let expected: Vec<f32> = (0..128).map(mean).collect();
     let mut noise = Noise::new(32, 5);
     noise.pixels[..whole.pixels.len()].copy_from_slice(&whole.pixels);
     let noise = images(noise);
     let at = |layer, batch, threads| encode_at::<f64>(layer, folder.path(), &config, batch, threads, &noise);
-    let all = at(layers.default_layer(), 5, 1);
+    let all = at(patches, 5, 1);
     assert_eq!(all[0], (0, expected, Vec::new()));
     assert_ne!(all[0].1, all[1].1);
-    assert_eq!(at(layers.default_layer(), 2, 3), all, "neither batch nor threads matter");
+    assert_eq!(at(patches, 2, 3), all, "neither batch nor threads matter");
     // Whole images are something else, and so is an earlier stage.
     assert_ne!(at(layers.last(), 5, 1)[0].1, all[0].1);
-    let earlier = Layer { stage: 2, pooling: Pooling::Patches };
+    let earlier = Layer { stage: 2, ..patches };
     assert_eq!(at(earlier, 5, 1)[0].1.len(), config.channels(1));
     let build = Build { config: &config, batch: 1, purpose: Purpose::Evaluate, seed: 0 };
     for layer in [Layer { stage: 4, ..earlier }, Layer { pooling: Pooling::Attention, ..layers.last() }] {
@@ -322,6 +322,6 @@ fn an_attention_pooling_is_a_layer_of_its_own() {
     std::fs::copy(folder.path().join("model.safetensors"), &backbone).expect("copied");
     let average = Layer { stage: 3, pooling: Pooling::Map };
     assert_eq!(at(average), encode::<f64>(&backbone, &config, 3, 1, &images(Noise::new(32, 7))));
-    assert_eq!((at(layers.last()), layers.default_layer()), (pooled, layers.last()));
+    assert_eq!(at(layers.last()), pooled);
     assert!(!layers.has(Layer { stage: 2, pooling: Pooling::Attention }));
 }

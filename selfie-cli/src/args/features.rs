@@ -10,8 +10,8 @@ use crate::data::Which;
 
 pub(super) const EMBED_HELP: &str = "\
 One vector for each image, behind norm and ReLU. Of a finetuned run it is the average over the last map, or with --head
-attention the attention pooling's summary; of a pretrained one the average over the patches of pretraining's grid, each of
-which goes through the network by itself, as it was trained (--pooling map takes whole images; so do exported networks).
+attention the attention pooling's summary. A pretrained network, which saw patches, takes whole images as well; with
+--pooling patches each patch of pretraining's grid goes through it by itself, and the vector is their average.
 Images need no labels; an image that cannot be read is named and left out. The formats, by the extension of --out:
   .npy          float32 [n, width]; beside it FILE.images.csv with the columns name, label, class, a row for each vector
   .csv          columns name, label, class, f0, f1, ..
@@ -67,7 +67,7 @@ pub struct LayerFlags {
     /// Take features behind an earlier stage: stage1, stage2 and so on [default: the last]
     #[arg(long, value_name = "STAGE", value_parser = stage)]
     pub layer: Option<usize>,
-    /// What is averaged: the map of the whole image, or a pretrained network's patches [default: as it was trained]
+    /// What is averaged: the map of the whole image, or a pretrained network's patches [default: map]
     #[arg(long, value_name = "POOLING")]
     pub pooling: Option<PoolingName>,
 }

@@ -65,7 +65,7 @@ impl Trained {
         let model = settings.network(weights.image_size.unwrap_or(settings.data.image_size))?;
         let chosen = device::choose(&settings.run)?;
         let (run, classes) = (run.to_path_buf(), weights.classes);
-        let (layer, reporter) = (layers.default_layer(), Reporter::new(Voice::Full));
+        let (layer, reporter) = (layers.last(), Reporter::new(Voice::Full));
         Ok(Self { run, resolved, settings, layers, layer, classes, reporter, model, chosen })
     }
 
@@ -78,7 +78,9 @@ impl Trained {
         let stage = flags.layer.unwrap_or(layers.stages);
         if !(1..=layers.stages).contains(&stage) {
             let stages = layers.stages;
-            return Err(Problem::usage(format!("--layer stage{stage}: expected stage1 to stage{stages}, which {run} has")));
+            return Err(Problem::usage(format!(
+                "--layer stage{stage}: expected stage1 to stage{stages}, which {run} has"
+            )));
         }
         // There is no attention pooling behind an earlier stage.
         let usual = self.layer.pooling;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use selfie_model::probe::{self, DEFAULT_NEIGHBOURS, Fit, Labelled, Linear, PENALTIES};
+use selfie_model::probe::{self, DEFAULT_NEIGHBOURS, Fit, Labelled, Linear, PENALTIES, Similarity};
 use selfie_model::{Encoded, Images};
 use serde_json::{Value, json};
 
@@ -27,7 +27,8 @@ pub fn run(command: &Probe) -> anyhow::Result<Exit> {
 }
 
 fn knn(arguments: &Knn) -> anyhow::Result<Exit> {
-    let Knn { run, k, temperature, labels, layer, json, flags } = arguments;
+    let Knn { run, k, temperature, similarity, labels, layer, json, flags } = arguments;
+    let similarity = Similarity::from(*similarity);
     let subject = Subject::open(run, flags, layer, labels, 0.0)?;
     let (reporter, images) = (&subject.trained.reporter, subject.parts.train.items.len());
     let k = match *k {
@@ -44,14 +45,18 @@ fn knn(arguments: &Knn) -> anyhow::Result<Exit> {
         let [train, _, test] = subject.encode(parameters)?;
         // Bad images may have left fewer.
         let k = k.min(train.labels.len());
-        let knn = probe::Knn { k, temperature: *temperature, classes: subject.classes().len() };
+        let knn = probe::Knn { k, temperature: *temperature, classes: subject.classes().len(), similarity };
         let predicted = knn.predict(train.labelled(), &test.features, subject.threads())?;
         Ok(Predicted { predicted, labels: test.labels, width: train.width, images: train.labels.len() })
     };
     let [trained, untrained] = both(predict)?;
     let k = k.min(trained.images);
-    let settings = json!({ "k": k, "temperature": temperature, "similarity": "cosine" });
-    let words = format!("k = {k}, cosine similarity, temperature {temperature}");
+    let similarity = match similarity {
+        Similarity::Whitened => "cosine of whitened features",
+        Similarity::Cosine => "cosine",
+    };
+    let settings = json!({ "k": k, "temperature": temperature, "similarity": similarity });
+    let words = format!("k = {k}, similarity {similarity}, temperature {temperature}");
     let answer = if *json { Answer::Json } else { Answer::Words };
     Report { probe: "knn", subject: &subject, trained, untrained, settings, words }.print(answer)
 }

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use selfie_kernels::{Backend, Element, Memory};
-use selfie_model::probe::{self, DEFAULT_NEIGHBOURS, DEFAULT_TEMPERATURE, Knn};
+use selfie_model::probe::{self, DEFAULT_NEIGHBOURS, DEFAULT_TEMPERATURE, Knn, Similarity};
 use selfie_model::{Build, Encoder, EncoderLayers, Head, Images, MemoryPlan, Network, Purpose};
 
 use super::begin::Beginning;
@@ -12,7 +12,7 @@ use crate::data;
 use crate::exit::Problem;
 use crate::progress::Reporter;
 
-/// Those of the patch network.
+/// Those of the patch network, which takes whole images as it takes patches.
 const LAYERS: EncoderLayers = EncoderLayers { stages: 3, head: Head::Conv, classes: 0 };
 
 /// The labelled images of a probe.
@@ -69,7 +69,7 @@ impl Probing {
     /// # Errors
     /// Impossible configurations.
     pub fn memory_plan<B: Memory, T: Element>(&self, build: Build<'_>) -> anyhow::Result<MemoryPlan> {
-        Ok(Encoder::<B, T>::memory_plan(self.build(build), LAYERS, LAYERS.default_layer())?)
+        Ok(Encoder::<B, T>::memory_plan(self.build(build), LAYERS, LAYERS.last())?)
     }
 
     /// The encoder beside a network.
@@ -81,7 +81,7 @@ impl Probing {
         network: &impl Network<B, T>,
         build: Build<'_>,
     ) -> anyhow::Result<Encoder<B, T>> {
-        Ok(Encoder::new(network.device().clone(), self.build(build), LAYERS, LAYERS.default_layer())?)
+        Ok(Encoder::new(network.device().clone(), self.build(build), LAYERS, LAYERS.last())?)
     }
 
     /// The share of test images that their neighbours, by the features of `network`, classify right; none where features are
@@ -108,7 +108,8 @@ impl Probing {
             return Ok(None);
         }
         let k = DEFAULT_NEIGHBOURS.min(train.labels.len());
-        let knn = Knn { k, temperature: DEFAULT_TEMPERATURE, classes: self.classes };
+        let (temperature, similarity) = (DEFAULT_TEMPERATURE, Similarity::Whitened);
+        let knn = Knn { k, temperature, classes: self.classes, similarity };
         let predicted = knn.predict(train.labelled(), &test.features, self.threads)?;
         Ok(Some(probe::accuracy(&predicted, &test.labels).0))
     }

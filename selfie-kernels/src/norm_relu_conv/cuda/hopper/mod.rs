@@ -1,11 +1,13 @@
 //! Products on GPUs of compute capability 9.0, whose kernels (`*_sm90.cu`) copy by TMA and multiply by wgmma. They take what
 //! a ResNet is made of; the kernels of [`super::product`] take the rest.
 
+mod backward;
 mod backward_data;
 mod backward_filter;
 mod forward;
 mod gradient;
 
+pub(super) use backward::Backward;
 pub(super) use backward_data::{BackwardData, Mask};
 pub(super) use backward_filter::BackwardFilter;
 pub(super) use forward::Forward;

@@ -38,7 +38,7 @@ impl Cost {
 
 #[cfg(test)]
 mod tests {
-    use crate::norm_relu_conv::{Forward, ProjectionBackwardData};
+    use crate::norm_relu_conv::{Backward, BackwardData, Forward, ProjectionBackwardData};
     use crate::{Affine, ConvDims, Cpu, Grad, Partials, gemm, sgd, stem_conv};
     use half::bf16;
 
@@ -86,6 +86,27 @@ mod tests {
         let args: stem_conv::BackwardFilter<'_, Cpu, f32> =
             stem_conv::BackwardFilter { dims, x: &[0.0; 32], dy, dw: &mut dw };
         assert_eq!((args.cost().flops, args.cost().bytes), (2 * 24, 4 * (32 + 12 + 12 + 9 + 6)));
+    }
+
+    /// 60 inputs, 140 outputs, and 189 weights: both products, and what both read once.
+    #[test]
+    fn both_gradients_of_a_convolution_read_their_operands_once() {
+        let (x, y, w) = ([0.0f32; 60], &[0.0f32; 140][..], [0.0f32; 189]);
+        let (mut dz, mut dw, mut sums) = ([0.0; 60], [0.0; 189], Partials::<Cpu, f32>::within(Vec::new()));
+        let dy = Grad::Affine(Affine { dz: y, x: y, coef: &[0.0f32; 21][..] });
+        let data: BackwardData<'_, Cpu, f32> = BackwardData {
+            dims: SMALL,
+            dy,
+            w: &w,
+            x: &x,
+            norm: &[0.0; 12],
+            addend: None,
+            dz: &mut dz,
+            sums: &mut sums,
+        };
+        let cost = Backward { data, dw: &mut dw }.cost();
+        let bytes = 4 * (60 + 2 * 140 + 21 + 189 + 12 + 60 + 6 + 189);
+        assert_eq!((cost.flops, cost.bytes), (2 * 2 * 1680, bytes));
     }
 
     /// Rows that are passed over are not read.

@@ -227,8 +227,9 @@ impl Conv {
         })
     }
 
-    /// `dz`, the gradient of `norm(x)`, and its sums. `addend` is what a projection that shares `x` sends back.
-    pub(crate) fn backward_data<B: Backend<T>, T: Element>(
+    /// The filter's gradient, and `dz`, that of `norm(x)`, with its sums. `addend` is what a projection that shares `x` sends
+    /// back.
+    pub(crate) fn backward<B: Backend<T>, T: Element>(
         &self,
         state: &mut State<B, T>,
         (x, norm): (&Buffer<B, T>, &BatchNormActs<B, T>),
@@ -237,19 +238,22 @@ impl Conv {
         dz: &mut Buffer<B, T>,
     ) -> Result<()> {
         let dims = self.dims;
-        state.device.norm_relu_conv_backward_data(norm_relu_conv::BackwardData {
+        let addend = addend.map(|(projection, values)| Addend {
+            values: B::view(values, 0..projection.dims.rows_out() * dims.c),
+            stride: projection.dims.stride,
+        });
+        let data = norm_relu_conv::BackwardData {
             dims,
             dy: dy.grad(dims.rows_out(), dims.k),
             w: B::view(&state.parameters.copy, self.filter.clone()),
             x: B::view(x, 0..dims.len_in()),
             norm: norm.view(dims.c),
-            addend: addend.map(|(projection, values)| Addend {
-                values: B::view(values, 0..projection.dims.rows_out() * dims.c),
-                stride: projection.dims.stride,
-            }),
+            addend,
             dz: B::view_mut(dz, 0..dims.len_in()),
             sums: &mut state.partial,
-        })
+        };
+        let dw = B::view_mut(&mut state.parameters.gradient, self.filter.clone());
+        state.device.norm_relu_conv_backward(norm_relu_conv::Backward { data, dw })
     }
 
     /// What a 1x1 projection sends back, at the pixels that it reads.

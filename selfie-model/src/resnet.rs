@@ -505,13 +505,11 @@ impl Block {
         let ((map, dy), dz, dz2) = (sides(&mut scratch.maps, self.i), &mut scratch.dz, &mut scratch.dz2);
 
         let dsum = Dy::Plain(dy);
-        self.conv3.backward_filter(state, (y2, norm3), dsum)?;
-        self.conv3.backward_data(state, (y2, norm3), dsum, None, dz)?;
+        self.conv3.backward(state, (y2, norm3), dsum, None, dz)?;
         self.norm3.backward(state, norm3)?;
 
         let dy2 = Dy::Behind { dz, x: y2, norm: norm3 };
-        self.conv2.backward_filter(state, (y1, norm2), dy2)?;
-        self.conv2.backward_data(state, (y1, norm2), dy2, None, dz2)?;
+        self.conv2.backward(state, (y1, norm2), dy2, None, dz2)?;
         self.norm2.backward(state, norm2)?;
 
         let addend = match &self.projection {
@@ -523,8 +521,7 @@ impl Block {
             None => None,
         };
         let dy1 = Dy::Behind { dz: dz2, x: y1, norm: norm2 };
-        self.conv1.backward_filter(state, (x, norm1), dy1)?;
-        self.conv1.backward_data(state, (x, norm1), dy1, addend, dz)?;
+        self.conv1.backward(state, (x, norm1), dy1, addend, dz)?;
         self.norm1.backward(state, norm1)
     }
 

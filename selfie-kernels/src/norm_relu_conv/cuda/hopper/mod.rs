@@ -1,11 +1,13 @@
 //! Products on GPUs of compute capability 9.0, whose kernels (`*_sm90.cu`) copy by TMA and multiply by wgmma. They take what
 //! a ResNet is made of; the kernels of [`super::product`] take the rest.
 
+mod backward;
 mod backward_data;
 mod backward_filter;
 mod forward;
 mod gradient;
 
+pub(super) use backward::Backward;
 pub(super) use backward_data::{BackwardData, Mask};
 pub(super) use backward_filter::BackwardFilter;
 pub(super) use forward::Forward;
@@ -95,9 +97,7 @@ impl Kernel {
             (1, 1, 1, 0) => Some(Self::new(Way::Pixel, columns)),
             (1, 1, 2..=8, 0) => Some(Self::new(Way::Window, columns)),
             // Of 2x2 pixels each has four of nine taps, of 4x4 six on average.
-            (3, 3, 1 | 2, 1) if is_small(d) && d.n.is_multiple_of(TILE_ROWS) && d.k.is_multiple_of(STEP) => {
-                Some(Self::new(Way::Place, columns))
-            }
+            (3, 3, 1 | 2, 1) if has_places(d) && d.k.is_multiple_of(STEP) => Some(Self::new(Way::Place, columns)),
             // On small maps a halo is mostly padding.
             (3, 3, 1, 1) if d.h.min(d.w) > 4 && halo.shared_bytes() <= shared_bytes => Some(halo),
             (3, 3, 1..=8, 1) => Some(Self::new(Way::Padded, columns)),
@@ -140,9 +140,9 @@ impl Kernel {
     }
 }
 
-/// Whether many taps of 3x3 filters lie outside of the maps.
-fn is_small(d: &ConvDims) -> bool {
-    d.p().min(d.q()) <= 4 && d.h.max(d.w) <= 16
+/// Whether [`Way::Place`] is for a 3x3 filter: many taps lie outside of the maps, and images come in whole tiles.
+fn has_places(d: &ConvDims) -> bool {
+    d.p().min(d.q()) <= 4 && d.h.max(d.w) <= 16 && d.n.is_multiple_of(TILE_ROWS)
 }
 
 /// The lines that a tile of pixels of one or more maps may have, and the one below and so many above, with the padding of each.

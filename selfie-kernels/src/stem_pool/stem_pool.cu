@@ -211,9 +211,15 @@ struct Pixels {
     if (pair.to >= 0) store16(ring + pair.to, {a, b & 0xffff, b >> 16 | c << 16, c >> 16});
   }
 
-  // What is left of the rows before `end`.
+  // What is left of the rows before `end`, several loads at a time.
   DEV_MEMBER void finish(int end) {
-    while (row < end) put(next(end));
+    while (row < end) {
+      Pair pairs[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) pairs[i] = next(end);
+#pragma unroll
+      for (int i = 0; i < 4; i++) put(pairs[i]);
+    }
   }
 };
 
@@ -407,7 +413,7 @@ struct FusedForward {
 #pragma unroll
           for (int m = 0; m < 2; m++) {
             take_last(m, 2 * at.y + part < d.p ? Row::Inside : Row::Outside);
-            __syncwarp();
+            __syncwarp();  // the windows are staged
             if (part > 0) store(at, m);
             __syncwarp();
           }
@@ -416,7 +422,7 @@ struct FusedForward {
       }
       pixels.finish(at.row + AHEAD);
       at.advance(d);
-      __syncthreads();  // the next rows are there, and those of the row before last free
+      __syncthreads();  // the next rows are there, and those before this one free
     }
   }
 };

@@ -1,7 +1,6 @@
 use super::*;
 use crate::testing::*;
 use ndarray::{Array4, ArrayView4};
-use num_traits::Float;
 use proptest::prelude::any;
 
 const fn conv([n, h, w]: [usize; 3], [c, k]: [usize; 2], [r, s]: [usize; 2], stride: usize, pad: usize) -> ConvDims {
@@ -218,10 +217,11 @@ fn the_first_of_equal_values_wins<D: Tested<T>, T: Element>() {
         |argmax: &[u8], k| argmax.chunks(k).zip(first).for_each(|(taps, tap)| assert_eq!(taps, vec![tap; k]));
     assert_first(&forward::<T, _>(D::get(), dims, &vec![stored(-2.0); dims.len_in()], &middle(8, 1.0)).argmax, 8);
 
-    // Half of the map rounds to the negative zero, which is no less than the other.
-    let least = stored::<T>(-(<T::Wide as Element>::EPSILON * T::Wide::min_positive_value().to_f64()));
-    let least = if T::EPSILON > f64::from(f32::EPSILON) { stored::<T>(-(2f64.powi(-133))) } else { least };
-    assert!(exact(&[least])[0] < 0.0, "a number that the type has");
+    // Half of the map rounds to the negative zero, which is no less than the other: of a quarter of the least number.
+    let mut least = T::default();
+    let bytes = bytemuck::bytes_of_mut(&mut least);
+    (bytes[0], bytes[size_of::<T>() - 1]) = (0x01, 0x80);
+    assert!(exact(&[least])[0] < 0.0, "a negative number");
     let x: Vec<T> = (0..dims.len_in()).map(|i| if i / 3 / 2 % 2 == 0 { least } else { T::default() }).collect();
     let pooled = forward(D::get(), dims, &x, &middle(8, 0.25));
     assert_eq!(exact(&pooled.y), [0.0; 32]);

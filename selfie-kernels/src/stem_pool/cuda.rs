@@ -144,8 +144,8 @@ struct FilterArgs {
     out: Address,
 }
 
-/// Cuts of a row of the convolution's map: where a row is short, several images lie side by side, where it is long, it has
-/// segments.
+/// How a row of the convolution's map is cut: its tiles, or those of a segment where there are more than a block has; from one
+/// segment to the next, and columns that one has.
 struct Columns {
     tiles: usize,
     segments: usize,
@@ -174,7 +174,7 @@ impl Stream {
         Self::new::<T>(cuda, d, x, &others, columns, Self::STAGES)
     }
 
-    /// Tiles of 16 columns; with a segment's last pooled column is that of the next one.
+    /// Tiles of 16 columns. A segment reads the next one's first pooled column, too, whose windows reach into it.
     fn backward<T: CudaElement>(cuda: &Cuda, d: &ConvDims, x: Address, others: [Address; 3]) -> Result<Option<Self>> {
         const OWN: usize = TILES * TILE - 2;
         let columns = if d.q() <= TILES * TILE {

@@ -1,8 +1,8 @@
-//! The large stem: the first convolution, as [`crate::stem_conv`] has it, and behind it 3x3 max pooling with stride 2 and padding
-//! 1 (of minus infinity), with the partial statistics of what that keeps.
+//! The large stem: the first convolution, as [`crate::stem_conv`] has it, and behind it 3x3 max pooling with stride 2 and
+//! padding 1 (of minus infinity), with the partial statistics of what that keeps.
 //!
-//! Between the two lies a map four times as large as the pooled one. What is in it is rounded to `T`, wherever it is: a device
-//! that pools while it has the map at hand leaves the argument `map` as it is, another one keeps it, or its gradient, there.
+//! Between the two lies a map four times as large as the pooled one. It is rounded to `T`, wherever it is: a device that pools
+//! while it has the map at hand leaves the argument `map` as it is, another one keeps the map, or its gradient, there.
 //!
 //! Of equal values the first in row-major order wins (ties are common in bf16), and a NaN wins over everything, as in
 //! PyTorch; which of several NaN is the device's choice. The winner's tap `0..9` is kept for the backward pass.

@@ -264,12 +264,12 @@ struct FusedForward {
   const ForwardArgs& args;
   Pixels pixels;
   char* stage;
-  int pitch;              // bytes of a row in the ring
-  int first_filter;       // of this warp
+  int pitch;         // bytes of a row in the ring
+  int first_filter;  // of this warp
   u32 filters[STEPS][4][2];
-  int windows[2];         // bytes from the begin of a row, of this lane's column of each tile
+  int windows[2];  // bytes from the begin of a row, of this lane's column of each tile
   float sums[2][4][4];
-  int best[2][4][4];      // of the rows so far of each window
+  int best[2][4][4];  // of the rows so far of each window
 
   DEV_MEMBER FusedForward(const ForwardArgs& args, char* shared)
       : args(args), pixels(args.stream, shared + WARPS * STAGE), stage(shared + warp() * STAGE) {
@@ -283,6 +283,7 @@ struct FusedForward {
       windows[m] = (slot * args.stream.pairs + at + lane() / TILE) * 16;
     }
   }
+
   DEV_MEMBER static int tile(int m) { return warp() / 2 * 2 + m; }
 
   DEV_MEMBER void load_filters() {
@@ -292,7 +293,8 @@ struct FusedForward {
       for (int n = 0; n < 4; n++)
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-          int pixel = step % 2 * 4 + i * 2 + lane() % 4 / 2, channel = lane() % 2 * 2, filter = first_filter + n * 8 + lane() / 4;
+          int pixel = step % 2 * 4 + i * 2 + lane() % 4 / 2, channel = lane() % 2 * 2;
+          int filter = first_filter + n * 8 + lane() / 4;
           u32 pair = 0;
           if (pixel > 0 && filter < args.stream.k) {
             const bf16* w = args.w + (((size_t)filter * SIDE + step / 2) * SIDE + pixel - 1) * CHANNELS;

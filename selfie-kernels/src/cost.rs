@@ -39,7 +39,7 @@ impl Cost {
 #[cfg(test)]
 mod tests {
     use crate::norm_relu_conv::{Backward, BackwardData, Forward, ProjectionBackwardData};
-    use crate::{Affine, ConvDims, Cpu, Grad, Partials, gemm, sgd, stem_conv};
+    use crate::{Affine, ConvDims, Cpu, Grad, Partials, gemm, sgd, stem_conv, stem_pool};
     use half::bf16;
 
     /// 3x3 on 2 x 2 pixels: each reads 4 of its 9 taps.
@@ -107,6 +107,23 @@ mod tests {
         let cost = Backward { data, dw: &mut dw }.cost();
         let bytes = 4 * (60 + 2 * 140 + 21 + 189 + 12 + 60 + 6 + 189);
         assert_eq!((cost.flops, cost.bytes), (2 * 2 * 1680, bytes));
+    }
+
+    /// Of 3 x 3 pixels a map of 3 x 3, pooled to 2 x 2.
+    #[test]
+    fn what_is_pooled_is_not_moved() {
+        let dims = ConvDims { n: 1, h: 3, w: 3, c: 3, k: 2, r: 1, s: 1, stride: 1, pad: 0 };
+        let (x, w, mut map) = ([bf16::ZERO; 27], [bf16::ZERO; 6], [bf16::ZERO; 18]);
+        let (mut y, mut argmax, mut dw) = ([bf16::ZERO; 8], [0; 8], [0.0; 6]);
+        let args: stem_pool::Forward<'_, Cpu, bf16> =
+            stem_pool::Forward { dims, x: &x, w: &w, map: &mut map, y: &mut y, argmax: &mut argmax, stats: None };
+        let cost = args.cost();
+        let moved = (cost.shape.as_str(), cost.flops, cost.bytes);
+        assert_eq!(moved, ("1x1 3->2 at 3x3, pooled", 2 * 54, 2 * (27 + 6 + 8) + 8));
+        let (dy, argmax) = (Grad::Plain(&y[..]), &argmax[..]);
+        let args: stem_pool::BackwardFilter<'_, Cpu, bf16> =
+            stem_pool::BackwardFilter { dims, x: &x, dy, argmax, map: &mut map, dw: &mut dw };
+        assert_eq!((args.cost().flops, args.cost().bytes), (2 * 54, 2 * (27 + 8) + 8 + 4 * 6));
     }
 
     /// Rows that are passed over are not read.

@@ -8,7 +8,7 @@ macro_rules! for_each_pass {
         $implement! {
             augment::Augment { augment(Args) }
             stem_conv::StemConv { stem_conv_forward(Forward), stem_conv_backward_filter(BackwardFilter) }
-            max_pool::MaxPool { max_pool_forward(Forward), max_pool_backward(Backward) }
+            stem_pool::StemPool { stem_pool_forward(Forward), stem_pool_backward_filter(BackwardFilter) }
             norm_relu_conv::NormReluConv { norm_relu_conv_forward(Forward), norm_relu_conv_backward_data(BackwardData), projection_backward_data(ProjectionBackwardData), norm_relu_conv_backward_filter(BackwardFilter); norm_relu_conv_backward(Backward) }
             bn_finalize::BnFinalize { bn_finalize_forward(Forward), bn_finalize_inference(Inference), bn_finalize_backward(Backward) }
             bn_commit::BnCommit { bn_commit(Commit) }

@@ -19,7 +19,6 @@ const MODULES: &[(&str, &str)] = modules![
     "gemm",
     "gemm_sm90",
     "grad_join",
-    "max_pool",
     "norm_relu_conv_backward_data",
     "norm_relu_conv_backward_data_sm90",
     "norm_relu_conv_forward",
@@ -29,6 +28,7 @@ const MODULES: &[(&str, &str)] = modules![
     "sgd",
     "softmax_cross_entropy",
     "stem_conv",
+    "stem_pool",
     "tokens",
 ];
 /// Those of the wrappers' own tests.

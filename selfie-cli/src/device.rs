@@ -1,6 +1,7 @@
 //! Where to compute, and in which precision: chosen here, and matched here, once.
 
 use half::bf16;
+use selfie_kernels::cuda::KernelForm;
 use selfie_kernels::{Backend, Cpu, Cuda, Element, Memory};
 
 use crate::config::Run;
@@ -142,6 +143,11 @@ pub fn choose(run: &Run) -> anyhow::Result<Chosen> {
     {
         notes.push(format!("          ({} of {} processors, by {limit})", system.threads.most, system.processors));
     }
+    if let Device::Cuda(cuda) = &device
+        && let form @ KernelForm::Ptx(_) = cuda.kernel_form()?
+    {
+        notes.push(format!("          (kernels as {form}; the first time on this machine that takes seconds)"));
+    }
     if let Some(why) = &why {
         notes.push(format!("          (the CPU, as no GPU can be used: {why})"));
     }
@@ -154,6 +160,9 @@ fn with_the_way_out(error: selfie_kernels::Error) -> selfie_kernels::Error {
     match error {
         Error::Device { device, reason } => {
             Error::Device { device, reason: format!("{reason} (--device cpu goes without)") }
+        }
+        Error::Module { module, reason } => {
+            Error::Module { module, reason: format!("{reason} (--device cpu goes without)") }
         }
         other => other,
     }

@@ -185,6 +185,8 @@ fn drivers_that_hang() {
 #[test]
 fn drivers_that_lack_a_function() {
     let source = include_str!("support/libcuda.rs");
+    let (source, _) =
+        source.split_once("// What only kernels for Hopper need").expect("what need not be there comes last");
     let functions: Vec<&str> = source
         .lines()
         .filter_map(|line| line.strip_prefix("    cu"))
@@ -218,6 +220,52 @@ fn a_driver_that_computes_nothing() {
 
     let pretrain = machine.runs(&pretrain(machine.folder.path(), "cuda"));
     assert_eq!(pretrain.code, Some(4), "not one step is finite: {}{}", pretrain.out, pretrain.err);
+}
+
+#[test]
+fn kernels_are_machine_code_or_ptx() {
+    for (behaviour, files, words) in [
+        ("capability=90", 21, &["machine code for sm_90a"][..]),
+        ("capability=80", 17, &["machine code for sm_80"]),
+        ("capability=89", 17, &["machine code for sm_86"]),
+        ("capability=87", 17, &["PTX", "no machine code for compute capability 8.7"]),
+        (
+            "code=209",
+            21,
+            &["PTX", "machine code for sm_90a cannot be loaded: the driver refuses it: CUDA_ERROR_NO_BINARY_FOR_GPU"],
+        ),
+    ] {
+        let machine = Machine::that(behaviour);
+        let value = machine.runs("doctor --json").json();
+        let loaded = value["kernels"]["files"].as_object().unwrap_or_else(|| panic!("{behaviour}: {value:#}"));
+        let all: Vec<_> = loaded.iter().map(|(form, files)| (form, files.as_array().map_or(0, Vec::len))).collect();
+        assert!(
+            matches!(all[..], [(form, count)] if count == files && words.iter().all(|word| form.contains(word))),
+            "{all:?}"
+        );
+        let told = value["uses"]["notes"].to_string().contains("kernels as PTX");
+        assert_eq!(told, words[0] == "PTX", "{behaviour}: {value:#}");
+        let line = format!("kernels   {files} files, {}", words[0]);
+        assert!(machine.runs("doctor").out.contains(&line), "{behaviour}: {line}");
+    }
+    Machine::that("module=222").has_no_gpu(&["kernels bn_commit.cu", "UNSUPPORTED_PTX_VERSION", "newer"]);
+}
+
+/// The driver only knows that a launch failed; where its threads waited is what the kernel has told.
+#[test]
+fn a_kernel_that_is_stuck() {
+    let machine = Machine::that("stuck=1,replay=719");
+    let line = pretrain(machine.folder.path(), "cuda").replace("tiny", "small");
+    let ran = machine.runs(&line);
+    assert_eq!(ran.code, Some(1), "{}{}", ran.out, ran.err);
+    assert_eq!(ran.err.matches("error:").count(), 1, "{}", ran.err);
+    ran.says(&[
+        "_sm90.cu",
+        "stuck",
+        "threads of block [5, 0, 0]",
+        "wait: 128 for parity 1 of the mbarrier",
+        "start again",
+    ]);
 }
 
 #[test]

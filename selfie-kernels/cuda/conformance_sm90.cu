@@ -116,6 +116,28 @@ KERNEL(conformance_ring, RingArgs, 384, 1) {
   }
 }
 
+// Block (1, 0, 0) waits for the end of the second phase of the barrier 8 bytes behind the start of shared memory, for which
+// its last warp has not arrived: the kernel is stopped. Dynamic shared memory: 16 bytes.
+struct StuckArgs {
+  u32* y;
+};
+KERNEL(conformance_stuck, StuckArgs, 128, 1) {
+  DYN_SHARED(bytes);
+  const u32 barrier = shared_address(bytes) + 8;
+  if (threadIdx.x == 0) {
+    mbarrier_init(barrier, 4);
+    mbarrier_init_fence();
+  }
+  __syncthreads();
+  for (u32 phase = 0; phase < 2; phase++) {
+    __syncwarp();
+    bool arrives = blockIdx.x == 0 || phase == 0 || threadIdx.x < 96;
+    if (lane() == 0 && arrives) mbarrier_arrive(barrier);
+    mbarrier_wait(barrier, phase);
+  }
+  args.y[blockIdx.x * 128 + threadIdx.x] = 1;
+}
+
 // One box of a tensor of rank 2 to 4 into shared memory that was all 0xeeeeeeee, `to` bytes (a multiple of 128) behind its
 // start; y [total / 4] is how it lies there then. With a swizzled map the 16-byte chunks of each 128 bytes are mixed, chunk c
 // of the row at address a being at c ^ (a / 128 % 8). Dynamic shared memory: total + 8, total a multiple of 16.

@@ -9,6 +9,7 @@
 #ifdef EMULATOR
 #include "emulator/hopper.h"
 #else
+#include "stuck.h"
 
 struct alignas(64) TensorMap {
   char bytes[128];
@@ -37,13 +38,38 @@ DEV bool mbarrier_try(u32 barrier, u32 parity) {
       : "memory");
   return done != 0;
 }
+// STUCK_THREADS of them in the host's memory, which outlives the kernel; the host sets it where it loads the module.
+__device__ volatile StuckThread* stuck_threads;
+__device__ u32 stuck_count;
+
+// A thread of each warp tells where it waits, and gives the others time to do so; then the kernel is stopped.
+DEV void stop_stuck(u32 barrier, u32 parity) {
+  u32 active;
+  asm volatile("activemask.b32 %0;" : "=r"(active));
+  bool tells = stuck_threads != nullptr && (active & ((1u << threadIdx.x % 32) - 1)) == 0;
+  u32 place = tells ? atomicAdd(&stuck_count, 1u) : STUCK_THREADS;
+  if (place < STUCK_THREADS) {
+    volatile StuckThread& stuck = stuck_threads[place];
+    stuck.thread = threadIdx.x;
+    stuck.barrier = barrier;
+    stuck.parity = parity;
+    stuck.block[0] = blockIdx.x, stuck.block[1] = blockIdx.y, stuck.block[2] = blockIdx.z;
+    stuck.grid[0] = gridDim.x, stuck.grid[1] = gridDim.y, stuck.grid[2] = gridDim.z;
+    __threadfence_system();
+    stuck.told = 1;
+    __threadfence_system();
+  }
+  for (long long begun = clock64(); clock64() - begun < (1ll << 29);) {
+  }
+  __trap();
+}
 // Waits for the end of the phase of this parity (the first has 0). One that never ends would hang the machine: it stops
 // the kernel after about a second.
 DEV void mbarrier_wait(u32 barrier, u32 parity) {
   if (mbarrier_try(barrier, parity)) return;
   long long begun = clock64();
   while (!mbarrier_try(barrier, parity))
-    if (clock64() - begun > (1ll << 31)) __trap();
+    if (clock64() - begun > (1ll << 31)) stop_stuck(barrier, parity);
 }
 // bar.sync: `threads` of the block meet at barrier `id`, 1 to 15.
 DEV void named_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }

@@ -1,14 +1,17 @@
 //! `doctor`: what this machine has, what would be used, and why.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::time::Instant;
 
+use selfie_kernels::Cuda;
 use selfie_kernels::cuda::{self, GpuFacts};
 use serde_json::{Value, json};
 
 use crate::args::Doctor;
 use crate::config::Run;
-use crate::device::{self, Chosen};
+use crate::device::{self, Chosen, Device};
 use crate::exit::Exit;
 use crate::parity;
 use crate::screen;
@@ -26,15 +29,19 @@ pub fn run(arguments: &Doctor) -> anyhow::Result<Exit> {
     let gpus = cuda::gpus();
     let Doctor { device, precision, threads, .. } = arguments.clone();
     let chosen = device::choose(&Run { out: PathBuf::new(), device, precision, threads });
+    let kernels = match &chosen {
+        Ok(Chosen { device: Device::Cuda(cuda), .. }) => Some(Kernels::load(cuda)?),
+        _ => None,
+    };
     let parity = match &chosen {
         Ok(chosen) if arguments.parity => Some(parity::measure(chosen)?),
         _ => None,
     };
     if arguments.json {
-        let value = as_json(&system, &gpus, chosen.as_ref(), parity.as_ref());
+        let value = as_json(&system, &gpus, chosen.as_ref(), kernels.as_ref(), parity.as_ref());
         screen::print(&format!("{value:#}\n"))?;
     } else {
-        screen::print(&in_words(&system, &gpus, chosen.as_ref(), parity.as_ref()))?;
+        screen::print(&in_words(&system, &gpus, chosen.as_ref(), kernels.as_ref(), parity.as_ref()))?;
     }
     chosen?;
     match parity {
@@ -43,10 +50,38 @@ pub fn run(arguments: &Doctor) -> anyhow::Result<Exit> {
     }
 }
 
+/// All kernels of a GPU, loaded.
+struct Kernels {
+    /// Files, by how they got there.
+    files: BTreeMap<String, Vec<&'static str>>,
+    /// That it took.
+    seconds: f64,
+}
+
+impl Kernels {
+    fn load(cuda: &Cuda) -> selfie_kernels::Result<Self> {
+        let began = Instant::now();
+        let mut files = BTreeMap::<_, Vec<_>>::new();
+        for (file, form) in cuda.load_kernels()? {
+            files.entry(form.to_string()).or_default().push(file);
+        }
+        Ok(Self { files, seconds: began.elapsed().as_secs_f64() })
+    }
+
+    fn in_words(&self) -> String {
+        let lines = self.files.iter().map(|(form, files)| match files[..] {
+            [file] => format!("{file}, {form}"),
+            _ => format!("{} files, {form}", files.len()),
+        });
+        format!("kernels   {}, in {:.2} s\n", lines.collect::<Vec<_>>().join("\n          "), self.seconds)
+    }
+}
+
 fn in_words(
     system: &System,
     gpus: &selfie_kernels::Result<Vec<GpuFacts>>,
     chosen: Result<&Chosen, &anyhow::Error>,
+    kernels: Option<&Kernels>,
     parity: Option<&parity::Parity>,
 ) -> String {
     let mut text = String::new();
@@ -91,6 +126,9 @@ fn in_words(
         }
         Err(_) => writeln!(text, "uses      nothing: what was asked for cannot be used").expect(INFALLIBLE),
     }
+    if let Some(kernels) = kernels {
+        text += &kernels.in_words();
+    }
     if let Some(parity) = parity {
         write!(text, "{parity}").expect(INFALLIBLE);
     }
@@ -101,6 +139,7 @@ fn as_json(
     system: &System,
     gpus: &selfie_kernels::Result<Vec<GpuFacts>>,
     chosen: Result<&Chosen, &anyhow::Error>,
+    kernels: Option<&Kernels>,
     parity: Option<&parity::Parity>,
 ) -> Value {
     let probe = cuda::probe();
@@ -124,6 +163,7 @@ fn as_json(
             let [device, precision] = chosen.names();
             json!({ "device": device, "precision": precision, "notes": chosen.notes })
         }),
+        "kernels": kernels.map(|kernels| json!({ "files": kernels.files, "seconds": kernels.seconds })),
         "problem": chosen.as_ref().err().map(|error| format!("{error:#}")),
         "parity": parity.map(parity::Parity::as_json),
     })

@@ -5,6 +5,7 @@
 use std::alloc::{Layout, alloc_zeroed};
 use std::ffi::c_void;
 use std::ptr::{copy_nonoverlapping, null_mut, write_bytes};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// An answer of the driver; 0 is success.
 type Answer = i32;
@@ -38,6 +39,18 @@ unsafe fn give(place: *mut Handle) -> Answer {
 
 fn allocate(bytes: usize) -> *mut u8 {
     unsafe { alloc_zeroed(Layout::from_size_align(bytes, 256).expect("a size")) }
+}
+
+/// What the program says where stuck threads tell of it: the pointer that kernels of the last module have.
+static STUCK_THREADS: AtomicU64 = AtomicU64::new(0);
+
+/// Thread 128 of block (5, 0, 0) is stuck, in a grid that no kernel has.
+unsafe fn get_stuck() {
+    let words = [1, 128, 2048, 1, 5, 0, 0, 1_000_000, 1, 1];
+    match STUCK_THREADS.load(Ordering::Relaxed) as *mut u32 {
+        place if place.is_null() => {}
+        place => unsafe { copy_nonoverlapping(words.as_ptr(), place, words.len()) },
+    }
 }
 
 macro_rules! driver {
@@ -82,7 +95,8 @@ driver! {
                 16 => 4, // multiprocessors
                 75 => capability / 10,
                 76 => capability % 10,
-                97 => 99 << 10, // shared memory of a block
+                97 if capability == 90 => 227 << 10, // shared memory of a block
+                97 => 99 << 10,
                 _ => 0,
             }
         };
@@ -115,11 +129,21 @@ driver! {
     cuEventRecord(_event: Handle, _stream: Handle) { DONE }
     cuEventSynchronize(_event: Handle) { DONE }
 
-    cuModuleLoadData(module: *mut Handle, _image: *const c_void) {
-        match number("module", DONE) {
+    cuModuleLoadData(module: *mut Handle, image: *const c_void) {
+        let is_machine_code = unsafe { image.cast::<[u8; 4]>().read_unaligned() } == *b"\x7fELF";
+        let refused = if is_machine_code { number("code", DONE) } else { DONE };
+        match number("module", refused) {
             DONE => unsafe { give(module) },
             refused => refused,
         }
+    }
+    cuModuleGetGlobal_v2(address: *mut u64, bytes: *mut usize, _module: Handle, _name: *const u8) {
+        // The one that there is: where threads tell that they are stuck.
+        unsafe {
+            *address = (&raw const STUCK_THREADS) as u64;
+            *bytes = 8;
+        }
+        DONE
     }
     cuModuleGetFunction(function: *mut Handle, _module: Handle, _name: *const u8) { unsafe { give(function) } }
     cuModuleUnload(_module: Handle) { DONE }
@@ -135,7 +159,12 @@ driver! {
         number("launch", DONE)
     }
     cuGraphInstantiateWithFlags(instance: *mut Handle, _graph: Handle, _flags: u64) { unsafe { give(instance) } }
-    cuGraphLaunch(_instance: Handle, _stream: Handle) { number("replay", DONE) }
+    cuGraphLaunch(_instance: Handle, _stream: Handle) {
+        if told("stuck").is_some() {
+            unsafe { get_stuck() };
+        }
+        number("replay", DONE)
+    }
     cuGraphExecDestroy(_instance: Handle) { DONE }
     cuGraphDestroy(_graph: Handle) { DONE }
 
@@ -170,6 +199,26 @@ driver! {
     }
     cuMemsetD8Async(to: u64, byte: u8, bytes: usize, _stream: Handle) {
         unsafe { write_bytes(to as *mut u8, byte, bytes) };
+        DONE
+    }
+}
+
+// What only kernels for Hopper need: without them a driver is taken for one of an older GPU.
+
+driver! {
+    cuTensorMapEncodeTiled(
+        map: *mut u8, _kind: i32, _rank: u32, _address: Handle, _sizes: *const u64, _strides: *const u64,
+        _sides: *const u32, _steps: *const u32, _interleave: i32, _swizzle: i32, _promotion: i32, _fill: i32
+    ) {
+        unsafe { write_bytes(map, 0, 128) };
+        DONE
+    }
+    cuTensorMapEncodeIm2col(
+        map: *mut u8, _kind: i32, _rank: u32, _address: Handle, _sizes: *const u64, _strides: *const u64,
+        _lower: *const i32, _upper: *const i32, _channels: u32, _pixels: u32, _steps: *const u32, _interleave: i32,
+        _swizzle: i32, _promotion: i32, _fill: i32
+    ) {
+        unsafe { write_bytes(map, 0, 128) };
         DONE
     }
 }

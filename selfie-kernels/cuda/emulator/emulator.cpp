@@ -142,6 +142,8 @@ struct Fiber {
   std::vector<std::shared_ptr<u32>> stores;  // by TMA: how many of each group are under way, the open group last
   std::vector<Wgmma> products;
   u32 product_groups;
+  const u64* awaited;  // the mbarrier that it polls, and for which phase; null if it polls none
+  u32 awaited_parity;
 };
 
 struct Warp {
@@ -158,6 +160,7 @@ struct Block {
   const EmuLaunch& launch;
   const Kernel& kernel;
   const u64 seed;
+  std::atomic<u32>& stuck_threads;  // of the launch, so far
   u64 random = 1;
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
@@ -188,8 +191,9 @@ struct Block {
   u64 array_bytes = 0;
   void* dynamic = nullptr;
 
-  Block(const EmuLaunch& launch, const Kernel& kernel, u64 seed)
-      : launch(launch), kernel(kernel), seed(seed), fibers(kernel.threads), warps(kernel.threads / 32), order(kernel.threads) {
+  Block(const EmuLaunch& launch, const Kernel& kernel, u64 seed, std::atomic<u32>& stuck_threads)
+      : launch(launch), kernel(kernel), seed(seed), stuck_threads(stuck_threads), fibers(kernel.threads),
+        warps(kernel.threads / 32), order(kernel.threads) {
     std::iota(order.begin(), order.end(), 0u);
   }
 
@@ -203,6 +207,7 @@ struct Block {
   void leave();
   void finish_thread();
   void release_barrier();
+  bool tell_stuck();
   [[noreturn]] void report_deadlock();
   const void* ordered_named(int id, u32 turn) const { return &ordered[2 + 2 * warps.size() + (size_t)id * 2 + (turn & 1)]; }
   const void* ordered_under_way() const { return &ordered.back(); }
@@ -292,12 +297,30 @@ bool Block::wake_polling_fibers() {
   return any;
 }
 
+// Where threads wait for mbarriers, one of each warp, as a GPU would tell it; false if none does.
+bool Block::tell_stuck() {
+  bool any = false;
+  for (u32 w = 0; w < warps.size(); w++)
+    for (u32 l = 0; l < 32; l++) {
+      const Fiber& fiber = fibers[w * 32 + l];
+      if (fiber.state != State::Polling || !fiber.awaited) continue;
+      any = true;
+      const auto& [thread, block, size, grid] = fiber.place;
+      u32 barrier = (u32)((const char*)fiber.awaited - (const char*)dynamic);
+      u32 place = stuck_threads++;
+      if (place < STUCK_THREADS)
+        launch.stuck[place] = {1, thread.x, barrier, fiber.awaited_parity, {block.x, block.y, block.z}, {grid.x, grid.y, grid.z}};
+      break;
+    }
+  return any;
+}
+
 void Block::report_deadlock() {
   here = nullptr;
   for (Fiber& fiber : fibers) {
     if (fiber.state == State::Polling) {
       here = &fiber.place;
-      fail("deadlock: a thread waits for an mbarrier, a named barrier or a store that nobody completes");
+      fail("deadlock: a thread waits for a named barrier or a store that nobody completes");
     }
     if (fiber.state != State::AtWarpCollective) continue;
     here = &fiber.place;
@@ -343,6 +366,7 @@ void Block::start_fibers(u64 number, char* stacks) {
     fiber.stores.clear();
     fiber.products.clear();
     fiber.product_groups = 0;
+    fiber.awaited = nullptr;
   }
   for (Named& barrier : named) barrier = {0, 0};
   for (Warp& warp : warps) warp.arrived = 0;
@@ -379,8 +403,10 @@ void Block::run(u64 number) {
   identity = new_identity();
   become(identity);
   start_fibers(number, stacks);
-  while (alive > 0)
-    if (!run_ready_fibers() && !wake_polling_fibers()) report_deadlock();
+  bool stuck = false;
+  while (alive > 0 && !stuck)
+    if (!run_ready_fibers() && !wake_polling_fibers() && !(stuck = tell_stuck())) report_deadlock();
+  if (stuck) under_way.clear();
   if (!under_way.empty()) fail("a block ends while a copy by TMA is under way");
   acquire(&thread_ends);
   end_fibers();
@@ -641,7 +667,11 @@ void mbarrier_complete(u64* at, u32 bytes) {
 }
 void mbarrier_wait(u64* at, u32 parity) {
   Mbarrier& barrier = *(Mbarrier*)at;
+  Fiber& fiber = *running->current;
+  fiber.awaited = at;
+  fiber.awaited_parity = parity & 1;
   while (barrier.phase == (parity & 1)) poll();
+  fiber.awaited = nullptr;
   acquire(ordered_by(at, parity & 1));
 }
 void named_barrier(int id, int threads) {
@@ -741,9 +771,10 @@ void launch(const EmuLaunch& launch, const Kernel& kernel) {
   u64 seed = setting("EMU_SEED"), host_threads = ONE_HOST_THREAD ? 1 : setting("EMU_THREADS");
   std::vector<u64> order = block_order((u64)launch.grid[0] * launch.grid[1] * launch.grid[2], seed);
   std::atomic<u64> next{0};
+  std::atomic<u32> stuck_threads{0};
   auto work = [&] {
-    Block block(launch, kernel, seed);
-    for (u64 i; (i = next++) < order.size();) block.run(order[i]);
+    Block block(launch, kernel, seed, stuck_threads);
+    for (u64 i; stuck_threads == 0 && (i = next++) < order.size();) block.run(order[i]);
     acquire(&block.block_ends);
   };
   std::vector<std::thread> others;

@@ -37,6 +37,8 @@ struct bf16 {
   u16 bits;
 };
 
+#include "stuck.h"
+
 // A launch, as the host hands it to a kernel's function; src/cuda mirrors this layout.
 struct EmuLaunch {
   u32 grid[3];
@@ -44,6 +46,7 @@ struct EmuLaunch {
   u64 shared_bytes;  // dynamic ones
   const void* args;
   u64 args_bytes;
+  StuckThread* stuck;  // [STUCK_THREADS], none of which has told anything
 };
 
 namespace emu {

@@ -3,15 +3,17 @@
 //! cudarc panics where the driver's library or one of its symbols is missing, so [`super::probe`] has looked first.
 
 use super::driver::{Address, Boxes, Call, Driver, Facts, Replay, TensorMap, Windows};
-use super::modules::image;
+use super::modules::{self, Form, Image};
 use super::probe::{Probe, probe, within_limit};
+use super::stuck::{STUCK_THREADS, StuckThread, told};
 use crate::error::require;
 use crate::profile::Timeline;
 use crate::{Error, Result};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUfunction_attribute as FunctionAttribute, CUresult};
-use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, DriverError, result};
+use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, DevicePtrMut, DriverError, result};
 use cudarc::nvrtc::Ptx;
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -28,6 +30,8 @@ pub(crate) struct Device {
     copies: Arc<CudaStream>,
     facts: Facts,
     kernels: Mutex<Kernels>,
+    /// Where there are kernels with mbarriers.
+    watch: Option<Arc<Watch>>,
     staging: Mutex<Staging>,
     /// Whether every launch is waited for (`SELFIE_SYNC=1`), to name the kernel that fails.
     wait: Wait,
@@ -42,8 +46,106 @@ enum Wait {
 /// What is loaded.
 #[derive(Debug, Default)]
 struct Kernels {
-    modules: HashMap<&'static str, Arc<CudaModule>>,
+    modules: HashMap<&'static str, (Arc<CudaModule>, Form)>,
     functions: HashMap<String, CudaFunction>,
+}
+
+/// Where kernels tell who is stuck, and which kernels there were.
+#[derive(Debug)]
+struct Watch {
+    context: Arc<CudaContext>,
+    /// `[WATCHED, STUCK_THREADS]`, page-locked: kernels know it by the same address.
+    place: *mut StuckThread,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// The modules that have a part of the place each, in this order.
+    modules: Vec<&'static str>,
+    /// Kernels that were launched, by module and grid: a kernel cannot tell its name.
+    launched: HashMap<(&'static str, [u32; 3]), BTreeSet<String>>,
+}
+
+/// Modules that have room: those for Hopper, and that of the wrappers' tests.
+const WATCHED: usize = 8;
+
+// SAFETY: `place` is owned, and only ever read by the host after it was made.
+unsafe impl Send for Watch {}
+// SAFETY: as above.
+unsafe impl Sync for Watch {}
+
+impl Watch {
+    fn new(context: &Arc<CudaContext>) -> std::result::Result<Self, DriverError> {
+        context.bind_to_thread()?;
+        let threads = WATCHED * STUCK_THREADS;
+        // SAFETY: a plain allocation, owned by the `Watch`; nobody else knows it while it is cleared.
+        let place = unsafe {
+            let place = result::malloc_host(threads * size_of::<StuckThread>(), 0)?.cast::<StuckThread>();
+            place.write_bytes(0, threads);
+            place
+        };
+        Ok(Self { context: context.clone(), place, known: Mutex::default() })
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the kernels of a module know where to tell, if there is room.
+    fn add(
+        &self,
+        name: &'static str,
+        module: &Arc<CudaModule>,
+        stream: &Arc<CudaStream>,
+    ) -> std::result::Result<(), DriverError> {
+        let mut known = self.known();
+        if known.modules.len() == WATCHED {
+            return Ok(());
+        }
+        let part = self.place.wrapping_add(known.modules.len() * STUCK_THREADS) as u64;
+        let mut pointer = module.get_global("stuck_threads", stream)?;
+        // SAFETY: the module's pointer has eight bytes; `part` stays until the copy is waited for.
+        unsafe { result::memcpy_htod_async(pointer.device_ptr_mut(stream).0, &[part], stream.cu_stream()) }?;
+        stream.synchronize()?;
+        known.modules.push(name);
+        Ok(())
+    }
+
+    fn note(&self, call: &Call<'_>) {
+        let mut known = self.known();
+        if known.modules.contains(&call.module) {
+            known.launched.entry((call.module, call.grid)).or_default().insert(call.kernel.to_owned());
+        }
+    }
+
+    /// What a kernel has told that is stuck.
+    fn told(&self) -> Option<Error> {
+        let known = self.known();
+        known.modules.iter().enumerate().find_map(|(i, module)| {
+            // SAFETY: each module that is known has as many, and the place is there as long as this is.
+            let threads: [_; STUCK_THREADS] =
+                std::array::from_fn(|t| unsafe { self.place.add(i * STUCK_THREADS + t).read_volatile() });
+            told(&threads, |grid| match known.launched.get(&(*module, grid)) {
+                Some(kernels) => kernels.iter().map(String::as_str).collect::<Vec<_>>().join(" or "),
+                None => format!("of {module}.cu"),
+            })
+        })
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: given back once; its modules' kernels have ended, as the context waits for them.
+            let _ = unsafe { result::free_host(self.place.cast()) };
+        }
+    }
+}
+
+/// What a stuck kernel has told, or else `error`, which is how the driver puts it.
+fn told_or(watch: Option<&Arc<Watch>>, error: impl FnOnce() -> Error) -> Error {
+    watch.and_then(|watch| watch.told()).unwrap_or_else(error)
 }
 
 /// The way of staged copies: host memory that the device reads by itself, and the order with the queue.
@@ -107,16 +209,23 @@ impl Device {
         let copies = context.new_stream().map_err(|e| failed("no stream", e))?;
         let event = || context.new_event(None).map_err(|e| failed("no event", e));
         let staging = Staging { pinned: HashMap::new(), staged: event()?, taken: event()?, pending: Pending::Nothing };
+        let watch = if facts.hopper {
+            let watch = Watch::new(&context).map_err(|e| failed("no page-locked memory", e))?;
+            Some(Arc::new(watch))
+        } else {
+            None
+        };
         let wait = match std::env::var_os("SELFIE_SYNC") {
             Some(value) if value == "1" => Wait::EachLaunch,
             _ => Wait::Never,
         };
-        Ok(Self { context, stream, copies, facts, kernels: Mutex::default(), staging: Mutex::new(staging), wait })
+        let (kernels, staging) = (Mutex::default(), Mutex::new(staging));
+        Ok(Self { context, stream, copies, facts, kernels, watch, staging, wait })
     }
 
     /// An error of the driver in words.
     fn failed(&self, what: &str, e: DriverError) -> Error {
-        Error::Device { device: self.facts.name.clone(), reason: reason(what, e) }
+        told_or(self.watch.as_ref(), || Error::Device { device: self.facts.name.clone(), reason: reason(what, e) })
     }
 
     fn bind(&self) -> Result<()> {
@@ -131,6 +240,29 @@ impl Device {
         self.staging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The module, loaded if it is not.
+    fn module<'k>(&self, kernels: &'k mut Kernels, name: &'static str) -> Result<&'k (Arc<CudaModule>, Form)> {
+        match kernels.modules.entry(name) {
+            Entry::Occupied(loaded) => Ok(loaded.into_mut()),
+            Entry::Vacant(place) => {
+                let refused = |reason: String| Error::Module { module: format!("{name}.cu"), reason };
+                let take = |image| {
+                    let (image, what) = match image {
+                        Image::MachineCode(code) => (Ptx::from_binary(code), "the driver refuses it"),
+                        Image::Ptx(text) => (Ptx::from_src(text), "the driver refuses them; a newer one may be needed"),
+                    };
+                    self.context.load_module(image).map_err(|e| reason(what, e))
+                };
+                let (module, form) = modules::load(name, self.facts.capability, take).map_err(refused)?;
+                if let Some(watch) = self.watch.as_ref().filter(|_| name.ends_with("_sm90")) {
+                    // Kernels that cannot tell are better than none.
+                    let _ = watch.add(name, &module, &self.copies);
+                }
+                Ok(place.insert((module, form)))
+            }
+        }
+    }
+
     /// The kernel, loaded at its first call.
     fn function(&self, module: &'static str, kernel: &str) -> Result<sys::CUfunction> {
         let mut kernels = self.kernels();
@@ -138,14 +270,8 @@ impl Device {
             return Ok(function.cu_function());
         }
         let refused = |reason: String| Error::Module { module: format!("{module}.cu, {kernel}"), reason };
-        if !kernels.modules.contains_key(module) {
-            let ptx = image(module).ok_or_else(|| refused("is not among this program's kernels".into()))?;
-            let loaded = self.context.load_module(Ptx::from_src(ptx));
-            let loaded =
-                loaded.map_err(|e| refused(reason("the driver refuses them; a newer one may be needed", e)))?;
-            kernels.modules.insert(module, loaded);
-        }
-        let function = kernels.modules[module].load_function(kernel).map_err(|e| refused(reason("not found", e)))?;
+        let (loaded, _) = self.module(&mut kernels, module)?;
+        let function = loaded.load_function(kernel).map_err(|e| refused(reason("not found", e)))?;
         // Static and dynamic shared memory together may pass what is given unasked: all that there is may be asked for.
         let fixed = function
             .get_attribute(FunctionAttribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)
@@ -232,6 +358,7 @@ fn reason(what: &str, e: DriverError) -> String {
     let lost = matches!(
         e.0,
         CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
             | CUresult::CUDA_ERROR_LAUNCH_FAILED
             | CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
             | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
@@ -393,10 +520,21 @@ impl Driver for Device {
         Ok(map)
     }
 
+    fn load(&self, module: &'static str) -> Result<Form> {
+        self.bind()?;
+        self.module(&mut self.kernels(), module).map(|(_, form)| form.clone())
+    }
+
     fn launch(&self, call: &Call<'_>) -> Result<()> {
         self.bind()?;
         let function = self.function(call.module, call.kernel)?;
-        let failed = |e| Error::Launch { kernel: call.kernel.into(), reason: reason("the driver says", e) };
+        if let Some(watch) = &self.watch {
+            watch.note(call);
+        }
+        let failed = |e| {
+            let refused = || Error::Launch { kernel: call.kernel.into(), reason: reason("the driver says", e) };
+            told_or(self.watch.as_ref(), refused)
+        };
         let mut params = [call.args.as_ptr().cast_mut().cast::<c_void>()];
         let [x, y, z] = call.grid;
         // SAFETY: the kernel takes one structure by value, of the length of `args` (a test compares each with its PTX); the
@@ -437,11 +575,12 @@ impl Driver for Device {
         // SAFETY: the graph was made just now.
         let instance =
             unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) }.map_err(failed)?;
-        Ok(Box::new(Graph { graph, instance, stream: self.stream.clone() }))
+        Ok(Box::new(Graph { graph, instance, stream: self.stream.clone(), watch: self.watch.clone() }))
     }
 
     fn timeline(&self) -> Box<dyn Timeline> {
-        Box::new(Events { stream: self.stream.clone(), points: Mutex::default(), name: self.facts.name.clone() })
+        let (stream, name, watch) = (self.stream.clone(), self.facts.name.clone(), self.watch.clone());
+        Box::new(Events { stream, points: Mutex::default(), name, watch })
     }
 
     fn before_replay(&self) -> Result<()> {
@@ -473,6 +612,7 @@ struct Events {
     points: Mutex<Points>,
     /// Of the device.
     name: String,
+    watch: Option<Arc<Watch>>,
 }
 
 /// Events, of which the first ones are set. None is ever given back: a graph may still hold it.
@@ -488,7 +628,8 @@ impl Events {
     }
 
     fn failed(&self, e: DriverError) -> Error {
-        Error::Device { device: self.name.clone(), reason: reason("no time of the queue", e) }
+        let late = || Error::Device { device: self.name.clone(), reason: reason("no time of the queue", e) };
+        told_or(self.watch.as_ref(), late)
     }
 }
 
@@ -532,6 +673,7 @@ struct Graph {
     graph: sys::CUgraph,
     instance: sys::CUgraphExec,
     stream: Arc<CudaStream>,
+    watch: Option<Arc<Watch>>,
 }
 
 // SAFETY: graphs may be used from any thread, one at a time; `Recording` holds a lock around each use.
@@ -539,7 +681,11 @@ unsafe impl Send for Graph {}
 
 impl Replay for Graph {
     fn replay(&self) -> Result<()> {
-        let failed = |e| Error::Launch { kernel: "of the recorded step".into(), reason: reason("the driver says", e) };
+        let failed = |e| {
+            let refused =
+                || Error::Launch { kernel: "of the recorded step".into(), reason: reason("the driver says", e) };
+            told_or(self.watch.as_ref(), refused)
+        };
         self.stream.context().bind_to_thread().map_err(failed)?;
         // SAFETY: the instance is live, and so are the buffers that its work uses: `Memory::repeat` asks for that.
         unsafe { result::graph::launch(self.instance, self.stream.cu_stream()) }.map_err(failed)

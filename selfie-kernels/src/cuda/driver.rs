@@ -3,6 +3,7 @@
 //! Two answer: the machine's own driver through cudarc ([`super::device`]), and the emulator, which runs the same kernels on
 //! the CPU ([`super::emulator`]). Everything above this trait is the same for both.
 
+use super::modules::Form;
 use crate::profile::Timeline;
 use crate::{ConvDims, Error, Result};
 use std::fmt::Debug;
@@ -182,6 +183,8 @@ pub(crate) trait Driver: Debug + Send + Sync {
     fn map_boxes(&self, boxes: &Boxes<'_>) -> Result<TensorMap>;
     /// As [`Driver::map_boxes`].
     fn map_windows(&self, windows: &Windows) -> Result<TensorMap>;
+    /// Loads `<module>.cu`, if it is not loaded, and tells how; a launch does so too.
+    fn load(&self, module: &'static str) -> Result<Form>;
     /// Queues a kernel.
     fn launch(&self, call: &Call<'_>) -> Result<()>;
     /// Waits for everything queued.

@@ -2,6 +2,8 @@
 //! this module loads. It needs no GPU, and finds missing barriers, strayed addresses and races that a GPU would hide.
 
 use super::driver::{Address, Boxes, Call, Driver, Facts, Replay, TensorMap, Windows};
+use super::modules::Form;
+use super::stuck::{STUCK_THREADS, StuckThread, told};
 use crate::profile::Timeline;
 use crate::{Error, Result};
 use libloading::{Library, Symbol};
@@ -17,6 +19,7 @@ struct EmuLaunch {
     shared_bytes: u64,
     args: *const u8,
     args_bytes: u64,
+    stuck: *mut StuckThread,
 }
 
 /// `TensorMap` in `cuda/emulator/hopper.h`.
@@ -78,9 +81,12 @@ impl Queue {
     }
 
     /// Runs, or writes down.
-    fn put(&self, entry: Entry) {
+    fn put(&self, entry: Entry) -> Result<()> {
         match &mut *self.recording() {
-            Some(entries) => entries.push(entry),
+            Some(entries) => {
+                entries.push(entry);
+                Ok(())
+            }
             None => entry.run(),
         }
     }
@@ -89,26 +95,29 @@ impl Queue {
 /// A piece of recorded work.
 #[derive(Debug, Clone)]
 enum Entry {
-    Launch { kernel: Kernel, grid: [u32; 3], threads: u32, shared_bytes: u32, args: Vec<u8> },
+    Launch { kernel: Kernel, name: String, grid: [u32; 3], threads: u32, shared_bytes: u32, args: Vec<u8> },
     Copy { from: Address, to: Address, bytes: usize },
     Fill { to: Address, byte: u8, bytes: usize },
     Mark { marks: Arc<Mutex<Vec<Instant>>>, point: usize },
 }
 
 impl Entry {
-    fn run(&self) {
+    fn run(&self) -> Result<()> {
         match self {
-            Entry::Launch { kernel, grid, threads, shared_bytes, args } => {
+            Entry::Launch { kernel, name, grid, threads, shared_bytes, args } => {
+                let mut stuck = [StuckThread::default(); STUCK_THREADS];
                 let launch = EmuLaunch {
                     grid: *grid,
                     block: [*threads, 1, 1],
                     shared_bytes: u64::from(*shared_bytes),
                     args: args.as_ptr(),
                     args_bytes: args.len() as u64,
+                    stuck: stuck.as_mut_ptr(),
                 };
-                // SAFETY: the library's kernels have this type; `args` is whole for the call, which ends before it returns.
-                // The addresses in it are those of live buffers, whose lengths the operation's `check` has seen.
+                // SAFETY: the library's kernels have this type; `args` and `stuck` are whole for the call, which ends before
+                // it returns. The addresses in it are those of live buffers, whose lengths the operation's `check` has seen.
                 unsafe { kernel(&launch) }
+                return told(&stuck, |_| name.clone()).map_or(Ok(()), Err);
             }
             // SAFETY: both are addresses of `emu_alloc` with at least so many bytes: views, whose lengths were compared.
             Entry::Copy { from, to, bytes } => unsafe {
@@ -125,6 +134,7 @@ impl Entry {
                 marks[*point] = now;
             }
         }
+        Ok(())
     }
 }
 
@@ -219,13 +229,11 @@ impl Driver for Emulator {
     }
 
     fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<()> {
-        self.queue.put(Entry::Copy { from, to, bytes });
-        Ok(())
+        self.queue.put(Entry::Copy { from, to, bytes })
     }
 
     fn fill(&self, to: Address, byte: u8, bytes: usize) -> Result<()> {
-        self.queue.put(Entry::Fill { to, byte, bytes });
-        Ok(())
+        self.queue.put(Entry::Fill { to, byte, bytes })
     }
 
     fn map_boxes(&self, boxes: &Boxes<'_>) -> Result<TensorMap> {
@@ -245,6 +253,10 @@ impl Driver for Emulator {
         Ok(TensorMap(bytemuck::cast(EmuTensorMap { step, first, last, ..map })))
     }
 
+    fn load(&self, _module: &'static str) -> Result<Form> {
+        Ok(Form::Emulated)
+    }
+
     fn launch(&self, call: &Call<'_>) -> Result<()> {
         let limit = self.facts.shared_bytes;
         if call.shared_bytes as usize > limit {
@@ -253,8 +265,8 @@ impl Driver for Emulator {
         }
         let kernel = *self.symbol::<Kernel>(call.kernel)?;
         let Call { grid, threads, shared_bytes, args, .. } = *call;
-        self.queue.put(Entry::Launch { kernel, grid, threads, shared_bytes, args: args.to_vec() });
-        Ok(())
+        let name = call.kernel.to_owned();
+        self.queue.put(Entry::Launch { kernel, name, grid, threads, shared_bytes, args: args.to_vec() })
     }
 
     fn sync(&self) -> Result<()> {
@@ -288,7 +300,7 @@ struct Clock {
 impl Timeline for Clock {
     fn mark(&self) -> Result<()> {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        self.queue.put(Entry::Mark { marks: self.marks.clone(), point: *next });
+        self.queue.put(Entry::Mark { marks: self.marks.clone(), point: *next })?;
         *next += 1;
         Ok(())
     }
@@ -313,7 +325,6 @@ struct Recorded {
 
 impl Replay for Recorded {
     fn replay(&self) -> Result<()> {
-        self.entries.iter().for_each(Entry::run);
-        Ok(())
+        self.entries.iter().try_for_each(Entry::run)
     }
 }

@@ -16,6 +16,7 @@ mod emulator;
 mod launch;
 mod modules;
 mod probe;
+mod stuck;
 
 pub(crate) use arguments::{Access, ColumnSums, DropoutArgs};
 pub use device::gpus;
@@ -23,6 +24,7 @@ pub(crate) use driver::Address;
 pub use driver::Facts as GpuFacts;
 pub use element::CudaElement;
 pub(crate) use launch::{GradArgs, Grid, TILE_CHANNELS, blocks};
+pub use modules::Form as KernelForm;
 pub use probe::{Probe, probe};
 
 use crate::error::expect_len;
@@ -66,8 +68,28 @@ impl Cuda {
     ///
     /// # Errors
     /// [`crate::Error::Device`] with what is missing and the way out: no driver, an old one, no such GPU, one too old.
+    /// [`crate::Error::Module`] when its driver takes no kernels.
     pub fn new(ordinal: usize) -> Result<Self> {
-        Self::over(Arc::new(device::Device::open(ordinal)?))
+        let cuda = Self::over(Arc::new(device::Device::open(ordinal)?))?;
+        cuda.kernel_form()?;
+        Ok(cuda)
+    }
+
+    /// How the kernels get onto this device, as the smallest file shows, which is loaded.
+    ///
+    /// # Errors
+    /// [`crate::Error::Module`] when its driver takes none.
+    pub fn kernel_form(&self) -> Result<KernelForm> {
+        self.driver.load(modules::SMALLEST)
+    }
+
+    /// Loads all kernel files that operations use here, each of which would be loaded at its first launch; their names, and
+    /// how each got onto the device.
+    ///
+    /// # Errors
+    /// [`crate::Error::Module`] for one that the driver does not take.
+    pub fn load_kernels(&self) -> Result<Vec<(&'static str, KernelForm)>> {
+        modules::names(self.facts()).map(|name| Ok((name, self.driver.load(name)?))).collect()
     }
 
     /// The kernels on the CPU, by the library that `cuda/emulator/build` made: for tests.

@@ -24,7 +24,7 @@ const LIBRARY: &str = "libcuda.so.1";
 const LEAST_DRIVER: i32 = 12_040;
 /// What this backend calls, itself and through cudarc. `selfie-cli/tests/devices.rs` trains on a driver that has these
 /// functions and no others, and on drivers that lack one of them.
-const CALLS: [&str; 42] = [
+const CALLS: [&str; 43] = [
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
     "cuCtxSynchronize",
@@ -58,6 +58,7 @@ const CALLS: [&str; 42] = [
     "cuMemcpyHtoDAsync_v2",
     "cuMemsetD8Async",
     "cuModuleGetFunction",
+    "cuModuleGetGlobal_v2",
     "cuModuleLoadData",
     "cuModuleUnload",
     "cuStreamBeginCapture_v2",

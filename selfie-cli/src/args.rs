@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Parser, Subcommand, ValueEnum};
 use selfie_data::LabelBudget;
+use selfie_model::probe::Similarity;
 
 use crate::commands::fewlabel::OF_A_RUN;
 use crate::config::{KEYS, Key, Kind, Request, Task, by_preset};
@@ -244,7 +245,8 @@ pub enum Probe {
     /// Classify the test images by their nearest training images
     #[command(
         after_help = "Weighted k-NN of cosine similarities, exact (Wu et al. 2018, arXiv 1805.01978): each neighbour votes with
-exp(similarity / temperature). Beside it the same with the network as it was before any training.
+exp(similarity / temperature). Features are whitened first, as most of what they vary by lies in few directions: by
+the training images' covariance, shrunk as Ledoit and Wolf (2004) do; --similarity cosine leaves that out. Beside it the same with the network as it was before any training.
 Examples:
   selfie probe knn runs/pre --data photos/
   selfie probe knn runs/pre --data photos/ --labels 5% --json"
@@ -273,9 +275,15 @@ pub struct Knn {
     /// Temperature of the votes
     #[arg(long, value_name = "T", default_value_t = selfie_model::probe::DEFAULT_TEMPERATURE, value_parser = temperature)]
     pub temperature: f64,
+    /// What is near
+    #[arg(long, value_name = "SIMILARITY", default_value = "whitened")]
+    pub similarity: SimilarityName,
     /// Training images that have a vote: all, or as `selfie finetune --labels` takes it (balanced over classes)
     #[arg(long, value_name = "BUDGET", default_value = "all")]
     pub labels: String,
+    /// Where features are taken.
+    #[command(flatten)]
+    pub layer: LayerFlags,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -295,12 +303,33 @@ pub struct LinearProbe {
     /// Fraction of these by which the penalty is chosen
     #[arg(long, value_name = "FRACTION", default_value_t = 0.2, value_parser = fraction)]
     pub validation: f64,
+    /// Where features are taken.
+    #[command(flatten)]
+    pub layer: LayerFlags,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
     /// The configuration.
     #[command(flatten)]
     pub flags: ConfigFlags<ForEvaluate>,
+}
+
+/// A value of `--similarity`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum SimilarityName {
+    /// Cosines of features without the mean and the correlations that they have over the training images
+    Whitened,
+    /// Cosines of features as they are
+    Cosine,
+}
+
+impl From<SimilarityName> for Similarity {
+    fn from(name: SimilarityName) -> Self {
+        match name {
+            SimilarityName::Whitened => Self::Whitened,
+            SimilarityName::Cosine => Self::Cosine,
+        }
+    }
 }
 
 /// A value of `--temperature`.

@@ -45,6 +45,7 @@ pub fn config_toml(path: &Path) {
 
 /// `config.json` beside weights.
 pub fn weights_config(text: &[u8]) {
+    selfie_model::fuzzing::weights_config(text);
     if let Ok(weights) = Weights::parse(Path::new("config.json"), text) {
         assert!(weights.image_size.is_none_or(|size| (1..=4096).contains(&size)));
         assert!(weights.classes.len() <= text.len());

@@ -35,9 +35,9 @@ fn help_teaches() {
         ("fewlabel", "--data --init --no-scratch --labels --seeds --lr --validation --steps --minutes --out --json"),
         ("evaluate", "--data --limit --matrix --json"),
         ("export", "--to --out --check --overwrite --json"),
-        ("embed", "--data --out --part --layer --l2 --json"),
-        ("neighbors", "--data --out --part --layer --queries --json"),
-        ("map", "--data --out --part --layer --perplexity --side --json"),
+        ("embed", "--data --out --part --layer --pooling --l2 --json"),
+        ("neighbors", "--data --out --part --layer --pooling --queries --json"),
+        ("map", "--data --out --part --layer --pooling --perplexity --side --json"),
         (
             "bench",
             "--data --image-size --preset --batch --workers --device --precision --threads --seconds --json --trace --compare",

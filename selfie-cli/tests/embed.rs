@@ -115,6 +115,34 @@ fn neither_batch_nor_threads_matter_and_l2_is_a_length_of_one() {
 }
 
 #[test]
+fn a_pretrained_network_takes_images_or_patches() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let run = pretrained(folder.path());
+    let embed = |run: &Path, more: &str| {
+        let out = folder.path().join("x.npy");
+        let answer = works(&format!("embed {} --overwrite --json -o {} {more}", text(run), text(&out))).json();
+        (answer["layer"].as_str().expect("a text").to_owned(), read_npy(&out))
+    };
+    let (layer, map) = embed(&run, "");
+    assert_eq!(layer, "norm behind stage 3, average over the image");
+    assert_eq!(embed(&run, "--pooling map --layer stage3").1, map);
+    let (layer, patches) = embed(&run, "--pooling patches");
+    assert_eq!((layer.as_str(), patches.0), ("norm behind stage 3, average over the patches", map.0));
+    assert_ne!(map.1, patches.1);
+    let (layer, earlier) = embed(&run, "--layer stage2 --pooling patches");
+    assert_eq!((layer.as_str(), earlier.0), ("norm behind stage 2, average over the patches", [40, 64]));
+
+    let fine = folder.path().join("fine");
+    let finetune = format!("finetune --data {DATA} --init {} --out {} --batch 8 --steps 2", text(&run), text(&fine));
+    works(&format!("{finetune} --preset tiny"));
+    assert_eq!(embed(&fine, "").0, "norm behind stage 4, average over the image");
+    let out = folder.path().join("y.npy");
+    let patches = format!("embed {} --pooling patches -o {}", text(&fine), text(&out));
+    fails(&patches, 2, &["--pooling patches", "trained on whole images"]);
+    assert!(!out.exists());
+}
+
+#[test]
 fn images_without_labels() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let run = pretrained(folder.path());
@@ -145,6 +173,7 @@ fn what_cannot_be_is_refused() {
     embed(&out("x.txt"), "", 2, &["x.txt", ".npy", ".safetensors"]);
     embed(&out("x.npy"), "--layer stage4", 2, &["stage4", "stage1 to stage3"]);
     embed(&out("x.npy"), "--layer pool", 2, &["pool", "stage1"]);
+    embed(&out("x.npy"), "--pooling u", 2, &["'u'", "map", "patches"]);
     embed(&out("x"), "", 2, &[".npy"]);
     embed(&out("nowhere/x.npy"), "", 2, &["there is no folder"]);
     write(&folder.path().join("y.images.csv"), b"mine");

@@ -29,6 +29,38 @@ fn embedded(run: &Path, part: &str, folder: &Path) -> Vec<(Vec<f64>, usize)> {
     csv.lines().skip(1).map(line).collect()
 }
 
+/// The inner product of vectors less the mean of `rows`, by the inverse of their covariance: shrunk towards the mean variance
+/// by the share of its distance to it that is chance (Ledoit and Wolf 2004). By elimination.
+fn whitened_product(rows: &[Vec<f64>]) -> impl Fn(&[f64], &[f64]) -> f64 {
+    let (n, d) = (rows.len() as f64, rows[0].len());
+    let mean: Vec<f64> = (0..d).map(|j| rows.iter().map(|row| row[j]).sum::<f64>() / n).collect();
+    let less = |row: &[f64]| row.iter().zip(&mean).map(|(x, mean)| x - mean).collect::<Vec<f64>>();
+    let centred: Vec<Vec<f64>> = rows.iter().map(|row| less(row)).collect();
+    let covariance = |i: usize, j: usize| centred.iter().map(|row| row[i] * row[j]).sum::<f64>() / n;
+    let mut matrix: Vec<Vec<f64>> = (0..d).map(|i| (0..d).map(|j| covariance(i, j)).collect()).collect();
+    let scale = (0..d).map(|i| matrix[i][i]).sum::<f64>() / d as f64;
+    let squares: f64 = matrix.iter().flatten().map(|x| x * x).sum();
+    let fourth: f64 = centred.iter().map(|row| row.iter().map(|x| x * x).sum::<f64>().powi(2)).sum();
+    let shrinkage = ((fourth / n - squares) / n / (squares - d as f64 * scale * scale)).min(1.0);
+    for (i, row) in matrix.iter_mut().enumerate() {
+        row.iter_mut().for_each(|x| *x *= 1.0 - shrinkage);
+        row[i] += shrinkage * scale;
+        row.extend((0..d).map(|j| f64::from(u8::from(i == j))));
+    }
+    for i in 0..d {
+        let pivot: Vec<f64> = matrix[i].iter().map(|x| x / matrix[i][i]).collect();
+        for row in &mut matrix {
+            let factor = row[i];
+            row.iter_mut().zip(&pivot).for_each(|(x, pivot)| *x -= factor * pivot);
+        }
+        matrix[i] = pivot;
+    }
+    move |a, b| {
+        let [a, b] = [a, b].map(|row| row.iter().zip(&mean).map(|(x, mean)| x - mean).collect::<Vec<f64>>());
+        (0..d).map(|i| a[i] * (0..d).map(|j| matrix[i][d + j] * b[j]).sum::<f64>()).sum()
+    }
+}
+
 fn number(answer: &Value, pointer: &str) -> f64 {
     answer.pointer(pointer).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {pointer} in {answer}"))
 }
@@ -38,8 +70,10 @@ fn neighbours_are_those_of_all_pairs() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let run = pretrained(folder.path());
     let (train, test) = (embedded(&run, "train", folder.path()), embedded(&run, "val", folder.path()));
-    let product = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    let top1 = |k: usize, temperature: f64| {
+    let plain = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let rows: Vec<Vec<f64>> = train.iter().map(|(row, _)| row.clone()).collect();
+    let whitened = whitened_product(&rows);
+    let top1 = |k: usize, temperature: f64, product: &dyn Fn(&[f64], &[f64]) -> f64| {
         let right = test.iter().filter(|(query, label)| {
             let cosine = |row: &[f64]| product(row, query) / (product(row, row) * product(query, query)).sqrt();
             let mut all: Vec<_> = train.iter().map(|(row, label)| (cosine(row), *label)).collect();
@@ -54,13 +88,22 @@ fn neighbours_are_those_of_all_pairs() {
     };
     let probe = |more: &str| works(&format!("probe knn {} --data {DATA} --json {more}", text(&run))).json();
     let answer = probe("");
-    assert_eq!(number(&answer, "/top1"), top1(20, 0.07));
+    assert_eq!(number(&answer, "/top1"), top1(20, 0.07, &whitened));
+    assert_eq!(answer["settings"]["similarity"], "cosine of whitened features");
+    let cosine = probe("--similarity cosine");
+    assert_eq!(number(&cosine, "/top1"), top1(20, 0.07, &plain));
+    assert_eq!(cosine["settings"]["similarity"], "cosine");
     assert_eq!(number(&answer, "/settings/k"), 20.0);
     assert_eq!((number(&answer, "/n"), number(&answer, "/train_images")), (60.0, 120.0));
     let (share, error) = (number(&answer, "/top1"), number(&answer, "/standard_error"));
     assert!((error - (share * (1.0 - share) / 60.0).sqrt()).abs() < 1e-15);
-    assert_eq!(number(&probe("-k 3 --temperature 1.0"), "/top1"), top1(3, 1.0));
-    assert_eq!(number(&probe("-k 120 --temperature 0.5"), "/top1"), top1(120, 0.5));
+    assert_eq!(number(&probe("-k 3 --temperature 1.0"), "/top1"), top1(3, 1.0, &whitened));
+    assert_eq!(number(&probe("-k 120 --temperature 0.5 --similarity cosine"), "/top1"), top1(120, 0.5, &plain));
+    let patches = probe("--pooling patches --layer stage2");
+    assert_eq!(
+        (number(&patches, "/width"), &patches["layer"]),
+        (64.0, &"norm behind stage 2, average over the patches".into())
+    );
     assert_eq!(probe("--threads 1 --batch 1 --workers 0"), probe("--threads 2 --batch 50"));
 
     // The gain is over the untrained network's, and words and JSON agree.

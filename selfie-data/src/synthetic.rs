@@ -1,4 +1,4 @@
-//! The synthetic world: lit scenes with one object, whose shape and texture are its class.
+//! The synthetic world: lit scenes with one object, whose shape and texture are its class, and beyond 20 classes its hue.
 //!
 //! It has what the puzzle needs, structure that reaches across patches: sky above ground, light
 //! from one side that shades ground, object and shadow alike, outlines that go on from patch to
@@ -16,6 +16,18 @@ use crate::picture::Image;
 
 const SHAPES: [&str; 5] = ["disc", "square", "triangle", "cross", "ring"];
 const TEXTURES: [&str; 4] = ["striped", "checked", "dotted", "banded"];
+
+/// Names and shares of red, green and blue that the bright paint keeps; the first 20 classes have it as it is.
+const HUES: [(&str, Colour); 5] = [
+    ("", [1.0, 1.0, 1.0]),
+    ("red ", [1.0, 0.35, 0.3]),
+    ("green ", [0.35, 1.0, 0.4]),
+    ("blue ", [0.3, 0.45, 1.0]),
+    ("yellow ", [1.0, 0.9, 0.3]),
+];
+
+/// Each hue with each texture of each shape.
+const MAX_CLASSES: usize = SHAPES.len() * TEXTURES.len() * HUES.len();
 
 /// Offset of `sample` between the splits, under [`Purpose::Synthetic`].
 const TEST: u64 = 1 << 40;
@@ -45,7 +57,7 @@ impl FromStr for Options {
                 "train" => options.train = number(1, 1 << 31)? as usize,
                 "test" => options.test = number(1, 1 << 31)? as usize,
                 "size" => options.size = number(8, 1024)? as usize,
-                "classes" => options.classes = number(2, (SHAPES.len() * TEXTURES.len()) as u64)? as usize,
+                "classes" => options.classes = number(2, MAX_CLASSES as u64)? as usize,
                 "seed" => options.seed = number(0, u64::MAX)?,
                 _ => {
                     let known = "one of the options train, test, size, classes, seed, as in train=5000,seed=1";
@@ -67,7 +79,10 @@ pub(crate) struct Synthetic {
 
 impl Synthetic {
     pub(crate) fn new(options: Options, split: Split, seeded: Seeded<'_>) -> Self {
-        let name = |class: usize| format!("{} {}", TEXTURES[class / SHAPES.len()], SHAPES[class % SHAPES.len()]);
+        let name = |class: usize| {
+            let Look { shape, texture, hue } = Look::of(class);
+            format!("{}{} {}", HUES[hue].0, TEXTURES[texture], SHAPES[shape])
+        };
         let classes = (0..options.classes).map(name).collect();
         let draws = seeded(options.seed);
         Self { options, split, classes, draws }
@@ -83,7 +98,7 @@ impl Synthetic {
             Split::Test => TEST,
         };
         let mut words = Words::new(&*self.draws, Purpose::Synthetic, offset + index as u64);
-        let scene = Scene::draw(self.class(index), &mut words);
+        let scene = Scene::draw(Look::of(self.class(index)), &mut words);
         let scale = 1.0 / self.options.size as f32;
         for (at, pixel) in pixels.as_chunks_mut::<3>().0.iter_mut().enumerate() {
             let (row, column) = (at / self.options.size, at % self.options.size);
@@ -148,6 +163,20 @@ impl Dataset for Synthetic {
 
 type Colour = [f32; 3];
 
+/// What an object's class says of it.
+struct Look {
+    shape: usize,
+    texture: usize,
+    hue: usize,
+}
+
+impl Look {
+    fn of(class: usize) -> Self {
+        let (rest, shape) = (class / SHAPES.len(), class % SHAPES.len());
+        Self { shape, texture: rest % TEXTURES.len(), hue: rest / TEXTURES.len() }
+    }
+}
+
 /// Everything about one image. Coordinates run from 0 to 1, x right, y down.
 struct Scene {
     sky: Colour,
@@ -171,7 +200,7 @@ struct Scene {
 }
 
 impl Scene {
-    fn draw(class: usize, words: &mut Words<'_>) -> Self {
+    fn draw(look: Look, words: &mut Words<'_>) -> Self {
         let mut uniform = |low: f32, high: f32| words.uniform(f64::from(low), f64::from(high)) as f32;
         // A unit vector from the tangent of half its angle: rational, hence the same everywhere.
         let turn = |t: f32| [(1.0 - t * t) / (1.0 + t * t), 2.0 * t / (1.0 + t * t)];
@@ -185,7 +214,9 @@ impl Scene {
         // (PyTorch, one seed).
         let sky = tinted(0.55, 0.85, 0.12);
         let ground = tinted(0.2, 0.5, 0.12);
-        let paint = [tinted(0.1, 0.3, 0.2), tinted(0.7, 0.95, 0.2)];
+        let (dark, bright) = (tinted(0.1, 0.3, 0.2), tinted(0.7, 0.95, 0.2));
+        let hue = HUES[look.hue].1;
+        let paint = [dark, std::array::from_fn(|channel| bright[channel] * hue[channel])];
         let occluder_colour = tinted(0.5, 0.5, 0.4);
         let side = uniform(-1.0, 1.0);
         Scene {
@@ -198,8 +229,8 @@ impl Scene {
             centre: [uniform(0.4, 0.6), uniform(0.4, 0.6)],
             radius: uniform(0.28, 0.38),
             tilt: turn(uniform(-0.12, 0.12)),
-            shape: class % SHAPES.len(),
-            texture: class / SHAPES.len(),
+            shape: look.shape,
+            texture: look.texture,
             weave: turn(uniform(-0.4, 0.4)),
             phase: [uniform(0.0, 1.0), uniform(0.0, 1.0)],
             frequency: uniform(1.1, 1.5),
@@ -308,7 +339,7 @@ mod tests {
         assert_eq!((data.len(), data.classes.len()), (30, 3));
         assert_eq!(data.geometry(), Geometry::Fixed { height: 16, width: 16 });
         assert_eq!(world("", Split::Train).len(), 5_000);
-        for wrong in ["sise=3", "size", "size=", "size=7", "size=x", "classes=1", "classes=21", "train=0", "seed=-1"] {
+        for wrong in ["sise=3", "size", "size=", "size=7", "size=x", "classes=1", "classes=101", "train=0", "seed=-1"] {
             let error = wrong.parse::<Options>().expect_err(wrong);
             assert!(matches!(error, Error::Usage { .. }) && error.to_string().contains(wrong), "{error}");
         }
@@ -316,13 +347,17 @@ mod tests {
 
     #[test]
     fn classes_are_balanced_and_named() {
-        let data = world("classes=20,train=200", Split::Train);
-        let mut counts = [0; 20];
+        let data = world("classes=100,train=200", Split::Train);
+        let mut counts = [0; 100];
         (0..200).for_each(|index| counts[data.label(index).expect("labelled") as usize] += 1);
-        assert_eq!(counts, [10; 20]);
+        assert_eq!(counts, [2; 100]);
         let names: std::collections::BTreeSet<_> = data.classes().iter().collect();
-        assert_eq!(names.len(), 20);
-        assert_eq!((data.classes()[0].as_str(), data.classes()[19].as_str()), ("striped disc", "banded ring"));
+        assert_eq!(names.len(), 100);
+        let name = |class: usize| data.classes()[class].as_str();
+        assert_eq!(
+            [0, 19, 20, 99].map(name),
+            ["striped disc", "banded ring", "red striped disc", "yellow banded ring"]
+        );
     }
 
     #[test]
@@ -333,6 +368,21 @@ mod tests {
         assert_ne!(read(&train, 7), read(&train, 17));
         assert_ne!(read(&train, 7), read(&test, 7));
         assert_ne!(read(&train, 7), read(&other, 7));
+    }
+
+    #[test]
+    fn hues_are_of_the_bright_paint() {
+        // The same scene but for its paint: the draws of image 7 are the same, its class is not.
+        let of = |class: usize| {
+            let draws = seeded(0);
+            Scene::draw(Look::of(class), &mut Words::new(&*draws, Purpose::Synthetic, 7))
+        };
+        let (plain, blue) = (of(7), of(67));
+        assert_eq!((plain.shape, plain.texture, plain.centre), (blue.shape, blue.texture, blue.centre));
+        assert_eq!(plain.paint[0], blue.paint[0]);
+        let expected: Colour = std::array::from_fn(|channel| plain.paint[1][channel] * HUES[3].1[channel]);
+        assert_eq!(blue.paint[1], expected);
+        assert!(blue.paint[1][2] > blue.paint[1][0], "{:?}", blue.paint);
     }
 
     #[test]

@@ -38,8 +38,8 @@ impl Cost {
 
 #[cfg(test)]
 mod tests {
-    use crate::norm_relu_conv::{Forward, ProjectionBackwardData};
-    use crate::{Affine, ConvDims, Cpu, Grad, Partials, gemm, sgd, stem_conv};
+    use crate::norm_relu_conv::{Backward, BackwardData, Forward, ProjectionBackwardData};
+    use crate::{Affine, ConvDims, Cpu, Grad, Partials, gemm, sgd, stem_conv, stem_pool};
     use half::bf16;
 
     /// 3x3 on 2 x 2 pixels: each reads 4 of its 9 taps.
@@ -86,6 +86,44 @@ mod tests {
         let args: stem_conv::BackwardFilter<'_, Cpu, f32> =
             stem_conv::BackwardFilter { dims, x: &[0.0; 32], dy, dw: &mut dw };
         assert_eq!((args.cost().flops, args.cost().bytes), (2 * 24, 4 * (32 + 12 + 12 + 9 + 6)));
+    }
+
+    /// 60 inputs, 140 outputs, and 189 weights: both products, and what both read once.
+    #[test]
+    fn both_gradients_of_a_convolution_read_their_operands_once() {
+        let (x, y, w) = ([0.0f32; 60], &[0.0f32; 140][..], [0.0f32; 189]);
+        let (mut dz, mut dw, mut sums) = ([0.0; 60], [0.0; 189], Partials::<Cpu, f32>::within(Vec::new()));
+        let dy = Grad::Affine(Affine { dz: y, x: y, coef: &[0.0f32; 21][..] });
+        let data: BackwardData<'_, Cpu, f32> = BackwardData {
+            dims: SMALL,
+            dy,
+            w: &w,
+            x: &x,
+            norm: &[0.0; 12],
+            addend: None,
+            dz: &mut dz,
+            sums: &mut sums,
+        };
+        let cost = Backward { data, dw: &mut dw }.cost();
+        let bytes = 4 * (60 + 2 * 140 + 21 + 189 + 12 + 60 + 6 + 189);
+        assert_eq!((cost.flops, cost.bytes), (2 * 2 * 1680, bytes));
+    }
+
+    /// Of 3 x 3 pixels a map of 3 x 3, pooled to 2 x 2.
+    #[test]
+    fn what_is_pooled_is_not_moved() {
+        let dims = ConvDims { n: 1, h: 3, w: 3, c: 3, k: 2, r: 1, s: 1, stride: 1, pad: 0 };
+        let (x, w, mut map) = ([bf16::ZERO; 27], [bf16::ZERO; 6], [bf16::ZERO; 18]);
+        let (mut y, mut argmax, mut dw) = ([bf16::ZERO; 8], [0; 8], [0.0; 6]);
+        let args: stem_pool::Forward<'_, Cpu, bf16> =
+            stem_pool::Forward { dims, x: &x, w: &w, map: &mut map, y: &mut y, argmax: &mut argmax, stats: None };
+        let cost = args.cost();
+        let moved = (cost.shape.as_str(), cost.flops, cost.bytes);
+        assert_eq!(moved, ("1x1 3->2 at 3x3, pooled", 2 * 54, 2 * (27 + 6 + 8) + 8));
+        let (dy, argmax) = (Grad::Plain(&y[..]), &argmax[..]);
+        let args: stem_pool::BackwardFilter<'_, Cpu, bf16> =
+            stem_pool::BackwardFilter { dims, x: &x, dy, argmax, map: &mut map, dw: &mut dw };
+        assert_eq!((args.cost().flops, args.cost().bytes), (2 * 54, 2 * (27 + 8) + 8 + 4 * 6));
     }
 
     /// Rows that are passed over are not read.

@@ -30,13 +30,13 @@ pub mod bn_finalize;
 pub mod contrast;
 pub mod gemm;
 pub mod grad_join;
-pub mod max_pool;
 pub mod norm_relu_conv;
 pub mod norm_relu_pool;
 pub mod residual_norm;
 pub mod sgd;
 pub mod softmax_cross_entropy;
 pub mod stem_conv;
+pub mod stem_pool;
 pub mod tokens;
 
 pub use conv_dims::ConvDims;
@@ -59,7 +59,7 @@ pub trait Backend<T: Element>:
     + Profile
     + augment::Augment<T>
     + stem_conv::StemConv<T>
-    + max_pool::MaxPool<T>
+    + stem_pool::StemPool<T>
     + norm_relu_conv::NormReluConv<T>
     + bn_finalize::BnFinalize<T>
     + bn_commit::BnCommit<T>

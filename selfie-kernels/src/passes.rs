@@ -1,14 +1,15 @@
 //! The list of all passes of all operations: each backend implements the traits by one macro over it, and every contract's
 //! `check` runs there.
 
-/// Calls a macro with `module::Trait { pass(Arguments), .. }` of every operation.
+/// Calls a macro with `module::Trait { pass(Arguments), .. }` of every operation; behind a semicolon what the contract makes of
+/// these passes already, and a device may do better.
 macro_rules! for_each_pass {
     ($implement:ident) => {
         $implement! {
             augment::Augment { augment(Args) }
             stem_conv::StemConv { stem_conv_forward(Forward), stem_conv_backward_filter(BackwardFilter) }
-            max_pool::MaxPool { max_pool_forward(Forward), max_pool_backward(Backward) }
-            norm_relu_conv::NormReluConv { norm_relu_conv_forward(Forward), norm_relu_conv_backward_data(BackwardData), projection_backward_data(ProjectionBackwardData), norm_relu_conv_backward_filter(BackwardFilter) }
+            stem_pool::StemPool { stem_pool_forward(Forward), stem_pool_backward_filter(BackwardFilter) }
+            norm_relu_conv::NormReluConv { norm_relu_conv_forward(Forward), norm_relu_conv_backward_data(BackwardData), projection_backward_data(ProjectionBackwardData), norm_relu_conv_backward_filter(BackwardFilter); norm_relu_conv_backward(Backward) }
             bn_finalize::BnFinalize { bn_finalize_forward(Forward), bn_finalize_inference(Inference), bn_finalize_backward(Backward) }
             bn_commit::BnCommit { bn_commit(Commit) }
             norm_relu_pool::NormReluPool { norm_relu_pool_forward(Forward), norm_relu_pool_backward(Backward) }

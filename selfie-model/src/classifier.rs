@@ -44,7 +44,7 @@ impl<B: Memory, T: Element> Classifier<B, T> {
         }
 
         let mut tables = Tables::default();
-        let features = Features::new(&mut tables, build, config.stages(), config.head)?;
+        let features = Features::new(&mut tables, build, config.stages(), config.head.into())?;
         let head = Linear::shaped(&mut tables, "head.fc", &[classes, features.width(), 1, 1]);
 
         let input = Input::new(ledger, config, batch, 1, 1)?;

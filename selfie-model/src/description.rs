@@ -62,7 +62,7 @@ impl Description {
     }
 
     /// Takes over what `config`, in the file `path`, says of images and classes.
-    fn take(&mut self, path: &Path, config: &Value) -> Result<()> {
+    pub(crate) fn take(&mut self, path: &Path, config: &Value) -> Result<()> {
         let wrong = |key: &str, expected: &str, found: &Value| {
             let advice = "correct it, or remove the file, and what is usual is assumed";
             Error::malformed(path, format!("{expected} in `{key}`"), shortened(found), advice)

@@ -2,12 +2,13 @@
 
 use crate::error::{Error, Result};
 use crate::evaluation::{Images, for_each_batch};
-use crate::features::{Features, FeaturesActs};
+use crate::features::{Features, FeaturesActs, mean_vector};
 use crate::input::Input;
 use crate::layers::{Linear, Tables};
 use crate::memory_plan::{Dry, Ledger};
 use crate::network::{Begin, Build, Mode, Passes};
 use crate::resnet::Resnet;
+use crate::selfie::STAGES;
 use crate::state::{Buffer, State, StateArgs};
 use crate::transfer::{download, download_view};
 use crate::weights::{Initialized, give, layers_of, load_weights};
@@ -21,7 +22,7 @@ use std::sync::Arc;
 /// The layers of an [`Encoder`]: stem, so many stages, norm, average or attention pooling, and perhaps classes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EncoderLayers {
-    /// 4 of a classifier; 3 of a pretrained patch network, which takes whole images as it takes patches.
+    /// 4 of a classifier, 3 of one with an attention head and of a pretrained patch network.
     pub stages: usize,
     /// What makes the features of the last map. A pretrained network's own pooling is no such: it is of the puzzle.
     pub head: Head,
@@ -40,14 +41,24 @@ impl EncoderLayers {
 }
 
 impl EncoderLayers {
-    /// Where features are taken unless asked otherwise: behind all stages, pooled as the classifier takes them.
+    /// Where features are taken unless asked otherwise: behind all stages, pooled as a classifier takes them.
     pub fn last(&self) -> Layer {
-        Layer { stage: self.stages, pooling: self.head }
+        Layer { stage: self.stages, pooling: self.head.into() }
+    }
+
+    /// Whether it was pretrained, and saw patches only.
+    pub fn is_patch_network(&self) -> bool {
+        *self == Self { stages: STAGES, head: Head::Conv, classes: 0 }
     }
 
     /// Whether features can be taken there.
     pub fn has(&self, layer: Layer) -> bool {
-        (1..=self.stages).contains(&layer.stage) && (layer.pooling == Head::Conv || layer == self.last())
+        let has_pooling = match layer.pooling {
+            Pooling::Map => true,
+            Pooling::Patches => self.is_patch_network(),
+            Pooling::Attention => layer == self.last(),
+        };
+        has_pooling && (1..=self.stages).contains(&layer.stage)
     }
 }
 
@@ -56,16 +67,40 @@ impl EncoderLayers {
 pub struct Layer {
     /// Counted from 1.
     pub stage: usize,
-    /// The attention pooling is there behind the last stage alone.
-    pub pooling: Head,
+    /// How the map behind it becomes a vector.
+    pub pooling: Pooling,
 }
 
-/// `norm behind stage 3, average over the image`, or `.., attention pooling`.
+/// How an image becomes one vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// The whole image goes through the network: the average over the map.
+    Map,
+    /// The patches of pretraining's grid go through the network one by one: the average over their maps, and over the patches.
+    /// So a patch network was trained; its running statistics are of patches.
+    Patches,
+    /// The whole image goes through the network, and the attention pooling sums up the map: [`Head::Attention`]. Behind the
+    /// last stage alone.
+    Attention,
+}
+
+/// As the classifier takes it.
+impl From<Head> for Pooling {
+    fn from(head: Head) -> Self {
+        match head {
+            Head::Conv => Self::Map,
+            Head::Attention => Self::Attention,
+        }
+    }
+}
+
+/// `norm behind stage 3, average over the image`, `.., average over the patches`, `.., attention pooling`.
 impl fmt::Display for Layer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pooling = match self.pooling {
-            Head::Conv => "average over the image",
-            Head::Attention => "attention pooling",
+            Pooling::Map => "average over the image",
+            Pooling::Patches => "average over the patches",
+            Pooling::Attention => "attention pooling",
         };
         write!(f, "norm behind stage {}, {pooling}", self.stage)
     }
@@ -76,9 +111,9 @@ impl fmt::Display for Layer {
 pub struct Encoded<'a> {
     /// Its place in the data set.
     pub index: usize,
-    /// `[width]`: the average over the last map, behind the last norm and ReLU, or the attention pooling's summary of it.
+    /// `[width]`: what the [`Layer`] makes of it, behind norm and ReLU.
     pub features: &'a [f32],
-    /// `[classes]`: logits of the head; none without one.
+    /// `[classes]`: logits of the head; none without one, and before the last layer.
     pub scores: &'a [f32],
 }
 
@@ -108,29 +143,15 @@ impl<B: Memory, T: Element> Encoder<B, T> {
     ///
     /// # Errors
     /// As [`Encoder::new`].
-    pub fn memory_plan(build: Build<'_>, layers: EncoderLayers) -> Result<MemoryPlan> {
+    pub fn memory_plan(build: Build<'_>, layers: EncoderLayers, layer: Layer) -> Result<MemoryPlan> {
         let mut ledger = Ledger::new(Dry);
-        Forward::<Dry, T>::build(&mut ledger, build, layers)?;
+        Forward::<Dry, T>::build(&mut ledger, build, layers, layer)?;
         Ok(ledger.into_plan())
     }
 
     /// Numbers of an image's features.
     pub fn width(&self) -> usize {
         self.network.width()
-    }
-
-    /// Takes features at this layer from now on. There are scores at the last one alone.
-    ///
-    /// # Errors
-    /// Usage: a stage or a pooling that the network does not have.
-    pub fn take_at(&mut self, layer: Layer) -> Result<()> {
-        let layers = self.network.layers;
-        if !layers.has(layer) {
-            let expected = format!("behind stage 1 to {}, or the last: {}", layers.stages, layers.last());
-            return Err(Error::usage("layer", layer, expected));
-        }
-        self.network.layer = layer;
-        Ok(())
     }
 }
 
@@ -151,27 +172,35 @@ fn classifier(tables: &mut Tables, classes: usize, width: usize) -> Option<Linea
 }
 
 impl<B: Memory, T: Element> Forward<B, T> {
-    fn build(ledger: &mut Ledger<B>, build: Build<'_>, layers: EncoderLayers) -> Result<Self> {
+    fn build(ledger: &mut Ledger<B>, build: Build<'_>, layers: EncoderLayers, layer: Layer) -> Result<Self> {
         let build = Build { purpose: Purpose::Evaluate, ..build.checked()? };
         let Build { config, batch, purpose, .. } = build;
         let EncoderLayers { stages, head, classes } = layers;
         if !(1..=config.depths.len()).contains(&stages) {
             return Err(Error::usage("stages", stages, format!("1 to {}", config.depths.len())));
         }
+        if !layers.has(layer) {
+            let expected = format!("behind stage 1 to {stages}, or the last: {}", layers.last());
+            return Err(Error::usage("layer", layer, expected));
+        }
+        // All parameters of the network have a place, whichever layers compute.
+        let pooling = if layer.pooling == Pooling::Patches { Pooling::Patches } else { head.into() };
         let mut tables = Tables::default();
-        let features = Features::new(&mut tables, build, stages, head)?;
+        let features = Features::new(&mut tables, build, stages, pooling)?;
         let classifier = classifier(&mut tables, classes, features.width());
-        let input = Input::new(ledger, config, batch, 1, 0)?;
+        let input = Input::new(ledger, config, batch, features.grid(), 0)?;
         let acts = features.acts(ledger, purpose)?;
         ledger.scope("head");
         let scores = ledger.alloc("scores", batch * classes)?;
         let partial = features.partial_len();
         let state = State::new(ledger, StateArgs { build, tables, partial })?;
-        Ok(Self { layers, layer: layers.last(), features, classifier, state, input, acts, scores })
+        Ok(Self { layers, layer, features, classifier, state, input, acts, scores })
     }
 
+    /// Whether it computes all that the network has.
     fn is_at_last(&self) -> bool {
-        self.layer == self.layers.last()
+        let last = self.layers.last();
+        [last, Layer { pooling: Pooling::Patches, ..last }].contains(&self.layer)
     }
 
     /// Numbers of an image's features.
@@ -179,7 +208,7 @@ impl<B: Memory, T: Element> Forward<B, T> {
         if self.is_at_last() { self.features.width() } else { self.features.width_behind(self.layer.stage) }
     }
 
-    /// Those of the last forward, `[n, width]`.
+    /// Those of the last forward, `[n, m, width]` with m vectors for each image.
     fn taken(&self) -> View<'_, B, T> {
         if self.is_at_last() {
             self.features.vectors(&self.acts)
@@ -191,12 +220,12 @@ impl<B: Memory, T: Element> Forward<B, T> {
 
 impl<B: Backend<T>, T: Element> Encoder<B, T> {
     /// Allocates everything, with the initial parameters of `build.seed`: those with which a training of that seed begins.
-    /// `build.purpose` does not matter.
+    /// Features are taken at `layer`; scores are there at the last one alone. `build.purpose` does not matter.
     ///
     /// # Errors
-    /// Impossible configurations; out of memory.
-    pub fn new(device: impl Into<Arc<B>>, build: Build<'_>, layers: EncoderLayers) -> Result<Self> {
-        let mut network = Forward::build(&mut Ledger::new(device), build, layers)?;
+    /// Usage: impossible configurations, and a stage or a pooling that the network does not have; out of memory.
+    pub fn new(device: impl Into<Arc<B>>, build: Build<'_>, layers: EncoderLayers, layer: Layer) -> Result<Self> {
+        let mut network = Forward::build(&mut Ledger::new(device), build, layers, layer)?;
         network.features.prepare(&*network.state.device, &mut network.acts)?;
         network.state.initialise(build.config)?;
         Ok(Self { network })
@@ -230,7 +259,7 @@ impl<B: Backend<T>, T: Element> Encoder<B, T> {
     }
 
     /// Features and scores, `[n, width]` and `[n, classes]`, of pixels `[n, side, side, 3]` that are normalised already, as
-    /// many images as the batch.
+    /// many images as the batch. Whole images only.
     pub(crate) fn of_pixels(&mut self, pixels: &[T]) -> Result<(Vec<T>, Vec<T>)> {
         let network = &mut self.network;
         network.put_pixels(pixels, &[], 0)?;
@@ -250,8 +279,10 @@ impl<B: Backend<T>, T: Element> Encoder<B, T> {
         let narrow = |value: T| value.widen().to_f64() as f32;
         for_each_batch(&mut self.network, images, |network, batch, _| {
             let device = &*network.state.device;
+            let vectors = download_view(device, network.taken())?;
             features.clear();
-            features.extend(download_view(device, network.taken())?.into_iter().map(narrow));
+            let of_image = vectors.chunks_exact(vectors.len() / batch.labels.len());
+            features.extend(of_image.flat_map(|vectors| mean_vector(vectors, width)).map(|value| value as f32));
             scores.clear();
             if network.classifier.is_some() && network.is_at_last() {
                 scores.extend(download(device, &network.scores)?.into_iter().map(narrow));

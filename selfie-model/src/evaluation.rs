@@ -2,6 +2,7 @@
 
 use crate::draws::EvaluationDraws;
 use crate::error::{Error, Result};
+use crate::features::mean_vector;
 use crate::network::{Begin, Inputs, Mode, Network, Sizes};
 use crate::transfer::download_view;
 use selfie_data::{BadFile, Batch, Dataset, Draw, EvalLoader, LoaderConfig};
@@ -111,10 +112,9 @@ impl Spread {
     /// Adds the mean of the vectors `[m, width]` of an image.
     fn add<T: Element>(&mut self, vectors: &[T]) {
         let width = self.mean.len();
-        let m = (vectors.len() / width) as f64;
         self.n += 1.0;
-        for (j, (mean, squares)) in self.mean.iter_mut().zip(&mut self.squares).enumerate() {
-            let value = vectors.iter().skip(j).step_by(width).map(|x| x.widen().to_f64()).sum::<f64>() / m;
+        let numbers = self.mean.iter_mut().zip(&mut self.squares);
+        for ((mean, squares), value) in numbers.zip(mean_vector(vectors, width)) {
             let before = value - *mean;
             *mean += before / self.n;
             *squares += before * (value - *mean);

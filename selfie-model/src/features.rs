@@ -1,5 +1,5 @@
-//! From an image to the vector that a classifier reads: the average over the backbone's last map, or what the attention pooling
-//! makes of the map's cells ([`Head::Attention`]).
+//! From an image to vectors ([`Pooling`]): the average over the backbone's last map, that of each of its patches, or what the
+//! attention pooling makes of the map's cells.
 
 use crate::attention_pool::{AttentionPool, AttentionPoolActs};
 use crate::layers::Tables;
@@ -7,13 +7,17 @@ use crate::memory_plan::Ledger;
 use crate::network::Build;
 use crate::resnet::{Resnet, ResnetActs};
 use crate::state::{Buffer, State};
-use crate::{Error, Head, Purpose, Result};
-use selfie_kernels::{Backend, Element, Memory, View};
+use crate::{Error, Pooling, Purpose, Result};
+use selfie_kernels::{Backend, Element, Memory, View, Wide};
 
-/// Backbone, and perhaps a pooling by attention: `[n, side, side, 3]` to `[n, width]`.
+/// Backbone, and perhaps a pooling by attention: `[n, side, side, 3]` to `[n, m, width]`, m being 1 for whole images.
 #[derive(Debug)]
 pub(crate) struct Features {
     n: usize,
+    /// Vectors of all images.
+    vectors: usize,
+    /// Along a side of an image.
+    grid: usize,
     backbone: Resnet,
     pool: Option<AttentionPool>,
 }
@@ -36,17 +40,22 @@ struct PoolActs<M: Memory, T: Element> {
 }
 
 impl Features {
-    /// The first `stages` stages, with the pooling where the head is one.
+    /// The first `stages` stages, with the pooling by attention where that is asked for.
     ///
     /// # Errors
-    /// A map that the places of pretraining do not divide into cells.
-    pub(crate) fn new(tables: &mut Tables, build: Build<'_>, stages: usize, head: Head) -> Result<Self> {
+    /// Patches that do not divide the image; a map that the places of pretraining do not divide into cells.
+    pub(crate) fn new(tables: &mut Tables, build: Build<'_>, stages: usize, pooling: Pooling) -> Result<Self> {
         let Build { config, batch: n, .. } = build;
-        let backbone = Resnet::new(tables, config, stages, n, config.image_size);
+        let grid = match pooling {
+            Pooling::Patches => config.places(n)?.grid,
+            Pooling::Map | Pooling::Attention => 1,
+        };
+        let vectors = n * grid * grid;
+        let backbone = Resnet::new(tables, config, stages, vectors, config.image_size / grid);
         build.check_rows(backbone.rows())?;
-        match head {
-            Head::Conv => Ok(Self { n, backbone, pool: None }),
-            Head::Attention => {
+        match pooling {
+            Pooling::Map | Pooling::Patches => Ok(Self { n, vectors, grid, backbone, pool: None }),
+            Pooling::Attention => {
                 let places = config.places(n)?;
                 let side = backbone.side();
                 let backbone = backbone.with_cells(places.grid).ok_or_else(|| {
@@ -58,17 +67,22 @@ impl Features {
                     Error::usage("model.patch_size", config.patch_side(), expected)
                 })?;
                 let pool = AttentionPool::new(tables, config, places);
-                Ok(Self { n, backbone, pool: Some(pool) })
+                Ok(Self { n, vectors, grid, backbone, pool: Some(pool) })
             }
         }
     }
 
-    /// Numbers of an image.
+    /// Patches along a side of an image as it goes through the network; 1 for whole images.
+    pub(crate) fn grid(&self) -> usize {
+        self.grid
+    }
+
+    /// Numbers of a vector.
     pub(crate) fn width(&self) -> usize {
         self.backbone.width()
     }
 
-    /// Numbers of an image behind the first `stages` stages.
+    /// Numbers of a vector behind the first `stages` stages.
     pub(crate) fn width_behind(&self, stages: usize) -> usize {
         self.backbone.width_behind(stages)
     }
@@ -134,16 +148,16 @@ impl Features {
         self.backbone.forward_behind(stages, state, pixels, &mut acts.backbone, &mut acts.h)
     }
 
-    /// `[n, width_behind(stages)]`: the averages over the map, of the last such forward.
+    /// `[n, m, width_behind(stages)]`: the averages over the map, of the last such forward.
     pub(crate) fn averages<'a, M: Memory, T: Element>(
         &self,
         acts: &'a FeaturesActs<M, T>,
         stages: usize,
     ) -> View<'a, M, T> {
-        M::view(&acts.h, 0..self.n * self.width_behind(stages))
+        M::view(&acts.h, 0..self.vectors * self.width_behind(stages))
     }
 
-    /// Where the last forward left its vectors: `[n, width]`, and perhaps room behind.
+    /// Where the last forward left its vectors: `[n, m, width]`, and perhaps room behind.
     pub(crate) fn output<'a, M: Memory, T: Element>(&self, acts: &'a FeaturesActs<M, T>) -> &'a Buffer<M, T> {
         match (&self.pool, &acts.pool) {
             (Some(pool), Some(PoolActs { acts, .. })) => pool.output(acts),
@@ -151,9 +165,9 @@ impl Features {
         }
     }
 
-    /// `[n, width]`: the vectors of the last forward.
+    /// `[n, m, width]`: the vectors of the last forward.
     pub(crate) fn vectors<'a, M: Memory, T: Element>(&self, acts: &'a FeaturesActs<M, T>) -> View<'a, M, T> {
-        M::view(self.output(acts), 0..self.n * self.width())
+        M::view(self.output(acts), 0..self.vectors * self.width())
     }
 
     /// Where their gradient belongs before [`Features::backward`].
@@ -182,4 +196,11 @@ impl Features {
         }
         self.backbone.backward(state, pixels, backbone, dh)
     }
+}
+
+/// The mean of the vectors `[m, width]` of an image. A single one is its own mean.
+pub(crate) fn mean_vector<T: Element>(vectors: &[T], width: usize) -> impl Iterator<Item = f64> {
+    let m = (vectors.len() / width) as f64;
+    let number = move |j| vectors.iter().skip(j).step_by(width).map(|x| x.widen().to_f64()).sum::<f64>() / m;
+    (0..width).map(number)
 }

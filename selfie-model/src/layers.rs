@@ -4,6 +4,7 @@ use crate::memory_plan::Ledger;
 use crate::state::{Buffer, State};
 use crate::{Layout, Mode, Purpose, Table};
 use selfie_kernels::norm_relu_conv::{self, Addend};
+use selfie_kernels::stem_pool::{self, PoolDims};
 use selfie_kernels::{
     Affine, Backend, ConvDims, Element, Grad, Memory, Result, bn_finalize, gemm, partials_room, stem_conv,
 };
@@ -227,8 +228,9 @@ impl Conv {
         })
     }
 
-    /// `dz`, the gradient of `norm(x)`, and its sums. `addend` is what a projection that shares `x` sends back.
-    pub(crate) fn backward_data<B: Backend<T>, T: Element>(
+    /// The filter's gradient, and `dz`, that of `norm(x)`, with its sums. `addend` is what a projection that shares `x` sends
+    /// back.
+    pub(crate) fn backward<B: Backend<T>, T: Element>(
         &self,
         state: &mut State<B, T>,
         (x, norm): (&Buffer<B, T>, &BatchNormActs<B, T>),
@@ -237,19 +239,22 @@ impl Conv {
         dz: &mut Buffer<B, T>,
     ) -> Result<()> {
         let dims = self.dims;
-        state.device.norm_relu_conv_backward_data(norm_relu_conv::BackwardData {
+        let addend = addend.map(|(projection, values)| Addend {
+            values: B::view(values, 0..projection.dims.rows_out() * dims.c),
+            stride: projection.dims.stride,
+        });
+        let data = norm_relu_conv::BackwardData {
             dims,
             dy: dy.grad(dims.rows_out(), dims.k),
             w: B::view(&state.parameters.copy, self.filter.clone()),
             x: B::view(x, 0..dims.len_in()),
             norm: norm.view(dims.c),
-            addend: addend.map(|(projection, values)| Addend {
-                values: B::view(values, 0..projection.dims.rows_out() * dims.c),
-                stride: projection.dims.stride,
-            }),
+            addend,
             dz: B::view_mut(dz, 0..dims.len_in()),
             sums: &mut state.partial,
-        })
+        };
+        let dw = B::view_mut(&mut state.parameters.gradient, self.filter.clone());
+        state.device.norm_relu_conv_backward(norm_relu_conv::Backward { data, dw })
     }
 
     /// What a 1x1 projection sends back, at the pixels that it reads.
@@ -274,7 +279,6 @@ impl Conv {
         state: &mut State<B, T>,
         x: &Buffer<B, T>,
         y: &mut Buffer<B, T>,
-        emit: Emit,
     ) -> Result<()> {
         let dims = self.dims;
         state.device.stem_conv_forward(stem_conv::Forward {
@@ -282,7 +286,7 @@ impl Conv {
             x: B::view(x, 0..dims.len_in()),
             w: B::view(&state.parameters.copy, self.filter.clone()),
             y: B::view_mut(y, 0..dims.len_out()),
-            stats: (emit == Emit::Statistics && state.mode == Mode::Train).then_some(&mut state.partial),
+            stats: (state.mode == Mode::Train).then_some(&mut state.partial),
         })
     }
 
@@ -298,6 +302,45 @@ impl Conv {
             dims,
             x: B::view(x, 0..dims.len_in()),
             dy: dy.grad(dims.rows_out(), dims.k),
+            dw: B::view_mut(&mut state.parameters.gradient, self.filter.clone()),
+        })
+    }
+
+    /// `y = max_pool(conv(x))` of pixels, and its winners; `map` has room for what is pooled.
+    pub(crate) fn stem_pool_forward<B: Backend<T>, T: Element>(
+        &self,
+        state: &mut State<B, T>,
+        x: &Buffer<B, T>,
+        map: &mut Buffer<B, T>,
+        (y, argmax): (&mut Buffer<B, T>, &mut Buffer<B, u8>),
+    ) -> Result<()> {
+        let dims = self.dims;
+        state.device.stem_pool_forward(stem_pool::Forward {
+            dims,
+            x: B::view(x, 0..dims.len_in()),
+            w: B::view(&state.parameters.copy, self.filter.clone()),
+            map: B::view_mut(map, 0..dims.len_out()),
+            y: B::all_mut(y),
+            argmax: B::all_mut(argmax),
+            stats: (state.mode == Mode::Train).then_some(&mut state.partial),
+        })
+    }
+
+    /// The stem filter's gradient, from that of the pooled map.
+    pub(crate) fn stem_pool_backward_filter<B: Backend<T>, T: Element>(
+        &self,
+        state: &mut State<B, T>,
+        x: &Buffer<B, T>,
+        (dy, argmax): (Dy<'_, B, T>, &Buffer<B, u8>),
+        map: &mut Buffer<B, T>,
+    ) -> Result<()> {
+        let dims = self.dims;
+        state.device.stem_pool_backward_filter(stem_pool::BackwardFilter {
+            dims,
+            x: B::view(x, 0..dims.len_in()),
+            dy: dy.grad(PoolDims::behind(&dims).rows_out(), dims.k),
+            argmax: B::all(argmax),
+            map: B::view_mut(map, 0..dims.len_out()),
             dw: B::view_mut(&mut state.parameters.gradient, self.filter.clone()),
         })
     }

@@ -46,7 +46,7 @@ pub use classifier::Classifier;
 pub use config::{Head, LogitScale, ModelConfig, NamedScale, Negatives, Positions, Preset, Query, Stem};
 pub use description::Description;
 pub use draws::{PhiloxDraws, evaluation_order, training_order};
-pub use encoder::{Encoded, Encoder, EncoderLayers, Layer};
+pub use encoder::{Encoded, Encoder, EncoderLayers, Layer, Pooling};
 pub use error::{Error, ErrorKind, Result};
 pub use evaluation::{
     CALIBRATION_BINS, Classification, Classify, Evaluation, Images, classify, evaluate, evaluation_loader,

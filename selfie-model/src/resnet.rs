@@ -7,8 +7,8 @@ use crate::layers::{BatchNorm, BatchNormActs, Conv, Dy, Emit, Tables, affine, be
 use crate::memory_plan::Ledger;
 use crate::state::{Buffer, State};
 use crate::{ModelConfig, Purpose};
-use selfie_kernels::max_pool::{self, PoolDims};
 use selfie_kernels::norm_relu_pool::{self, AvgDims};
+use selfie_kernels::stem_pool::PoolDims;
 use selfie_kernels::{Backend, ConvDims, Element, Memory, Result, grad_join};
 
 /// Stem, stages, final normalisation and average: `[n, side, side, 3]` to `[n, width]`, or a vector for each cell.
@@ -43,7 +43,7 @@ pub(crate) struct ResnetActs<M: Memory, T: Element> {
 /// Buffers of the largest feature map, free between two blocks.
 #[derive(Debug)]
 struct Scratch<M: Memory, T: Element> {
-    /// Forward, the first: the stem's map before pooling, a projection's output. Backward, at even blocks: what the
+    /// Forward, the first: room for the stem's map before pooling, a projection's output. Backward, at even blocks: what the
     /// projection sends back, then the gradient at the block's input; and the gradient at its output. The other way round
     /// at odd blocks, so that one's input is where another's output was.
     maps: [Buffer<M, T>; 2],
@@ -167,7 +167,7 @@ impl Resnet {
         ledger.scope("scratch");
         let projected = |block: &Block| block.projection.as_ref().map_or(0, |conv| conv.dims.len_out());
         let map = largest(|block| block.conv1.dims.len_in().max(block.lens().sum));
-        let forward = largest(projected).max(self.stem.pool.map_or(0, |pool| pool.len_in()));
+        let forward = largest(projected).max(self.stem.len_map());
         let scratch = Scratch {
             maps: [
                 ledger.alloc("map0", forward.max(purpose.trained(map)))?,
@@ -305,7 +305,7 @@ impl Stem {
         let (r, stride, pad) = if config.has_large_stem() { (7, 2, 3) } else { (3, 1, 1) };
         let dims = ConvDims { n, h: side, w: side, c: 3, k: config.stem_width, r, s: r, stride, pad };
         let conv = Conv::new(tables, "stem.conv", dims);
-        let pool = config.has_large_stem().then(|| PoolDims { n, h: dims.p(), w: dims.q(), c: dims.k });
+        let pool = config.has_large_stem().then(|| PoolDims::behind(&dims));
         Self { conv, pool }
     }
 
@@ -313,8 +313,13 @@ impl Stem {
         self.pool.map_or(self.conv.dims.p(), |pool| pool.p())
     }
 
+    /// Elements of the map before pooling, for which devices that do not pool at once need room.
+    fn len_map(&self) -> usize {
+        self.pool.map_or(0, |_| self.conv.dims.len_out())
+    }
+
     fn acts<M: Memory, T: Element>(&self, ledger: &mut Ledger<M>) -> Result<StemActs<M, T>> {
-        let pooled = self.pool.map_or(0, |pool| pool.rows_out() * pool.c);
+        let pooled = self.pool.map_or(0, |pool| pool.len_out());
         let len = if pooled > 0 { pooled } else { self.conv.dims.len_out() };
         Ok(StemActs { y: ledger.alloc("y", len)?, argmax: ledger.alloc("argmax", pooled)? })
     }
@@ -326,18 +331,10 @@ impl Stem {
         acts: &mut StemActs<B, T>,
         map: &mut Buffer<B, T>,
     ) -> Result<()> {
-        let Some(dims) = self.pool else {
-            return self.conv.stem_forward(state, pixels, &mut acts.y, Emit::Statistics);
-        };
-        self.conv.stem_forward(state, pixels, map, Emit::Nothing)?;
-        let len = dims.rows_out() * dims.c;
-        state.device.max_pool_forward(max_pool::Forward {
-            dims,
-            x: B::view(map, 0..dims.len_in()),
-            y: B::view_mut(&mut acts.y, 0..len),
-            argmax: B::view_mut(&mut acts.argmax, 0..len),
-            stats: &mut state.partial,
-        })
+        match self.pool {
+            Some(_) => self.conv.stem_pool_forward(state, pixels, map, (&mut acts.y, &mut acts.argmax)),
+            None => self.conv.stem_forward(state, pixels, &mut acts.y),
+        }
     }
 
     fn backward<B: Backend<T>, T: Element>(
@@ -348,16 +345,10 @@ impl Stem {
         dy: Dy<'_, B, T>,
         map: &mut Buffer<B, T>,
     ) -> Result<()> {
-        let Some(dims) = self.pool else {
-            return self.conv.stem_backward_filter(state, pixels, dy);
-        };
-        state.device.max_pool_backward(max_pool::Backward {
-            dims,
-            dy: dy.grad(dims.rows_out(), dims.c),
-            argmax: B::all(argmax),
-            dx: B::view_mut(map, 0..dims.len_in()),
-        })?;
-        self.conv.stem_backward_filter(state, pixels, Dy::Plain(map))
+        match self.pool {
+            Some(_) => self.conv.stem_pool_backward_filter(state, pixels, (dy, argmax), map),
+            None => self.conv.stem_backward_filter(state, pixels, dy),
+        }
     }
 }
 
@@ -505,13 +496,11 @@ impl Block {
         let ((map, dy), dz, dz2) = (sides(&mut scratch.maps, self.i), &mut scratch.dz, &mut scratch.dz2);
 
         let dsum = Dy::Plain(dy);
-        self.conv3.backward_filter(state, (y2, norm3), dsum)?;
-        self.conv3.backward_data(state, (y2, norm3), dsum, None, dz)?;
+        self.conv3.backward(state, (y2, norm3), dsum, None, dz)?;
         self.norm3.backward(state, norm3)?;
 
         let dy2 = Dy::Behind { dz, x: y2, norm: norm3 };
-        self.conv2.backward_filter(state, (y1, norm2), dy2)?;
-        self.conv2.backward_data(state, (y1, norm2), dy2, None, dz2)?;
+        self.conv2.backward(state, (y1, norm2), dy2, None, dz2)?;
         self.norm2.backward(state, norm2)?;
 
         let addend = match &self.projection {
@@ -523,8 +512,7 @@ impl Block {
             None => None,
         };
         let dy1 = Dy::Behind { dz: dz2, x: y1, norm: norm2 };
-        self.conv1.backward_filter(state, (x, norm1), dy1)?;
-        self.conv1.backward_data(state, (x, norm1), dy1, addend, dz)?;
+        self.conv1.backward(state, (x, norm1), dy1, addend, dz)?;
         self.norm1.backward(state, norm1)
     }
 

@@ -16,7 +16,7 @@ use selfie_kernels::{Backend, Element, Error, Memory, View, Wide, contrast};
 use std::sync::Arc;
 
 /// Stages of the patch network.
-const STAGES: usize = 3;
+pub(crate) const STAGES: usize = 3;
 
 /// The patch network, the attention pooling and the contrastive objective.
 ///

@@ -4,8 +4,8 @@ use safetensors::tensor::SafeTensors;
 use selfie_data::{Dataset, Geometry, Image};
 use selfie_kernels::{Backend, Cpu, Element};
 use selfie_model::{
-    About, Begin, Build, Classifier, Classify, Encoded, Encoder, EncoderLayers, ErrorKind, Head, Images, Inputs, Layer,
-    Mode, ModelConfig, Network, Preset, Purpose, Selfie, write_weights,
+    About, Begin, Build, Classifier, Classify, Encoder, EncoderLayers, ErrorKind, Head, Images, Inputs, Layer, Mode,
+    ModelConfig, Network, Pooling, Preset, Purpose, Selfie, write_weights,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -93,9 +93,25 @@ fn encode<T: Element>(folder: &Path, config: &ModelConfig, batch: usize, threads
 where
     Cpu: Backend<T>,
 {
+    let layer = EncoderLayers::of(folder).expect("weights").last();
+    encode_at(layer, folder, config, batch, threads, images)
+}
+
+/// The same at a layer.
+fn encode_at<T: Element>(
+    layer: Layer,
+    folder: &Path,
+    config: &ModelConfig,
+    batch: usize,
+    threads: usize,
+    images: &Images,
+) -> All
+where
+    Cpu: Backend<T>,
+{
     let layers = EncoderLayers::of(folder).expect("weights");
     let build = Build { config, batch, purpose: Purpose::Evaluate, seed: 99 };
-    let mut encoder = Encoder::<Cpu, T>::new(cpu(threads), build, layers).expect("a sound network");
+    let mut encoder = Encoder::<Cpu, T>::new(cpu(threads), build, layers, layer).expect("a sound network");
     let loaded = encoder.load(folder).expect("its own weights");
     assert!(loaded.fresh.is_empty() && loaded.unused.is_empty());
     let mut found = Vec::new();
@@ -159,11 +175,14 @@ fn neither_batch_nor_threads_matter() {
     }
 }
 
-#[test]
-fn a_patch_as_an_image_has_the_patch_networks_features() {
+/// A pretrained network, an image, and the vectors `[16, 128]` that the network made of its patches.
+fn pretrained<T: Element>() -> (tempfile::TempDir, ModelConfig, Noise, Vec<Vec<T>>)
+where
+    Cpu: Backend<T>,
+{
     let config = ModelConfig::preset(Preset::Tiny, 32);
     let build = Build { config: &config, batch: 1, purpose: Purpose::Evaluate, seed: 4 };
-    let mut network = Selfie::<Cpu, f32>::new(cpu(1), build).expect("a sound network");
+    let mut network = Selfie::<Cpu, T>::new(cpu(1), build).expect("a sound network");
     disturb(&mut network);
     let folder = tempfile::tempdir().expect("a temporary folder");
     write_weights(&network, About { model: &config, classes: &[] }, folder.path()).expect("written");
@@ -172,8 +191,13 @@ fn a_patch_as_an_image_has_the_patch_networks_features() {
     let inputs = Inputs { images: &whole.pixels, draws: &[0; 3], targets: &order, first_sample: 0, valid: 1 };
     network.load(&inputs, Begin::Evaluation).expect("fits");
     network.forward(Mode::Evaluate).expect("forward");
-    let expected: Vec<Vec<f32>> = network.features().chunks(128).map(<[f32]>::to_vec).collect();
+    let vectors = network.features().chunks(128).map(<[T]>::to_vec).collect();
+    (folder, config, whole, vectors)
+}
 
+#[test]
+fn a_patch_as_an_image_has_the_patch_networks_features() {
+    let (folder, config, whole, expected) = pretrained::<f32>();
     // The 4 x 4 patches, row by row, as images of 8 x 8.
     let mut patches = Noise { side: 8, pixels: Vec::new(), bad: None };
     for patch in 0..16 {
@@ -192,6 +216,32 @@ fn a_patch_as_an_image_has_the_patch_networks_features() {
 }
 
 #[test]
+fn a_pretrained_network_sees_an_image_patch_by_patch() {
+    let (folder, config, whole, vectors) = pretrained::<f64>();
+    let layers = EncoderLayers::of(folder.path()).expect("weights");
+    let patches = Layer { pooling: Pooling::Patches, ..layers.last() };
+    let mean = |j: usize| (vectors.iter().map(|vector| vector[j]).sum::<f64>() / 16.0) as f32;
+    let expected: Vec<f32> = (0..128).map(mean).collect();
+    let mut noise = Noise::new(32, 5);
+    noise.pixels[..whole.pixels.len()].copy_from_slice(&whole.pixels);
+    let noise = images(noise);
+    let at = |layer, batch, threads| encode_at::<f64>(layer, folder.path(), &config, batch, threads, &noise);
+    let all = at(patches, 5, 1);
+    assert_eq!(all[0], (0, expected, Vec::new()));
+    assert_ne!(all[0].1, all[1].1);
+    assert_eq!(at(patches, 2, 3), all, "neither batch nor threads matter");
+    // Whole images are something else, and so is an earlier stage.
+    assert_ne!(at(layers.last(), 5, 1)[0].1, all[0].1);
+    let earlier = Layer { stage: 2, ..patches };
+    assert_eq!(at(earlier, 5, 1)[0].1.len(), config.channels(1));
+    let build = Build { config: &config, batch: 1, purpose: Purpose::Evaluate, seed: 0 };
+    for layer in [Layer { stage: 4, ..earlier }, Layer { pooling: Pooling::Attention, ..layers.last() }] {
+        let refused = Encoder::<Cpu, f64>::new(cpu(1), build, layers, layer).expect_err("it has none such");
+        assert_eq!(refused.kind(), ErrorKind::Usage);
+    }
+}
+
+#[test]
 fn an_unreadable_image_is_left_out_and_named() {
     let (folder, config, mut expected) = classified::<f32>(Head::Conv);
     let mut noise = Noise::new(32, 7);
@@ -202,7 +252,7 @@ fn an_unreadable_image_is_left_out_and_named() {
     assert_eq!(encode::<f32>(folder.path(), &config, 3, 1, &images), expected);
     let build = Build { config: &config, batch: 3, purpose: Purpose::Evaluate, seed: 0 };
     let layers = EncoderLayers { stages: 4, head: Head::Conv, classes: 0 };
-    let mut encoder = Encoder::<Cpu, f32>::new(cpu(1), build, layers).expect("a sound network");
+    let mut encoder = Encoder::<Cpu, f32>::new(cpu(1), build, layers, layers.last()).expect("a sound network");
     let bad = encoder.encode(&images, |_| ()).expect("one may be bad");
     assert_eq!(bad.iter().map(|file| (file.index, file.reason.as_str())).collect::<Vec<_>>(), [(2, "torn")]);
     // Without the head the weights have too much, and none of them is taken.
@@ -221,7 +271,7 @@ fn an_untrained_encoder_is_what_training_begins_with() {
     write_weights(&scratch, About { model: &config, classes: &classes }, folder.path()).expect("written");
     let expected = encode::<f32>(folder.path(), &config, 4, 1, &images(Noise::new(32, 7)));
     let layers = EncoderLayers { stages: 4, head: Head::Conv, classes: 0 };
-    let mut untrained = Encoder::<Cpu, f32>::new(cpu(1), build, layers).expect("a sound network");
+    let mut untrained = Encoder::<Cpu, f32>::new(cpu(1), build, layers, layers.last()).expect("a sound network");
     let mut found = Vec::new();
     untrained.encode(&images(Noise::new(32, 7)), |image| found.push(image.features.to_vec())).expect("encodes");
     assert_eq!(found, expected.into_iter().map(|(_, features, _)| features).collect::<Vec<_>>());
@@ -251,17 +301,14 @@ fn an_earlier_layer_is_a_shorter_network() {
             }
         });
         let expected = encode::<f64>(&short, &config, 3, 1, &images(Noise::new(32, 7)));
-        let build = Build { config: &config, batch: 4, purpose: Purpose::Evaluate, seed: 0 };
-        let layers = EncoderLayers { stages: 4, head: Head::Conv, classes: 5 };
-        let mut encoder = Encoder::<Cpu, f64>::new(cpu(2), build, layers).expect("a sound network");
-        encoder.load(folder.path()).expect("its weights");
-        encoder.take_at(Layer { stage, pooling: Head::Conv }).expect("one of four");
-        assert_eq!(encoder.width(), config.channels(stage - 1));
-        let mut found: All = Vec::new();
-        let mut each = |image: Encoded<'_>| found.push((image.index, image.features.to_vec(), image.scores.to_vec()));
-        encoder.encode(&images(Noise::new(32, 7)), &mut each).expect("encodes");
+        let layer = Layer { stage, pooling: Pooling::Map };
+        let found = encode_at::<f64>(layer, folder.path(), &config, 4, 2, &images(Noise::new(32, 7)));
         assert_eq!(found, expected, "stage {stage}");
-        assert!(found[0].1 != found[1].1 && encoder.take_at(Layer { stage: 5, pooling: Head::Conv }).is_err());
+        assert!(found[0].1 != found[1].1 && found[0].1.len() == config.channels(stage - 1));
+    }
+    let layers = EncoderLayers::of(folder.path()).expect("weights");
+    for (stage, pooling) in [(5, Pooling::Map), (0, Pooling::Map), (4, Pooling::Patches)] {
+        assert!(!layers.has(Layer { stage, pooling }), "{stage} {pooling:?}");
     }
 }
 
@@ -269,21 +316,12 @@ fn an_earlier_layer_is_a_shorter_network() {
 fn an_attention_pooling_is_a_layer_of_its_own() {
     let (folder, config, pooled) = classified::<f64>(Head::Attention);
     let layers = EncoderLayers::of(folder.path()).expect("weights");
-    let build = Build { config: &config, batch: 4, purpose: Purpose::Evaluate, seed: 0 };
-    let mut encoder = Encoder::<Cpu, f64>::new(cpu(2), build, layers).expect("a sound network");
-    encoder.load(folder.path()).expect("its weights");
-    let mut at = |layer| {
-        encoder.take_at(layer).expect("it is there");
-        let mut found: All = Vec::new();
-        let mut each = |image: Encoded<'_>| found.push((image.index, image.features.to_vec(), image.scores.to_vec()));
-        encoder.encode(&images(Noise::new(32, 7)), &mut each).expect("encodes");
-        found
-    };
+    let at = |layer| encode_at::<f64>(layer, folder.path(), &config, 4, 2, &images(Noise::new(32, 7)));
     // The average over the map is what the backbone's file alone makes.
     let backbone = folder.path().join("backbone.safetensors");
     std::fs::copy(folder.path().join("model.safetensors"), &backbone).expect("copied");
-    let average = Layer { stage: 3, pooling: Head::Conv };
+    let average = Layer { stage: 3, pooling: Pooling::Map };
     assert_eq!(at(average), encode::<f64>(&backbone, &config, 3, 1, &images(Noise::new(32, 7))));
-    assert_eq!(at(layers.last()), pooled, "and back again");
-    assert!(encoder.take_at(Layer { stage: 2, pooling: Head::Attention }).is_err());
+    assert_eq!(at(layers.last()), pooled);
+    assert!(!layers.has(Layer { stage: 2, pooling: Pooling::Attention }));
 }

@@ -3,15 +3,16 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use selfie_model::{Head, Layer};
+use selfie_model::Pooling;
 
 use super::{ConfigFlags, ForEvaluate, device_name};
 use crate::data::Which;
 
 pub(super) const EMBED_HELP: &str = "\
-One vector for each image: the average over the last map of the network, or that behind an earlier stage, behind the norm
-that takes it and ReLU; of a run with --head attention the attention pooling's summary. Images need no labels; an image that cannot be read is named and left out. The formats, by the
-extension of --out:
+One vector for each image, behind norm and ReLU. Of a finetuned run it is the average over the last map, or with --head
+attention the attention pooling's summary. A pretrained network, which saw patches, takes whole images as well; with
+--pooling patches each patch of pretraining's grid goes through it by itself, and the vector is their average.
+Images need no labels; an image that cannot be read is named and left out. The formats, by the extension of --out:
   .npy          float32 [n, width]; beside it FILE.images.csv with the columns name, label, class, a row for each vector
   .csv          columns name, label, class, f0, f1, ..
   .parquet      columns name (text), label (int64), class (text), embedding (list of float32); `about` in the metadata
@@ -46,9 +47,9 @@ pub struct FeatureFlags {
     /// Which images: all, those to train on, or those held out
     #[arg(long, value_name = "PART", default_value = "all")]
     pub part: PartName,
-    /// Take features behind an earlier stage: stage1, stage2 and so on [default: the last]
-    #[arg(long, value_name = "STAGE", value_parser = layer)]
-    pub layer: Option<Layer>,
+    /// Where they are taken.
+    #[command(flatten)]
+    pub layer: LayerFlags,
     /// Replace the file if it is there
     #[arg(long, visible_alias = "force")]
     pub overwrite: bool,
@@ -60,12 +61,39 @@ pub struct FeatureFlags {
     pub flags: ConfigFlags<ForEvaluate>,
 }
 
+/// Where features are taken.
+#[derive(Debug, Args)]
+pub struct LayerFlags {
+    /// Take features behind an earlier stage: stage1, stage2 and so on [default: the last]
+    #[arg(long, value_name = "STAGE", value_parser = stage)]
+    pub layer: Option<usize>,
+    /// What is averaged: the map of the whole image, or a pretrained network's patches [default: map]
+    #[arg(long, value_name = "POOLING")]
+    pub pooling: Option<PoolingName>,
+}
+
 /// A value of `--layer`.
-fn layer(text: &str) -> Result<Layer, String> {
+fn stage(text: &str) -> Result<usize, String> {
     let stage = text.strip_prefix("stage").and_then(|stage| stage.parse().ok()).filter(|stage| *stage > 0);
-    stage
-        .map(|stage| Layer { stage, pooling: Head::Conv })
-        .ok_or_else(|| "expected stage1, stage2, stage3 or stage4".into())
+    stage.ok_or_else(|| "expected stage1, stage2, stage3 or stage4".into())
+}
+
+/// A pooling that can be asked for.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum PoolingName {
+    /// The average over the map of the whole image
+    Map,
+    /// The average over the patches of pretraining's grid, each through the network by itself
+    Patches,
+}
+
+impl From<PoolingName> for Pooling {
+    fn from(name: PoolingName) -> Self {
+        match name {
+            PoolingName::Map => Self::Map,
+            PoolingName::Patches => Self::Patches,
+        }
+    }
 }
 
 /// A part of the data.

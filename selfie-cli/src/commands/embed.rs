@@ -20,7 +20,7 @@ use crate::vectors::Destination;
 pub fn run(arguments: &Embed) -> anyhow::Result<Exit> {
     let Embed { run, out, l2, features } = arguments;
     let destination = Destination::new(out, Existing::new(features.overwrite))?;
-    let trained = Trained::open(run, Weights::of_any_run(run)?, &features.flags.request)?.at(features.layer)?;
+    let trained = Trained::open(run, Weights::of_any_run(run)?, &features.flags.request)?.at(&features.layer)?;
     let reporter = &trained.reporter;
     refuse_inside(out, &trained.settings.data.path)?;
     let mut gallery = Gallery::of(&trained, features.part.into())?;

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use selfie_data::BadFile;
 use selfie_kernels::{Backend, Element};
-use selfie_model::{Build, Encoded, Encoder, EncoderLayers, Images, Layer, ModelConfig, Purpose};
+use selfie_model::{Build, Encoded, Encoder, EncoderLayers, Images, Layer, ModelConfig, Pooling, Purpose};
 
 use super::evaluate::Weights;
+use crate::args::LayerFlags;
 use crate::config::{Request, Resolved, Settings, Task};
 use crate::device::{self, Chosen, Work};
 use crate::exit::Problem;
@@ -68,18 +69,26 @@ impl Trained {
         Ok(Self { run, resolved, settings, layers, layer, classes, reporter, model, chosen })
     }
 
-    /// The same with its features taken at `layer`, if one is given.
+    /// The same with its features taken where the flags say.
     ///
     /// # Errors
-    /// Usage: a stage that the network does not have.
-    pub fn at(self, layer: Option<Layer>) -> anyhow::Result<Self> {
-        let Some(layer) = layer else { return Ok(self) };
-        if !self.layers.has(layer) {
+    /// Usage: a stage or a pooling that the network does not have.
+    pub fn at(self, flags: &LayerFlags) -> anyhow::Result<Self> {
+        let (layers, run) = (self.layers, self.run.display());
+        let stage = flags.layer.unwrap_or(layers.stages);
+        if !(1..=layers.stages).contains(&stage) {
+            let stages = layers.stages;
             return Err(Problem::usage(format!(
-                "--layer stage{}: expected stage1 to stage{}, which {} has",
-                layer.stage,
-                self.layers.stages,
-                self.run.display()
+                "--layer stage{stage}: expected stage1 to stage{stages}, which {run} has"
+            )));
+        }
+        // There is no attention pooling behind an earlier stage.
+        let usual = self.layer.pooling;
+        let usual = if usual == Pooling::Attention && stage < layers.stages { Pooling::Map } else { usual };
+        let layer = Layer { stage, pooling: flags.pooling.map_or(usual, Pooling::from) };
+        if !layers.has(layer) {
+            return Err(Problem::usage(format!(
+                "--pooling patches: expected map, as {run} is no pretraining run: it was trained on whole images"
             )));
         }
         Ok(Self { layer, ..self })
@@ -132,19 +141,18 @@ impl Work for Encoding<'_> {
             Parameters::Trained => *layers,
             Parameters::Untrained => EncoderLayers { classes: 0, ..*layers },
         };
-        let plan = Encoder::<B, T>::memory_plan(build, layers)?.with_workspace(&device);
+        let plan = Encoder::<B, T>::memory_plan(build, layers, *layer)?.with_workspace(&device);
         if parameters == Parameters::Trained {
             let beside = Beside::Evaluation { workers: settings.data.workers };
             let need = Need { plan: &plan, batch: build.batch, image_size: build.config.image_size, beside };
             memory::check(&need, &device, reporter)?;
         }
-        let mut encoder = Encoder::<B, T>::new(device, build, layers)?;
+        let mut encoder = Encoder::<B, T>::new(device, build, layers, *layer)?;
         if parameters == Parameters::Trained {
             for name in encoder.load(run)?.unused {
                 reporter.warn(format!("the weights of {} have `{name}`, which is not used", run.display()));
             }
         }
-        encoder.take_at(*layer)?;
         let parts = parts.iter().enumerate();
         parts.map(|(part, images)| Ok(encoder.encode(images, |image| each(part, image))?)).collect()
     }

@@ -61,7 +61,7 @@ pub fn run(arguments: &Neighbors) -> anyhow::Result<Exit> {
         }
         destination::check("--out", out, std::slice::from_ref(out), Existing::new(features.overwrite))?;
     }
-    let trained = Trained::open(run, Weights::of_any_run(run)?, &features.flags.request)?.at(features.layer)?;
+    let trained = Trained::open(run, Weights::of_any_run(run)?, &features.flags.request)?.at(&features.layer)?;
     if let Some(out) = out {
         refuse_inside(out, &trained.settings.data.path)?;
     }

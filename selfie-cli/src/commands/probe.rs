@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use selfie_model::probe::{self, DEFAULT_NEIGHBOURS, Fit, Labelled, Linear, PENALTIES};
+use selfie_model::probe::{self, DEFAULT_NEIGHBOURS, Fit, Labelled, Linear, PENALTIES, Similarity};
 use selfie_model::{Encoded, Images};
 use serde_json::{Value, json};
 
 use super::begin::where_they_were;
 use super::encoding::{Parameters, Trained};
 use super::evaluate::Weights;
-use crate::args::{ConfigFlags, ForEvaluate, Knn, LinearProbe, Probe};
+use crate::args::{ConfigFlags, ForEvaluate, Knn, LayerFlags, LinearProbe, Probe};
 use crate::data::{self, Parts};
 use crate::exit::{Exit, Problem};
 use crate::screen;
@@ -27,8 +27,9 @@ pub fn run(command: &Probe) -> anyhow::Result<Exit> {
 }
 
 fn knn(arguments: &Knn) -> anyhow::Result<Exit> {
-    let Knn { run, k, temperature, labels, json, flags } = arguments;
-    let subject = Subject::open(run, flags, labels, 0.0)?;
+    let Knn { run, k, temperature, similarity, labels, layer, json, flags } = arguments;
+    let similarity = Similarity::from(*similarity);
+    let subject = Subject::open(run, flags, layer, labels, 0.0)?;
     let (reporter, images) = (&subject.trained.reporter, subject.parts.train.items.len());
     let k = match *k {
         Some(k) if k as usize > images => {
@@ -44,21 +45,25 @@ fn knn(arguments: &Knn) -> anyhow::Result<Exit> {
         let [train, _, test] = subject.encode(parameters)?;
         // Bad images may have left fewer.
         let k = k.min(train.labels.len());
-        let knn = probe::Knn { k, temperature: *temperature, classes: subject.classes().len() };
+        let knn = probe::Knn { k, temperature: *temperature, classes: subject.classes().len(), similarity };
         let predicted = knn.predict(train.labelled(), &test.features, subject.threads())?;
         Ok(Predicted { predicted, labels: test.labels, width: train.width, images: train.labels.len() })
     };
     let [trained, untrained] = both(predict)?;
     let k = k.min(trained.images);
-    let settings = json!({ "k": k, "temperature": temperature, "similarity": "cosine" });
-    let words = format!("k = {k}, cosine similarity, temperature {temperature}");
+    let similarity = match similarity {
+        Similarity::Whitened => "cosine of whitened features",
+        Similarity::Cosine => "cosine",
+    };
+    let settings = json!({ "k": k, "temperature": temperature, "similarity": similarity });
+    let words = format!("k = {k}, similarity {similarity}, temperature {temperature}");
     let answer = if *json { Answer::Json } else { Answer::Words };
     Report { probe: "knn", subject: &subject, trained, untrained, settings, words }.print(answer)
 }
 
 fn linear(arguments: &LinearProbe) -> anyhow::Result<Exit> {
-    let LinearProbe { run, labels, validation, json, flags } = arguments;
-    let subject = Subject::open(run, flags, labels, *validation)?;
+    let LinearProbe { run, labels, validation, layer, json, flags } = arguments;
+    let subject = Subject::open(run, flags, layer, labels, *validation)?;
     if subject.parts.held_out.is_none() {
         return Err(Problem::usage(format!(
             "--validation {validation}: there are {} training images, of which this leaves none to choose the penalty by; \
@@ -176,8 +181,14 @@ impl Features {
 }
 
 impl Subject {
-    fn open(run: &Path, flags: &ConfigFlags<ForEvaluate>, labels: &str, validation: f64) -> anyhow::Result<Self> {
-        let trained = Trained::open(run, Weights::of_any_run(run)?, &flags.request)?;
+    fn open(
+        run: &Path,
+        flags: &ConfigFlags<ForEvaluate>,
+        layer: &LayerFlags,
+        labels: &str,
+        validation: f64,
+    ) -> anyhow::Result<Self> {
+        let trained = Trained::open(run, Weights::of_any_run(run)?, &flags.request)?.at(layer)?;
         let opened = data::for_probe(&trained.settings.data, labels, validation);
         let (parts, test) = opened.map_err(|error| where_they_were(error, &trained.resolved))?;
         parts.notes.iter().for_each(|note| trained.reporter.say(note));

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use selfie_kernels::{Backend, Element, Memory};
-use selfie_model::probe::{self, DEFAULT_NEIGHBOURS, DEFAULT_TEMPERATURE, Knn};
+use selfie_model::probe::{self, DEFAULT_NEIGHBOURS, DEFAULT_TEMPERATURE, Knn, Similarity};
 use selfie_model::{Build, Encoder, EncoderLayers, Head, Images, MemoryPlan, Network, Purpose};
 
 use super::begin::Beginning;
@@ -69,7 +69,7 @@ impl Probing {
     /// # Errors
     /// Impossible configurations.
     pub fn memory_plan<B: Memory, T: Element>(&self, build: Build<'_>) -> anyhow::Result<MemoryPlan> {
-        Ok(Encoder::<B, T>::memory_plan(self.build(build), LAYERS)?)
+        Ok(Encoder::<B, T>::memory_plan(self.build(build), LAYERS, LAYERS.last())?)
     }
 
     /// The encoder beside a network.
@@ -81,7 +81,7 @@ impl Probing {
         network: &impl Network<B, T>,
         build: Build<'_>,
     ) -> anyhow::Result<Encoder<B, T>> {
-        Ok(Encoder::new(network.device().clone(), self.build(build), LAYERS)?)
+        Ok(Encoder::new(network.device().clone(), self.build(build), LAYERS, LAYERS.last())?)
     }
 
     /// The share of test images that their neighbours, by the features of `network`, classify right; none where features are
@@ -108,8 +108,42 @@ impl Probing {
             return Ok(None);
         }
         let k = DEFAULT_NEIGHBOURS.min(train.labels.len());
-        let knn = Knn { k, temperature: DEFAULT_TEMPERATURE, classes: self.classes };
+        let (temperature, similarity) = (DEFAULT_TEMPERATURE, Similarity::Whitened);
+        let knn = Knn { k, temperature, classes: self.classes, similarity };
         let predicted = knn.predict(train.labelled(), &test.features, self.threads)?;
         Ok(Some(probe::accuracy(&predicted, &test.labels).0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use selfie_data::{Need, Split};
+    use selfie_kernels::Cpu;
+    use selfie_model::{ModelConfig, PhiloxDraws, Preset, Selfie};
+
+    #[test]
+    fn features_that_are_not_finite_have_no_accuracy_and_stop_nothing() {
+        let images = |split| {
+            let path = "synthetic:train=24,test=8,classes=2".as_ref();
+            let dataset = selfie_data::open(path, split, Need::Labels, &PhiloxDraws::seeded).expect("made up");
+            Images { items: (0..dataset.len()).collect(), dataset, workers: 0, max_bad: 0.0 }
+        };
+        let (train, test) = (images(Split::Train), images(Split::Test));
+        let probing = Probing { train, test, classes: 2, threads: 1, batch: 8 };
+        let config = ModelConfig::preset(Preset::Tiny, 32);
+        let build = Build { config: &config, batch: 4, purpose: Purpose::Train, seed: 1 };
+        let mut network = Selfie::<Cpu, f32>::new(Cpu::new(1).expect("a thread"), build).expect("a sound network");
+        let mut encoder = probing.encoder(&network, build).expect("a sound network");
+        let reporter = Reporter::new(crate::progress::Voice::Log);
+        let mut accuracy = |network: &_| probing.accuracy(&mut encoder, network, &reporter).expect("no image is bad");
+        let before = accuracy(&network).expect("finite");
+        assert!((0.0..=1.0).contains(&before));
+        let parameters = network.parameters_mut();
+        let norm = parameters.table.get("norm.weight").expect("the last norm").range.clone();
+        let weight = std::mem::replace(&mut parameters.master[norm.start], f32::NAN);
+        assert_eq!(accuracy(&network), None);
+        network.parameters_mut().master[norm.start] = weight;
+        assert_eq!(accuracy(&network), Some(before), "nothing of it stays");
     }
 }

@@ -9,7 +9,7 @@ use super::Cpu;
 use crate::{Element, Result};
 
 macro_rules! table {
-    ($($module:ident::$operation:ident { $($pass:ident($args:ident)),* })*) => {
+    ($($module:ident::$operation:ident { $($pass:ident($args:ident)),* $(; $joint:ident($of_both:ident))? })*) => {
         /// Every pass of every operation for the element type `T`.
         #[derive(Debug)]
         pub struct Table<T: Element> {

@@ -29,7 +29,7 @@ pub use probe::{Probe, probe};
 
 use crate::error::expect_len;
 use crate::profile::Log;
-use crate::{Call, Len, Memory, Profile, Result, Scalar};
+use crate::{Call, Cost, Len, Memory, Profile, Result, Scalar};
 pub(crate) use driver::{Boxes, TensorMap, Windows};
 use driver::{Driver, Facts, Replay};
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
@@ -128,6 +128,19 @@ impl Cuda {
         self.turn.lock()
     }
 
+    /// Does a pass, noted where that is asked for.
+    pub(crate) fn pass(
+        &self,
+        name: &'static str,
+        cost: impl FnOnce() -> Cost,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        match &self.log {
+            None => work(),
+            Some(log) => log.note(name, cost(), work),
+        }
+    }
+
     /// Scratch of an operation, of any content; aligned to 256 bytes.
     pub(crate) fn workspace(&self) -> Address {
         self.workspace.address
@@ -145,7 +158,7 @@ impl Cuda {
 }
 
 macro_rules! launchers {
-    ($($module:ident::$operation:ident { $($pass:ident($args:ident)),* $(,)? })*) => {
+    ($($module:ident::$operation:ident { $($pass:ident($args:ident)),* $(; $joint:ident($of_both:ident))? })*) => {
         $(impl<T: CudaElement> crate::$module::$operation<T> for Cuda {
             $(fn $pass(&self, args: crate::$module::$args<'_, Self, T>) -> Result<()> {
                 args.check()?;
@@ -156,6 +169,11 @@ macro_rules! launchers {
                     Some(log) => log.note(stringify!($pass), args.cost(), || pass(self, args)),
                 }
             })*
+            $(fn $joint(&self, args: crate::$module::$of_both<'_, Self, T>) -> Result<()> {
+                args.check()?;
+                let _turn = self.turn();
+                crate::$module::cuda::$joint::<T>(self, args)
+            })?
         })*
     };
 }

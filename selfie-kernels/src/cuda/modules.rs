@@ -47,7 +47,6 @@ const MODULES: &[Module] = for_all![
     "contrast",
     "gemm",
     "grad_join",
-    "max_pool",
     "norm_relu_conv_backward_data",
     "norm_relu_conv_forward",
     "norm_relu_pool",
@@ -55,6 +54,7 @@ const MODULES: &[Module] = for_all![
     "sgd",
     "softmax_cross_entropy",
     "stem_conv",
+    "stem_pool",
     "tokens",
 ];
 const HOPPER_MODULES: &[Module] = for_hopper![

@@ -45,6 +45,16 @@ struct HopperArgs {
   int class_tiles;    // Of the partial sums, of a class.
   bf16* pixels;       // The map; `out` is nothing then.
   int round;          // So many tiles of rows of one class are made, then those of the next.
+  int places;         // Pixels of the result's map where a tile of rows is one of them in its images; else 1.
+
+  // Where a row lies in `add` and `out`: these have a row for each image, with the channels of one place after the other.
+  struct Row {
+    int place, image;
+  };
+  DEV_MEMBER Row row_at(int row) const {
+    int tile = row / TILE_ROWS, images = tile / places;
+    return {tile - images * places, images * TILE_ROWS + row % TILE_ROWS};
+  }
 };
 
 struct HopperTile {
@@ -188,6 +198,7 @@ struct Outlet {
     for (int t = (int)blockIdx.x; t < tiles_of<BN, CLASSES>(args); t += (int)gridDim.x, parity ^= 1) {
       HopperTile tile = tile_at<BN, CLASSES>(args, t);
       int row = tile.row + group * SUM_ROWS, parts = min(BN, args.nc - tile.column + 63) / 64;
+      HopperArgs::Row at = args.row_at(row);
       u32 from = shared_address(buffer);
       if (args.adds) {
         mbarrier_expect(ready(), parts * PART_BYTES);
@@ -199,7 +210,7 @@ struct Outlet {
         mbarrier_wait(staged(), parity);
         // What lies outside of the map is left out, but some of it must lie inside.
         for (int i = 0; i < parts && row < args.rows; i++)
-          tma_store_2d(&args.out, from + i * PART_BYTES, tile.column + i * 64, row);
+          tma_store_2d(&args.out, from + i * PART_BYTES, at.place * args.nc + tile.column + i * 64, at.image);
         bulk_commit();
         bulk_wait_read<0>();
       }
@@ -209,7 +220,8 @@ struct Outlet {
   }
   DEV_MEMBER void load_added(u32 to, HopperTile tile, int row, int column) const {
     if (CLASSES == Classes::One) {
-      tma_load_2d(to, &args.add, ready(), column, row);
+      HopperArgs::Row at = args.row_at(row);
+      tma_load_2d(to, &args.add, ready(), at.place * args.nc + column, at.image);
     } else {
       int line = row / args.width, image = line / args.height;
       int x = row - line * args.width, y = line - image * args.height;

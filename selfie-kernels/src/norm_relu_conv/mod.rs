@@ -106,6 +106,15 @@ pub struct BackwardFilter<'a, M: Memory, T: Element> {
     pub dw: ViewMut<'a, M, T::Wide>,
 }
 
+/// Arguments of [`NormReluConv::norm_relu_conv_backward`].
+#[derive(Debug)]
+pub struct Backward<'a, M: Memory, T: Element> {
+    /// The gradient of the input; its operands are the filter's, too.
+    pub data: BackwardData<'a, M, T>,
+    /// `[k, r, s, c]`: gradient of the filter.
+    pub dw: ViewMut<'a, M, T::Wide>,
+}
+
 /// The operation; see the module.
 pub trait NormReluConv<T: Element>: Memory {
     /// `y = conv(relu(fma(scale, x, shift)), w) (+ residual)`, and the partial statistics of `y`.
@@ -128,6 +137,18 @@ pub trait NormReluConv<T: Element>: Memory {
     /// # Errors
     /// Lengths or dims that do not fit.
     fn norm_relu_conv_backward_filter(&self, args: BackwardFilter<'_, Self, T>) -> Result<()>;
+    /// Both gradients, with the bits of [`NormReluConv::norm_relu_conv_backward_filter`] and
+    /// [`NormReluConv::norm_relu_conv_backward_data`]: a device does here once what both would do, such as to form a
+    /// [`Grad::Affine`].
+    ///
+    /// # Errors
+    /// Lengths or dims that do not fit; nothing is written then.
+    fn norm_relu_conv_backward(&self, args: Backward<'_, Self, T>) -> Result<()> {
+        args.check()?;
+        let (filter, data) = args.passes();
+        self.norm_relu_conv_backward_filter(filter)?;
+        self.norm_relu_conv_backward_data(data)
+    }
 }
 
 impl<M: Memory, T: Element> Forward<'_, M, T> {
@@ -222,5 +243,23 @@ impl<M: Memory, T: Element> BackwardFilter<'_, M, T> {
     pub(crate) fn cost(&self) -> Cost {
         let cost = Cost::of(self.dims).products(self.dims.pairs());
         self.dy.read(cost).moves::<T>(self.x.len()).moves::<T::Wide>(self.norm.len() + self.dw.len())
+    }
+}
+
+impl<'a, M: Memory, T: Element> Backward<'a, M, T> {
+    pub(crate) fn check(&self) -> Result<()> {
+        self.data.check()?;
+        expect_len("norm_relu_conv_backward", "dw", self.dw.len(), self.data.dims.len_filter())
+    }
+
+    /// The least that the call must do: both products, of operands that are read once.
+    pub(crate) fn cost(&self) -> Cost {
+        self.data.cost().products(self.data.dims.pairs()).moves::<T::Wide>(self.dw.len())
+    }
+
+    /// As two calls.
+    pub(crate) fn passes(self) -> (BackwardFilter<'a, M, T>, BackwardData<'a, M, T>) {
+        let Self { data, dw } = self;
+        (BackwardFilter { dims: data.dims, x: data.x, norm: data.norm, dy: data.dy, dw }, data)
     }
 }

@@ -1,5 +1,6 @@
 // dz = conv^T(dy, w) (+ addend) behind the mask, with its sums, and dx = dy * w of a projection, on Hopper.
 #include "conv_hopper_halo.h"
+#include "conv_hopper_taps.h"
 
 // ---- 3x3 filters: conv_hopper_halo.h, of a gradient that is one tensor.
 
@@ -12,6 +13,16 @@ HALO(halo_wide, 128, 3)
 HALO(halo_narrow, 64, 4)
 HALO(classes_wide, 128, 3, Classes::Four)
 HALO(classes_narrow, 64, 4, Classes::Four)
+
+// ---- The same on small maps: conv_hopper_taps.h.
+
+#define PLACES(name, BN, STAGES)                                                                                      \
+  KERNEL(conv_backward_data_hopper_##name##_bf16, HopperArgs, (Taps<Store::Masked, BN, STAGES, Rows::Place>::THREADS), 1) { \
+    DYN_SHARED(shared);                                                                                               \
+    TapsConv<Taps<Store::Masked, BN, STAGES, Rows::Place>>{args, shared}.run();                                       \
+  }
+PLACES(place_wide, 128, 3)
+PLACES(place_narrow, 64, 4)
 
 // ---- 1x1 filters.
 //

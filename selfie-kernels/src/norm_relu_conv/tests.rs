@@ -70,6 +70,8 @@ const FORWARD_CASES: &[(&str, ConvDims)] = &[
     ("3x3, stride 2, wide, even sides", conv([3, 18, 20], [128, 136], [3, 3], 2, 1)),
     ("1x1, stride 2, narrow, odd sides", conv([5, 15, 13], [128, 64], [1, 1], 2, 0)),
     ("1x1, stride 2, wide, even sides", conv([3, 20, 18], [64, 136], [1, 1], 2, 0)),
+    ("3x3, narrow, a place at a time", conv([512, 2, 2], [64, 64], [3, 3], 1, 1)),
+    ("3x3, stride 2, wide, a place at a time", conv([256, 3, 4], [64, 192], [3, 3], 2, 1)),
 ];
 
 /// The same, of input and output.
@@ -89,6 +91,8 @@ const BACKWARD_DATA_CASES: &[(&str, ConvDims)] = &[
     ("3x3, stride 2, wide, half a tile of channels, more rounds than one", conv([2, 46, 26], [192, 128], [3, 3], 2, 1)),
     ("3x3, stride 2, wide, small maps, more images than are done at once", conv([37, 16, 16], [128, 64], [3, 3], 2, 1)),
     ("3x3, stride 2, narrow, maps of 4x4", conv([22, 8, 8], [64, 128], [3, 3], 2, 1)),
+    ("3x3, narrow, a place at a time", conv([512, 2, 2], [64, 64], [3, 3], 1, 1)),
+    ("3x3, stride 2, wide, half a tile of channels, a place at a time", conv([256, 4, 3], [192, 64], [3, 3], 2, 1)),
 ];
 
 /// The same, for the filter's gradient.
@@ -109,9 +113,28 @@ const FILTER_CASES_OF_WHOLE_STEPS: &[(&str, ConvDims)] = &[
     ("3x3, three taps, a line", conv([2, 1, 8], [128, 128], [3, 3], 1, 1)),
     ("3x3, nine taps, more images than are done at once", conv([50, 8, 8], [64, 64], [3, 3], 1, 1)),
     ("3x3, stride 2, nine taps", conv([9, 12, 20], [64, 64], [3, 3], 2, 1)),
-    ("3x3, stride 2, three taps, more images than are done at once", conv([41, 14, 14], [128, 128], [3, 3], 2, 1)),
+    ("3x3, stride 2, three taps, more images than are done at once", conv([41, 16, 16], [128, 128], [3, 3], 2, 1)),
     ("3x3, stride 2, three taps, one pixel", conv([5, 2, 2], [128, 192], [3, 3], 2, 1)),
 ];
+
+/// For both gradients at once: what Hopper's kernels form the gradient of once, and what they do not.
+const CASES_OF_BOTH: &[(&str, ConvDims, Formed)] = &[
+    ("1x1", conv([3, 11, 13], [64, 128], [1, 1], 1, 0), Formed::ByEach),
+    ("projection", conv([3, 7, 6], [64, 72], [1, 1], 2, 0), Formed::ByEach),
+    ("3x3, channels that are no whole steps", conv([2, 7, 9], [24, 40], [3, 3], 1, 1), Formed::ByEach),
+    ("3x3, odd sides, stride 2", conv([2, 9, 7], [64, 64], [3, 3], 2, 1), Formed::ByEach),
+    ("3x3, all images at once", conv([5, 6, 8], [64, 128], [3, 3], 1, 1), Formed::Once),
+    ("3x3, many images", conv([19, 8, 8], [64, 64], [3, 3], 1, 1), Formed::Once),
+    ("3x3, tiles of rows end later than strips", conv([50, 4, 6], [64, 64], [3, 3], 1, 1), Formed::Once),
+    ("3x3, stride 2, many images", conv([19, 16, 16], [64, 64], [3, 3], 2, 1), Formed::Once),
+];
+
+/// How often Hopper's kernels form an affine gradient for both passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Formed {
+    Once,
+    ByEach,
+}
 
 /// More for the filter's gradient alone: channels and pixels at the edges of tiles.
 const FILTER_CASES: &[(&str, ConvDims)] = &[
@@ -138,12 +161,13 @@ on_every_device! {
         cases, cases_of_whole_chunks, forward_in_whole_steps, backward_data_in_whole_steps,
         filter_gradients_in_whole_steps, any_shape, any_larger_shape, any_chunks, a_view_may_start_anywhere,
         statistics_keep_their_digits_far_from_zero, a_nan_goes_no_further_in_whole_chunks, filter_gradients_at_the_edges_of_tiles, any_filter_gradient,
-        a_nan_of_the_last_pixel_reaches_the_taps_that_read_it, filter_gradients_of_views_that_start_anywhere;
+        a_nan_of_the_last_pixel_reaches_the_taps_that_read_it, filter_gradients_of_views_that_start_anywhere,
+        both_gradients_have_the_bits_of_each;
     once:
         a_padded_tap_contributes_nothing, no_gradient_passes_at_zero, a_nan_of_the_input_reaches_every_output_that_reads_it,
         a_nan_of_the_filter_reaches_its_outputs, a_nan_of_the_gradient_reaches_what_it_touches,
         forward_refuses_what_does_not_fit, backward_data_refuses_what_does_not_fit, projection_refuses_what_does_not_fit,
-        backward_filter_refuses_what_does_not_fit;
+        backward_filter_refuses_what_does_not_fit, both_gradients_are_refused_before_one_is_written;
 }
 
 /// What all passes share.
@@ -273,6 +297,36 @@ fn backward_filter<T: Element, B: NormReluConv<T>>(device: &B, layer: &Layer<T>,
     let args = BackwardFilter { dims: *dims, x: x.view(), norm: norm.view(), dy: dy.view(), dw: dw.view_mut() };
     device.norm_relu_conv_backward_filter(args).expect("dims and lengths fit");
     dw.read(device)
+}
+
+/// `dw`, `dz`, its sums, and the passes that made them.
+fn backward<T: Element, D: Tested<T>>(
+    device: &D,
+    layer: &Layer<T>,
+    dy: &HostGrad<T>,
+    addend: Option<&HostAddend<T>>,
+) -> (Vec<T::Wide>, Vec<T>, Partials<D, T::Wide>, Vec<&'static str>) {
+    let Layer { dims, x, norm, w } = layer;
+    let (x, norm, w) = (Guarded::new(device, x), Guarded::new(device, norm), Guarded::new(device, w));
+    let dy = dy.upload(device);
+    let addend = addend.map(|addend| (Guarded::new(device, &addend.values), addend.stride));
+    let mut dz = Guarded::poisoned(device, dims.len_in());
+    let mut dw = Guarded::poisoned(device, dims.len_filter());
+    let mut sums = room(device, dims.rows_in(), dims.c);
+    let data = BackwardData {
+        dims: *dims,
+        dy: dy.view(),
+        w: w.view(),
+        x: x.view(),
+        norm: norm.view(),
+        addend: addend.as_ref().map(|(values, stride)| Addend { values: values.view(), stride: *stride }),
+        dz: dz.view_mut(),
+        sums: &mut sums,
+    };
+    let profiled = device.profiled();
+    profiled.norm_relu_conv_backward(Backward { data, dw: dw.view_mut() }).expect("dims and lengths fit");
+    let passes = profiled.calls().expect("they are done").iter().map(|call| call.pass).collect();
+    (dw.read(device), dz.read(device), sums, passes)
 }
 
 fn oracle_forward<D: TestDevice, T: Element>(layer: &Layer<T>, residual: Option<&[T]>) -> Vec<Exact> {
@@ -531,6 +585,32 @@ fn backward_data_in_whole_steps<D: Tested<T>, T: Element>() {
         let addends = [1, 2].map(|stride| HostAddend::draw(dims, stride, &mut draws));
         for dy in layer.gradients(&mut draws) {
             check_backward_data::<D, T>(&layer, &dy, &[None, Some(&addends[0]), Some(&addends[1])]);
+        }
+    }
+}
+
+fn both_gradients_have_the_bits_of_each<D: Tested<T>, T: Element>() {
+    let (device, mut draws) = (D::get(), Draws::new(11));
+    let on_hopper = device.describe().contains("sm_90") && size_of::<T>() == 2;
+    for &(name, dims, formed) in CASES_OF_BOTH {
+        eprintln!("{}: {name}", T::NAME);
+        let layer = Layer::<T>::draw(dims, &mut draws);
+        let addend = HostAddend::draw(dims, 2, &mut draws);
+        let [plain, affine] = layer.gradients(&mut draws);
+        for (dy, addend) in [(&plain, None), (&affine, None), (&affine, Some(&addend))] {
+            let (dw, dz, sums, passes) = backward(device, &layer, dy, addend);
+            let (dz_alone, sums_alone) = backward_data(device, &layer, dy, addend);
+            let dw_alone = backward_filter(device, &layer, dy);
+            assert!(bits(&dw) == bits(&dw_alone), "dw");
+            assert!(bits(&dz) == bits(&dz_alone), "dz");
+            let [sums, sums_alone] = [sums, sums_alone].map(|sums| bits(&read_partials(device, &sums).1));
+            assert!(sums == sums_alone, "the sums");
+            let is_affine = matches!(dy, HostGrad::Affine { .. });
+            if on_hopper && is_affine && addend.is_none() && formed == Formed::Once {
+                assert_eq!(passes, ["norm_relu_conv_backward"]);
+            } else {
+                assert_eq!(passes, ["norm_relu_conv_backward_filter", "norm_relu_conv_backward_data"]);
+            }
         }
     }
 }
@@ -882,4 +962,28 @@ fn backward_filter_refuses_what_does_not_fit<D: Tested<f32>>() {
     assert_refuses_length(run([96, 12, 40, 96, 15, 135]), "x (of the affine gradient)");
     assert_refuses_length(run([96, 12, 40, 40, 9, 135]), "coef");
     assert_refuses_length(run([96, 12, 40, 40, 15, 15]), "dw");
+}
+
+fn both_gradients_are_refused_before_one_is_written<D: Tested<f32>>() {
+    let dims = conv([2, 4, 4], [3, 5], [3, 3], 2, 1);
+    let run = |lens: [usize; 6]| {
+        let [dy, w, x, norm] = [0, 1, 2, 3].map(|i: usize| Guarded::new(D::get(), &vec![1.0; lens[i]]));
+        let [mut dz, mut dw] = buffers::<D, f32, 2>([lens[4], lens[5]]);
+        let mut sums = bare_room(D::get(), 32, 3);
+        let (dy, w, x, norm) = (Grad::Plain(dy.view()), w.view(), x.view(), norm.view());
+        let data = BackwardData { dims, dy, w, x, norm, addend: None, dz: dz.view_mut(), sums: &mut sums };
+        let done = D::get().norm_relu_conv_backward(Backward { data, dw: dw.view_mut() });
+        if done.is_err() {
+            let written = [dz, dw].map(|gradient| gradient.read(D::get())).concat();
+            assert!(bits(&written).iter().all(|&byte| byte == 0xFF), "written, though refused");
+        }
+        done
+    };
+    assert_eq!(run([40, 135, 96, 12, 96, 135]), Ok(()));
+    assert_refuses_length(run([160, 135, 96, 12, 96, 135]), "dy");
+    assert_refuses_length(run([40, 134, 96, 12, 96, 135]), "w");
+    assert_refuses_length(run([40, 135, 24, 12, 96, 135]), "x");
+    assert_refuses_length(run([40, 135, 96, 6, 96, 135]), "norm");
+    assert_refuses_length(run([40, 135, 96, 12, 24, 135]), "dz");
+    assert_refuses_length(run([40, 135, 96, 12, 96, 15]), "dw");
 }

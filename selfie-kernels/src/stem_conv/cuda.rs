@@ -12,31 +12,37 @@ const TILE_FILTERS: usize = 64;
 pub(crate) fn stem_conv_forward<T: CudaElement>(cuda: &Cuda, args: Forward<'_, Cuda, T>) -> Result<()> {
     let Forward { dims, x, w, y, stats } = args;
     let stats = stats.map(|stats| stats.make(Cut::plain(dims.rows_out()), dims.k)).into();
-    let convolution = Convolution { dims, x: x.into(), w: w.into(), y: y.into(), stats };
-    match TensorShape::of::<T>(&dims).filter(|shape| shape.takes_forward(cuda, &dims, convolution.y)) {
-        Some(shape) => convolution.tensor::<T>(cuda, shape),
-        None => convolution.plain::<T>(cuda),
-    }
+    Convolution { dims, x: x.into(), w: w.into(), y: y.into(), stats }.launch::<T>(cuda)
 }
 
 pub(crate) fn stem_conv_backward_filter<T: CudaElement>(cuda: &Cuda, args: BackwardFilter<'_, Cuda, T>) -> Result<()> {
     let BackwardFilter { dims, x, dy, dw } = args;
-    let (x, dy, dw) = (x.into(), Gradient::new(dy), dw.into());
+    launch_filter::<T>(cuda, dims, x.into(), Gradient::new(dy), dw.into())
+}
+
+/// The forward pass's arguments; `stats` may be none.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Convolution {
+    pub(crate) dims: ConvDims,
+    pub(crate) x: Address,
+    pub(crate) w: Address,
+    pub(crate) y: Address,
+    pub(crate) stats: Address,
+}
+
+/// The filter's gradient `dw`.
+pub(crate) fn launch_filter<T: CudaElement>(
+    cuda: &Cuda,
+    dims: ConvDims,
+    x: Address,
+    dy: Gradient,
+    dw: Address,
+) -> Result<()> {
     let gradient = FilterGradient { dims, x, norm: Address::NONE, dy, dw };
     match TensorShape::of::<T>(&dims).filter(|shape| shape.takes_filter(cuda, &dims, dy)) {
         Some(shape) => tensor_filter::<T>(cuda, &gradient, shape),
         None => gradient.plain::<T>(cuda, MODULE, "stem_conv_backward_filter"),
     }
-}
-
-/// The forward pass's arguments.
-#[derive(Debug, Clone, Copy)]
-struct Convolution {
-    dims: ConvDims,
-    x: Address,
-    w: Address,
-    y: Address,
-    stats: Address,
 }
 
 /// `ForwardArgs` of `stem_conv.cu`.
@@ -71,6 +77,13 @@ struct StatsArgs {
 }
 
 impl Convolution {
+    pub(crate) fn launch<T: CudaElement>(&self, cuda: &Cuda) -> Result<()> {
+        match TensorShape::of::<T>(&self.dims).filter(|shape| shape.takes_forward(cuda, &self.dims, self.y)) {
+            Some(shape) => self.tensor::<T>(cuda, shape),
+            None => self.plain::<T>(cuda),
+        }
+    }
+
     fn args(&self) -> Result<ForwardArgs> {
         let Self { dims, x, w, y, stats } = *self;
         Ok(ForwardArgs { x, w, y, stats, conv: Conv::new(&dims)?, rows: narrow(dims.rows_out())? })

@@ -22,7 +22,7 @@ pub struct Forward<'a, M: Memory, T: Element> {
     pub w: View<'a, M, T>,
     /// `[n, p, q, k]`.
     pub y: ViewMut<'a, M, T>,
-    /// As [`crate::norm_relu_conv::Forward::stats`]; none where max pooling follows.
+    /// As [`crate::norm_relu_conv::Forward::stats`].
     pub stats: Option<&'a mut Partials<M, T::Wide>>,
 }
 

@@ -91,7 +91,8 @@ impl Export {
         // ONNX keeps it in f32.
         let model = ModelConfig { bn_eps: f64::from(model.bn_eps as f32), ..model.clone() };
         let build = Build { config: &model, batch: IMAGES, purpose: Purpose::Evaluate, seed: 0 };
-        let mut encoder = Encoder::<Cpu, f64>::new(Cpu::new(threads)?, build, self.description.layers)?;
+        let layers = self.description.layers;
+        let mut encoder = Encoder::<Cpu, f64>::new(Cpu::new(threads)?, build, layers, layers.last())?;
         let [master, running] = self.flats().map(|(_, flat)| flat.iter().copied().map(f64::from).collect::<Vec<_>>());
         encoder.give(&master, &running)?;
         let pixels: Vec<f64> = normalised(images, model.mean, model.std).collect();

@@ -1,5 +1,6 @@
 //! Weighted nearest neighbours by cosine similarity, exact.
 
+use super::whitening::Whitening;
 use super::{Labelled, on_threads};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
@@ -16,6 +17,16 @@ const QUERIES: usize = 16;
 /// Sums that a product is cut into, so that they fill vector registers; a fixed order whatever the machine.
 const LANES: usize = 16;
 
+/// What cosines are taken of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Similarity {
+    /// Features without the mean and the correlations that they have over the training images, whose covariance is
+    /// estimated as Ledoit and Wolf 2004 do.
+    Whitened,
+    /// Features as they are.
+    Cosine,
+}
+
 /// A classifier by the nearest of the training images: each of the k nearest votes for its class with the weight
 /// `exp(cosine / temperature)`. Of equally near ones the first are taken, of equal votes the first class.
 ///
@@ -28,6 +39,8 @@ pub struct Knn {
     pub temperature: f64,
     /// Number of classes.
     pub classes: usize,
+    /// What is near.
+    pub similarity: Similarity,
 }
 
 impl Knn {
@@ -44,7 +57,14 @@ impl Knn {
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
             return Err(Error::usage("temperature", self.temperature, "a number above 0"));
         }
-        let nearest = nearest(train.features, queries, train.width, self.k, threads)?;
+        let nearest = match self.similarity {
+            Similarity::Cosine => nearest(train.features, queries, train.width, self.k, threads)?,
+            Similarity::Whitened => {
+                let whitening = Whitening::fit(train.features, train.width, threads)?;
+                let [rows, queries] = [train.features, queries].map(|rows| whitening.apply(rows, threads));
+                nearest(&rows?, &queries?, train.width, self.k, threads)?
+            }
+        };
         Ok(nearest.iter().map(|found| self.vote(found, train.labels)).collect())
     }
 
@@ -183,7 +203,7 @@ mod tests {
             let (features, queries) = (numbers(80 * width, 1), numbers(41 * width, 2));
             let labels: Vec<u32> = (0..80).map(|i| i * 7 % 5).collect();
             let train = Labelled { features: &features, width, labels: &labels };
-            let knn = Knn { k, temperature, classes: 5 };
+            let knn = Knn { k, temperature, classes: 5, similarity: Similarity::Cosine };
             let expected: Vec<u32> = queries.chunks(width).map(|query| oracle(&knn, train, query)).collect();
             for threads in [1, 3] {
                 assert_eq!(knn.predict(train, &queries, threads).expect("sound"), expected, "{width} {k} {threads}");
@@ -192,13 +212,31 @@ mod tests {
     }
 
     #[test]
+    fn whitened_neighbours_are_near_in_what_varies_little() {
+        // The class is the sign of the second number; the first is a hundred times as large, and says nothing. Both are far
+        // from 0.
+        let all = numbers(2 * 400, 3);
+        let features: Vec<f32> = all.chunks(2).flat_map(|two| [50.0 + 100.0 * two[0], 30.0 + two[1]]).collect();
+        let labels: Vec<u32> = all.chunks(2).map(|two| u32::from(two[1] > 0.0)).collect();
+        let (train, test) =
+            (Labelled { features: &features[..600], width: 2, labels: &labels[..300] }, &features[600..]);
+        let right = |similarity| {
+            let knn = Knn { k: 5, temperature: 0.07, classes: 2, similarity };
+            super::super::accuracy(&knn.predict(train, test, 2).expect("sound"), &labels[300..]).0
+        };
+        let (whitened, cosine) = (right(Similarity::Whitened), right(Similarity::Cosine));
+        assert!(whitened >= 0.9 && cosine < 0.8, "{whitened} {cosine}");
+    }
+
+    #[test]
     fn of_equals_the_first_is_taken() {
         let train = Labelled { features: &[1.0, 0.0, 2.0, 0.0, 0.0, 1.0], width: 2, labels: &[2, 1, 0] };
-        let predicted = |k| Knn { k, temperature: 0.07, classes: 3 }.predict(train, &[3.0, 0.0], 1).expect("sound");
+        let knn = |k| Knn { k, temperature: 0.07, classes: 3, similarity: Similarity::Cosine };
+        let predicted = |k| knn(k).predict(train, &[3.0, 0.0], 1).expect("sound");
         // Both have cosine 1; with two of them the votes are equal.
         assert_eq!((predicted(1), predicted(2)), (vec![2], vec![1]));
         // A vector of zeros is as far from all: the first ones vote.
-        let zero = Knn { k: 1, temperature: 0.07, classes: 3 }.predict(train, &[0.0, 0.0], 1).expect("sound");
+        let zero = knn(1).predict(train, &[0.0, 0.0], 1).expect("sound");
         assert_eq!(zero, [2]);
     }
 
@@ -206,7 +244,8 @@ mod tests {
     fn more_neighbours_than_images_are_refused() {
         let train = Labelled { features: &[1.0, 0.0], width: 1, labels: &[0, 0] };
         for (k, temperature) in [(0, 1.0), (3, 1.0), (1, 0.0), (1, f64::NAN)] {
-            assert!(Knn { k, temperature, classes: 1 }.predict(train, &[1.0], 1).is_err(), "{k} {temperature}");
+            let knn = Knn { k, temperature, classes: 1, similarity: Similarity::Cosine };
+            assert!(knn.predict(train, &[1.0], 1).is_err(), "{k} {temperature}");
         }
     }
 }

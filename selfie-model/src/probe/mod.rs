@@ -4,8 +4,9 @@ mod knn;
 mod lbfgs;
 mod linear;
 mod pca;
+mod whitening;
 
-pub use knn::{DEFAULT_NEIGHBOURS, DEFAULT_TEMPERATURE, Knn, Neighbour, nearest, normalise};
+pub use knn::{DEFAULT_NEIGHBOURS, DEFAULT_TEMPERATURE, Knn, Neighbour, Similarity, nearest, normalise};
 pub use linear::{Fit, Linear, PENALTIES, TOLERANCE};
 pub use pca::{Components, principal_components};
 

@@ -41,7 +41,7 @@ pub fn run(arguments: &Map) -> anyhow::Result<Exit> {
         return Err(Problem::usage(format!("--out {}: expected a file name that ends with .html", out.display())));
     }
     destination::check("--out", out, std::slice::from_ref(out), Existing::new(features.overwrite))?;
-    let mut trained = Trained::open(run, Weights::of_any_run(run)?, &features.flags.request)?.at(features.layer)?;
+    let mut trained = Trained::open(run, Weights::of_any_run(run)?, &features.flags.request)?.at(&features.layer)?;
     // The run's own limit was for its training.
     let limit = &trained.resolved.entry("data.limit").origin;
     if matches!(limit, Origin::BuiltIn | Origin::Preset(_) | Origin::Init(_) | Origin::Run(_)) {

@@ -16,24 +16,30 @@ struct TransposeArgs {
     unused: i32,
 }
 
-pub(crate) fn norm_relu_conv_backward_data<T: CudaElement>(cuda: &Cuda, args: BackwardData<'_, Cuda, T>) -> Result<()> {
+pub(crate) fn norm_relu_conv_backward_data<T: CudaElement>(
+    cuda: &Cuda,
+    mut args: BackwardData<'_, Cuda, T>,
+) -> Result<()> {
+    let (product, hopper) = ways(&mut args)?;
+    hopper.launch::<T>(cuda).unwrap_or_else(|| multiply::<T>(cuda, product, &args.dims))
+}
+
+/// The pass as either kind of kernels takes it.
+pub(super) fn ways<T: CudaElement>(args: &mut BackwardData<'_, Cuda, T>) -> Result<(Product, hopper::BackwardData)> {
     let BackwardData { dims, dy, w, x, norm, addend, dz, sums } = args;
+    let (dims, dy) = (*dims, *dy);
     let mut product = Product::backward_data(dims)?;
     let sums = sums.make(product.cut(), dims.c).into();
-    let (w, x, norm, out) = (w.into(), x.into(), norm.into(), dz.into());
+    let [w, x, norm, out] = [w.address(), x.address(), norm.address(), dz.address()];
     // Beyond the map's sides only the first pixel has an addend, whatever the stride.
     let add_step = addend.map_or(1, |addend| addend.stride.min(dims.h.max(dims.w)));
     let add = addend.map(|addend| addend.values).into();
-    let mask = Some(Mask { x, norm, add, add_step, sums });
-    let hopper = hopper::BackwardData { dims, dy: dy.into(), w, mask, out };
-    if let Some(launched) = hopper.launch::<T>(cuda) {
-        return launched;
-    }
     product.load_grad(dy);
     let to = &mut product.args;
     (to.b, to.x, to.norm, to.add, to.out, to.sums) = (w, x, norm, add, out, sums);
     to.add_step = add_step as i32;
-    multiply::<T>(cuda, product, &dims)
+    let mask = Some(Mask { x, norm, add, add_step, sums });
+    Ok((product, hopper::BackwardData { dims, dy: dy.into(), w, mask, out }))
 }
 
 pub(crate) fn projection_backward_data<T: CudaElement>(

@@ -222,15 +222,19 @@ pub(crate) fn norm_relu_conv_backward_filter<T: CudaElement>(
     cuda: &Cuda,
     args: BackwardFilter<'_, Cuda, T>,
 ) -> Result<()> {
-    let BackwardFilter { dims, x, norm, dy, dw } = args;
-    let (x, norm, grad, dw) = (x.into(), norm.into(), dy.into(), dw.into());
-    let coef = Address::offset(norm, 2 * dims.c * size_of::<f32>());
-    let hopper = hopper::BackwardFilter { dims, x, coef, dy: grad, dw };
-    if let Some(launched) = hopper.launch::<T>(cuda) {
+    if let Some(launched) = for_hopper(&args).launch::<T>(cuda) {
         return launched;
     }
-    let gradient = FilterGradient { dims, x, norm, dy: Gradient::new(dy), dw };
+    let BackwardFilter { dims, x, norm, dy, dw } = args;
+    let gradient = FilterGradient { dims, x: x.into(), norm: norm.into(), dy: Gradient::new(dy), dw: dw.into() };
     gradient.tensor::<T>(cuda).unwrap_or_else(|| gradient.plain::<T>(cuda, MODULE, "norm_relu_conv_backward_filter"))
+}
+
+/// The pass as Hopper's kernels take it.
+pub(super) fn for_hopper<T: CudaElement>(args: &BackwardFilter<'_, Cuda, T>) -> hopper::BackwardFilter {
+    let BackwardFilter { dims, x, norm, dy, dw } = args;
+    let coef = norm.address().offset(2 * dims.c * size_of::<f32>());
+    hopper::BackwardFilter { dims: *dims, x: x.address(), coef, dy: (*dy).into(), dw: dw.address() }
 }
 
 /// A 1x1 filter with stride 1 sees pixels and no images: one pixel an image leaves most freedom to cut them.

@@ -1,5 +1,5 @@
-use super::gradient::{self, Room};
-use super::{Args, Kernel, STEP, TILE_ROWS, Way, halo_bytes, lines, matrix, takes};
+use super::gradient::{Parts, Room, images_of_whole_tiles};
+use super::{Args, Kernel, STEP, TILE_ROWS, Way, halo_bytes, has_places, lines, matrix, places, takes};
 use crate::cuda::{Address, CudaElement, GradArgs, Grid, TensorMap, Windows};
 use crate::partials::SUM_ROWS;
 use crate::{ConvDims, Cuda, Result};
@@ -113,49 +113,115 @@ impl TransposedKernel {
     }
 }
 
+/// How 3x3 filters are done.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ThreeByThree {
+    kernel: Kernel,
+    mask: Mask,
+}
+
 impl BackwardData {
     /// As [`Forward::launch`].
     pub(in super::super) fn launch<T: CudaElement>(&self, cuda: &Cuda) -> Option<Result<()>> {
-        let Self { dims: d, dy, w, mask, out } = *self;
-        let steps = d.c.is_multiple_of(STEP) && d.k.is_multiple_of(STEP);
-        let places = [dy.dy, dy.x, dy.coef, w, out];
-        let masked = mask.is_none_or(|mask| mask.x.is_aligned() && mask.norm.is_aligned() && mask.add_step <= 2);
-        if !steps || !masked || !takes::<T>(cuda, &d, &places) {
-            return None;
+        let Self { dims: d, dy, mask, .. } = *self;
+        if (d.r, d.s, d.stride, d.pad) == (1, 1, 1, 0) {
+            let kernel = TransposedKernel::of(&d, dy, mask).filter(|_| self.is_taken::<T>(cuda))?;
+            return Some(self.launch_kernel::<T>(cuda, kernel));
         }
-        match (d.r, d.s, d.stride, d.pad) {
-            (1, 1, 1, 0) => TransposedKernel::of(&d, dy, mask).map(|kernel| self.launch_kernel::<T>(cuda, kernel)),
-            (3, 3, 1, 1) => self.launch_halo::<T>(cuda, mask.filter(|mask| mask.add == Address::NONE)?),
-            (3, 3, 2, 1) if d.h.is_multiple_of(2) && d.w.is_multiple_of(2) => {
-                self.launch_halo::<T>(cuda, mask.filter(|mask| mask.add == Address::NONE)?)
-            }
-            _ => None,
-        }
+        let way = self.three_by_three::<T>(cuda)?;
+        // The gradient is formed first, as nine taps read it.
+        let parts = Parts::of(cuda, &d, dy, images_of_whole_tiles(&d), Room::behind(cuda, 0))?;
+        Some(parts.each::<T>(cuda, |first, part, dy| self.launch_part::<T>(cuda, &way, (first, part), dy)))
     }
 
-    /// 3x3 filters. The gradient is formed first, as nine taps read it.
-    fn launch_halo<T: CudaElement>(&self, cuda: &Cuda, mask: Mask) -> Option<Result<()>> {
-        let Self { dims: d, dy, .. } = *self;
+    fn is_taken<T: CudaElement>(&self, cuda: &Cuda) -> bool {
+        let Self { dims: d, dy, w, mask, out } = *self;
+        let steps = d.c.is_multiple_of(STEP) && d.k.is_multiple_of(STEP);
+        let masked = mask.is_none_or(|mask| mask.x.is_aligned() && mask.norm.is_aligned() && mask.add_step <= 2);
+        steps && masked && takes::<T>(cuda, &d, &[dy.dy, dy.x, dy.coef, w, out])
+    }
+
+    /// [`None`] where it is no such filter, or no kernel takes it.
+    pub(super) fn three_by_three<T: CudaElement>(&self, cuda: &Cuda) -> Option<ThreeByThree> {
+        let d = self.dims;
+        let mask = self.mask.filter(|mask| mask.add == Address::NONE && self.is_taken::<T>(cuda))?;
+        if (d.r, d.s, d.pad) != (3, 3, 1) || !matches!(d.stride, 1 | 2) {
+            return None;
+        }
         let (columns, stages) = if d.c > 64 { (128, 3) } else { (64, 4) };
         let (of_dy, before) = (ConvDims { h: d.p(), w: d.q(), ..d }, lines_before(&d));
         let bytes = halo_bytes(&of_dy, before);
-        let way = if d.stride == 1 { Way::Halo { bytes } } else { Way::Classes { bytes } };
+        let way = match d.stride {
+            _ if has_places(&d) => Way::Place,
+            1 => Way::Halo { bytes },
+            _ if d.h.is_multiple_of(2) && d.w.is_multiple_of(2) => Way::Classes { bytes },
+            _ => return None,
+        };
         let kernel = Kernel { way, columns, stages };
-        if kernel.shared_bytes() > cuda.facts().shared_bytes {
-            return None;
-        }
-        // Tiles of rows end where a part ends.
-        let whole = TILE_ROWS / greatest_common_divisor(TILE_ROWS, d.p() * d.q());
-        gradient::for_each_part::<T>(cuda, &d, dy, whole, Room::behind(cuda, 0), |first, part, dy| {
-            self.launch_halo_of::<T>(cuda, (kernel, mask), (first, part), dy)
-        })
+        (kernel.shared_bytes() <= cuda.facts().shared_bytes).then_some(ThreeByThree { kernel, mask })
     }
 
-    /// Of some images.
+    /// 3x3 filters, of some images: as many as end where a tile of rows does, or the last ones.
+    pub(super) fn launch_part<T: CudaElement>(
+        &self,
+        cuda: &Cuda,
+        way: &ThreeByThree,
+        part: (usize, ConvDims),
+        dy: Address,
+    ) -> Result<()> {
+        match way.kernel.way {
+            Way::Place => self.launch_places_of::<T>(cuda, way, part, dy),
+            _ => self.launch_halo_of::<T>(cuda, way, part, dy),
+        }
+    }
+
+    fn launch_places_of<T: CudaElement>(
+        &self,
+        cuda: &Cuda,
+        &ThreeByThree { kernel, mask }: &ThreeByThree,
+        (first, d): (usize, ConvDims),
+        dy: Address,
+    ) -> Result<()> {
+        let Self { w, out, .. } = *self;
+        let (pixels, rows) = (d.h * d.w, d.rows_in());
+        let result = |place: Address| {
+            let address = place.offset(first * pixels * d.c * 2);
+            places(cuda, address, [d.n, pixels, d.c], SUM_ROWS)
+        };
+        let args = Args {
+            a: places(cuda, dy, [d.n, d.p() * d.q(), d.k], TILE_ROWS)?,
+            b: matrix(cuda, w, [d.k, 9 * d.c], STEP)?,
+            add: result(mask.x)?,
+            out: result(out)?,
+            coef: mask.norm,
+            sums: mask.sums.offset(first * pixels / SUM_ROWS * 2 * d.c * size_of::<f32>()),
+            rows: rows as i32,
+            kc: d.k as i32,
+            nc: d.c as i32,
+            adds: 1,
+            height: d.p() as i32,
+            width: d.q() as i32,
+            out_height: d.h as i32,
+            out_width: d.w as i32,
+            step: d.stride as i32,
+            pad: 1,
+            halo_bytes: 0,
+            class_tiles: 0,
+            pixels: Address::NONE,
+            round: 0,
+            places: pixels as i32,
+            unused: [0; 12],
+        };
+        let tiles = rows / TILE_ROWS * d.c.div_ceil(kernel.columns);
+        let blocks = [tiles.min(cuda.facts().multiprocessors), 1, 1];
+        let grid = Grid { blocks, threads: kernel.threads(), shared_bytes: kernel.shared_bytes() };
+        cuda.launch::<T>("norm_relu_conv_backward_data_sm90", &kernel.name("backward_data"), grid, &args)
+    }
+
     fn launch_halo_of<T: CudaElement>(
         &self,
         cuda: &Cuda,
-        (kernel, mask): (Kernel, Mask),
+        &ThreeByThree { kernel, mask }: &ThreeByThree,
         (first, d): (usize, ConvDims),
         dy: Address,
     ) -> Result<()> {
@@ -196,7 +262,8 @@ impl BackwardData {
             pixels: out,
             // As many as the device makes at once: what they read stays in the L2 for the next class.
             round: (multiprocessors / column_tiles).max(1) as i32,
-            unused: [0; 13],
+            places: 1,
+            unused: [0; 12],
         };
         let classes = d.stride * d.stride;
         let tiles = rows.div_ceil(TILE_ROWS) * column_tiles * classes;
@@ -244,8 +311,4 @@ impl BackwardData {
 /// Lines, and columns, that taps read above and to the left of a pixel.
 fn lines_before(d: &ConvDims) -> usize {
     if d.stride == 1 { 1 } else { 0 }
-}
-
-fn greatest_common_divisor(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
 }

@@ -1,5 +1,5 @@
 use super::super::backward_filter::Splits;
-use super::gradient::{self, Room};
+use super::gradient::{Parts, Room, images_of_whole_tiles};
 use super::{STEP, matrix, takes};
 use crate::cuda::{Address, Boxes, CudaElement, GradArgs, Grid, TensorMap, Windows};
 use crate::{ConvDims, Cuda, Result};
@@ -193,20 +193,52 @@ impl Strip {
     }
 }
 
+/// How 3x3 filters are done.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Strips {
+    kernel: StripKernel,
+    strip: Strip,
+    splits: Splits,
+    whole_images: usize,
+}
+
+impl Strips {
+    /// Bytes of the workspace that the sums take.
+    pub(super) fn workspace_bytes(&self) -> usize {
+        self.splits.workspace_bytes()
+    }
+
+    /// Images are done in multiples of so many, where strips end and the input's gradient's tiles, too: so the sums are cut
+    /// alike whether that gradient is made beside them or not.
+    pub(super) fn whole_images(&self) -> usize {
+        self.whole_images
+    }
+
+    /// Queues the sum of what the blocks wrote.
+    pub(super) fn add(&self, cuda: &Cuda) -> Result<()> {
+        self.splits.add(cuda)
+    }
+}
+
 impl BackwardFilter {
     /// As [`Forward::launch`](super::Forward::launch).
     pub(in super::super) fn launch<T: CudaElement>(&self, cuda: &Cuda) -> Option<Result<()>> {
+        let Self { dims: d, dy, .. } = *self;
+        if matches!((d.r, d.s, d.stride, d.pad), (1, 1, 1..=8, 0)) {
+            return self.is_taken::<T>(cuda).then(|| self.launch_pixels::<T>(cuda));
+        }
+        let strips = self.strips::<T>(cuda)?;
+        let room = Room::behind(cuda, strips.workspace_bytes());
+        let parts = Parts::of(cuda, &d, dy, strips.whole_images, room)?;
+        let launched =
+            parts.each::<T>(cuda, |first, part, dy| self.launch_strips_of::<T>(cuda, &strips, (first, part), dy));
+        Some(launched.and_then(|()| strips.add(cuda)))
+    }
+
+    fn is_taken<T: CudaElement>(&self, cuda: &Cuda) -> bool {
         let Self { dims: d, x, coef, dy, dw } = *self;
         let steps = d.c.is_multiple_of(STEP) && d.k.is_multiple_of(STEP);
-        if !steps || !takes::<T>(cuda, &d, &[x, coef, dy.dy, dy.x, dy.coef, dw]) {
-            return None;
-        }
-        match (d.r, d.s, d.stride, d.pad) {
-            (1, 1, 1..=8, 0) => Some(self.launch_pixels::<T>(cuda)),
-            (3, 3, 1, 1) => self.launch_strips::<T>(cuda),
-            (3, 3, 2, 1) if d.h.is_multiple_of(2) && d.w.is_multiple_of(2) => self.launch_strips::<T>(cuda),
-            _ => None,
-        }
+        steps && takes::<T>(cuda, &d, &[x, coef, dy.dy, dy.x, dy.coef, dw])
     }
 
     /// 1x1 filters.
@@ -244,26 +276,28 @@ impl BackwardFilter {
         splits.add(cuda)
     }
 
-    /// 3x3 filters.
-    fn launch_strips<T: CudaElement>(&self, cuda: &Cuda) -> Option<Result<()>> {
-        let Self { dims: d, dy, dw, .. } = *self;
+    /// [`None`] where it is no 3x3 filter, or no kernel takes it.
+    pub(super) fn strips<T: CudaElement>(&self, cuda: &Cuda) -> Option<Strips> {
+        let Self { dims: d, dw, .. } = *self;
+        let sides = d.h.is_multiple_of(d.stride) && d.w.is_multiple_of(d.stride);
+        if (d.r, d.s, d.pad) != (3, 3, 1) || !matches!(d.stride, 1 | 2) || !sides || !self.is_taken::<T>(cuda) {
+            return None;
+        }
         let multiprocessors = cuda.facts().multiprocessors;
         let kernel = StripKernel::of(&d, multiprocessors);
         let strip = Strip::of(kernel, &d, cuda.facts().shared_bytes)?;
         let steps = d.n.div_ceil(strip.images) * d.q() / strip.width * d.p();
         let splits = Splits::new(cuda, dw, d.len_filter(), steps, kernel.parts(&d), multiprocessors);
-        let room = Room::behind(cuda, splits.workspace_bytes());
-        let launched = gradient::for_each_part::<T>(cuda, &d, dy, strip.images, room, |first, part, dy| {
-            self.launch_strips_of::<T>(cuda, (kernel, strip, splits), (first, part), dy)
-        })?;
-        Some(launched.and_then(|()| splits.add(cuda)))
+        // Both are powers of two.
+        let whole_images = strip.images.max(images_of_whole_tiles(&d));
+        Some(Strips { kernel, strip, splits, whole_images })
     }
 
-    /// Of some images; what they are multiplied to comes to what those before them were.
-    fn launch_strips_of<T: CudaElement>(
+    /// 3x3 filters, of some images; what they are multiplied to comes to what those before them were.
+    pub(super) fn launch_strips_of<T: CudaElement>(
         &self,
         cuda: &Cuda,
-        (kernel, strip, splits): (StripKernel, Strip, Splits),
+        &Strips { kernel, strip, splits, .. }: &Strips,
         (first, d): (usize, ConvDims),
         dy: Address,
     ) -> Result<()> {

@@ -1,4 +1,4 @@
-use super::{Args, Kernel, STEP, TILE_ROWS, Way, lines, matrix, takes};
+use super::{Args, Kernel, STEP, TILE_ROWS, Way, lines, matrix, places, takes};
 use crate::cuda::{Address, CudaElement, Grid, Windows};
 use crate::partials::SUM_ROWS;
 use crate::{ConvDims, Cuda, Result};
@@ -30,8 +30,11 @@ impl Forward {
     fn launch_kernel<T: CudaElement>(&self, cuda: &Cuda, kernel: Kernel) -> Result<()> {
         let Self { dims: d, x, coef, w, residual, y, stats } = *self;
         let (rows, taps) = (d.rows_out(), d.r * d.s);
-        let result = |address| matrix(cuda, address, [rows, d.k], SUM_ROWS);
+        // Of a map with a row of channels for each pixel, or for each image.
+        let row_pixels = if let Way::Place = kernel.way { d.p() * d.q() } else { 1 };
+        let result = |address| places(cuda, address, [rows / row_pixels, row_pixels, d.k], SUM_ROWS);
         let (a, halo_bytes) = match kernel.way {
+            Way::Place => (places(cuda, x, [d.n, d.h * d.w, d.c], TILE_ROWS)?, 0),
             Way::Pixel => (matrix(cuda, x, [d.rows_in(), d.c], TILE_ROWS)?, 0),
             Way::Window | Way::Padded => (cuda.map_windows(&Windows { address: x, dims: d, count: TILE_ROWS })?, 0),
             Way::Halo { bytes } | Way::Classes { bytes } => (lines(cuda, x, &d, 1)?, bytes),
@@ -58,7 +61,8 @@ impl Forward {
             class_tiles: 0,
             pixels: Address::NONE,
             round: 0,
-            unused: [0; 13],
+            places: row_pixels as i32,
+            unused: [0; 12],
         };
         let tiles = rows.div_ceil(TILE_ROWS) * d.k.div_ceil(kernel.columns);
         let blocks = tiles.min(cuda.facts().multiprocessors);

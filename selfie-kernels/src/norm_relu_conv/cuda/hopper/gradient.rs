@@ -1,5 +1,6 @@
 //! A gradient as one tensor, for kernels that read it often.
 
+use super::{TILE_ROWS, has_places};
 use crate::cuda::{Address, CudaElement, GradArgs, Grid};
 use crate::{ConvDims, Cuda, Result};
 
@@ -31,37 +32,63 @@ impl Room {
     }
 }
 
+/// The fewest images whose gradient ends where a tile of rows does: a power of two.
+pub(super) fn images_of_whole_tiles(d: &ConvDims) -> usize {
+    const { assert!(TILE_ROWS.is_power_of_two()) };
+    if has_places(d) {
+        return TILE_ROWS;
+    }
+    TILE_ROWS >> (d.p() * d.q()).trailing_zeros().min(TILE_ROWS.ilog2())
+}
+
 /// Threads of a block of the kernel; each has one chunk of channels always.
 const THREADS: usize = 256;
 
-/// Calls `use_part` for some images after the other, with the first one, how many they are, and their gradient of `y`: all
-/// images where it is one tensor already; else as many as leave what is formed of their gradient in the L2, or at
-/// least in this room, in multiples of `whole` but for the last. [`None`] where not even that many have room.
-pub(super) fn for_each_part<T: CudaElement>(
-    cuda: &Cuda,
-    d: &ConvDims,
+/// A gradient of `y`, some images after the other.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Parts {
+    dims: ConvDims,
     grad: GradArgs,
-    whole: usize,
-    room: Room,
-    use_part: impl Fn(usize, ConvDims, Address) -> Result<()>,
-) -> Option<Result<()>> {
-    if grad.coef == Address::NONE {
-        return Some(use_part(0, *d, grad.dy));
+    /// Of a part; the last one may have less.
+    images: usize,
+    /// Where what is formed of a part lies.
+    formed: Address,
+}
+
+impl Parts {
+    /// All images where the gradient is one tensor already; else as many as leave what is formed of it in the L2, or at
+    /// least in this room, in multiples of `whole`. [`None`] where not even that many have room.
+    pub(super) fn of(cuda: &Cuda, d: &ConvDims, grad: GradArgs, whole: usize, room: Room) -> Option<Self> {
+        let parts = |images| Self { dims: *d, grad, images, formed: room.address };
+        if grad.coef == Address::NONE {
+            return Some(parts(d.n));
+        }
+        if !d.k.is_multiple_of(8) || !THREADS.is_multiple_of(d.k / 8) {
+            return None;
+        }
+        let image = d.p() * d.q() * d.k * 2;
+        let within = |bytes: usize| if d.n * image <= bytes { d.n } else { bytes / image / whole * whole };
+        let rooms = [room.bytes.min(cuda.facts().l2_bytes / 2), room.bytes];
+        rooms.into_iter().map(within).find(|&images| images > 0).map(parts)
     }
-    if !d.k.is_multiple_of(8) || !THREADS.is_multiple_of(d.k / 8) {
-        return None;
+
+    /// Calls `use_part` for one after the other, with its first image, how many there are, and their gradient.
+    pub(super) fn each<T: CudaElement>(
+        &self,
+        cuda: &Cuda,
+        use_part: impl Fn(usize, ConvDims, Address) -> Result<()>,
+    ) -> Result<()> {
+        let Self { dims: d, grad, images, formed } = *self;
+        if grad.coef == Address::NONE {
+            return use_part(0, d, grad.dy);
+        }
+        (0..d.n).step_by(images).try_for_each(|first| {
+            let part = ConvDims { n: images.min(d.n - first), ..d };
+            let [dy, x] = [grad.dy, grad.x].map(|place| place.offset(first * d.p() * d.q() * d.k * 2));
+            form::<T>(cuda, GradArgs { dy, x, ..grad }, &part, formed)?;
+            use_part(first, part, formed)
+        })
     }
-    let image = d.p() * d.q() * d.k * 2;
-    let within = |bytes: usize| if d.n * image <= bytes { d.n } else { bytes / image / whole * whole };
-    let rooms = [room.bytes.min(cuda.facts().l2_bytes / 2), room.bytes];
-    let images = rooms.into_iter().map(within).find(|&images| images > 0)?;
-    let mut parts = (0..d.n).step_by(images);
-    Some(parts.try_for_each(|first| {
-        let part = ConvDims { n: images.min(d.n - first), ..*d };
-        let [dy, x] = [grad.dy, grad.x].map(|place| place.offset(first * image));
-        form::<T>(cuda, GradArgs { dy, x, ..grad }, &part, room.address)?;
-        use_part(first, part, room.address)
-    }))
 }
 
 fn form<T: CudaElement>(cuda: &Cuda, grad: GradArgs, d: &ConvDims, dy: Address) -> Result<()> {

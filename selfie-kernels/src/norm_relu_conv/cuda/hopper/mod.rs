@@ -1,11 +1,13 @@
 //! Products on GPUs of compute capability 9.0, whose kernels (`*_sm90.cu`) copy by TMA and multiply by wgmma. They take what
 //! a ResNet is made of; the kernels of [`super::product`] take the rest.
 
+mod backward;
 mod backward_data;
 mod backward_filter;
 mod forward;
 mod gradient;
 
+pub(super) use backward::Backward;
 pub(super) use backward_data::{BackwardData, Mask};
 pub(super) use backward_filter::BackwardFilter;
 pub(super) use forward::Forward;
@@ -38,7 +40,8 @@ struct Args {
     class_tiles: i32,
     pixels: Address,
     round: i32,
-    unused: [i32; 13],
+    places: i32,
+    unused: [i32; 12],
 }
 
 /// Channels of a step of the sum, and of a box.
@@ -68,6 +71,8 @@ enum Way {
     Window,
     /// The same for nine taps, some of which may be padding.
     Padded,
+    /// A tile is a place of the map in many images, and has the taps that are inside of the map there.
+    Place,
     /// All nine taps from the pixels around a tile, of so many bytes.
     Halo { bytes: usize },
     /// Those of every other pixel of every other line, from the pixels below and to the right.
@@ -91,7 +96,9 @@ impl Kernel {
         match (d.r, d.s, d.stride, d.pad) {
             (1, 1, 1, 0) => Some(Self::new(Way::Pixel, columns)),
             (1, 1, 2..=8, 0) => Some(Self::new(Way::Window, columns)),
-            // On smaller maps a halo is mostly padding.
+            // Of 2x2 pixels each has four of nine taps, of 4x4 six on average.
+            (3, 3, 1 | 2, 1) if has_places(d) && d.k.is_multiple_of(STEP) => Some(Self::new(Way::Place, columns)),
+            // On small maps a halo is mostly padding.
             (3, 3, 1, 1) if d.h.min(d.w) > 4 && halo.shared_bytes() <= shared_bytes => Some(halo),
             (3, 3, 1..=8, 1) => Some(Self::new(Way::Padded, columns)),
             _ => None,
@@ -103,6 +110,7 @@ impl Kernel {
             Way::Pixel => "pixel",
             Way::Window => "window",
             Way::Padded => "padded",
+            Way::Place => "place",
             Way::Halo { .. } => "halo",
             Way::Classes { .. } => "classes",
         };
@@ -111,7 +119,7 @@ impl Kernel {
 
     fn threads(self) -> usize {
         match self.way {
-            Way::Pixel | Way::Window | Way::Padded | Way::Classes { .. } => 384,
+            Way::Pixel | Way::Window | Way::Padded | Way::Place | Way::Classes { .. } => 384,
             Way::Halo { .. } => 512,
         }
     }
@@ -124,12 +132,17 @@ impl Kernel {
         let outlets = 2 * (SUM_ROWS * 2 * self.columns + SHARES * self.columns + 3 * BARRIER);
         let ring = |rows: usize, coef: usize| self.stages * (rows * 2 * STEP + coef + 2 * BARRIER);
         match self.way {
-            Way::Pixel | Way::Window | Way::Padded => ring(TILE_ROWS + self.columns, COEF) + outlets,
+            Way::Pixel | Way::Window | Way::Padded | Way::Place => ring(TILE_ROWS + self.columns, COEF) + outlets,
             Way::Halo { bytes } | Way::Classes { bytes } => {
                 (ring(self.columns, 0) + outlets + 6 * BARRIER).next_multiple_of(ALIGNED) + 2 * bytes
             }
         }
     }
+}
+
+/// Whether [`Way::Place`] is for a 3x3 filter: many taps lie outside of the maps, and images come in whole tiles.
+fn has_places(d: &ConvDims) -> bool {
+    d.p().min(d.q()) <= 4 && d.h.max(d.w) <= 16 && d.n.is_multiple_of(TILE_ROWS)
 }
 
 /// The lines that a tile of pixels of one or more maps may have, and the one below and so many above, with the padding of each.
@@ -144,6 +157,11 @@ fn takes<T: CudaElement>(cuda: &Cuda, d: &ConvDims, places: &[Address]) -> bool 
     let aligned = places.iter().all(|place| place.is_aligned());
     let reached = [d.rows_in(), d.rows_out(), d.c, d.k].iter().all(|&extent| extent <= MOST);
     cuda.facts().hopper && size_of::<T>() == 2 && aligned && reached
+}
+
+/// Maps `[n, pixels, channels]` as a matrix with a row for each image, in boxes of some channels of a pixel of several images.
+fn places(cuda: &Cuda, address: Address, [n, pixels, channels]: [usize; 3], images: usize) -> Result<TensorMap> {
+    matrix(cuda, address, [n, pixels * channels], images)
 }
 
 /// `[rows, columns]`, in boxes of [`STEP`] columns.

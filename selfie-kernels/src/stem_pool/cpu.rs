@@ -1,30 +1,39 @@
-use super::{Backward, Forward, PoolDims};
+//! The stem's own convolution into the map, and pooling out of it; backward the other way round.
+
+use super::{BackwardFilter, Forward, PoolDims};
 use crate::cpu::lanes::{LANES, Place, blocks, map};
 use crate::cpu::sums::tile_stats;
 use crate::cpu::transform::{AffineRows, GradRows, PlainRows};
 use crate::cpu::vectorize;
 use crate::partials::{Cut, SUM_ROWS};
-use crate::{Cpu, Element, Grad, Result};
+use crate::{Cpu, Element, Grad, Result, stem_conv};
 use num_traits::{Float, Zero};
 use rayon::prelude::*;
 use std::hint::select_unpredictable;
 
-pub(crate) fn max_pool_forward<T: Element>(cpu: &Cpu, args: Forward<'_, Cpu, T>) -> Result<()> {
-    let Forward { dims, x, y, argmax, stats } = args;
+pub(crate) fn stem_pool_forward<T: Element>(cpu: &Cpu, args: Forward<'_, Cpu, T>) -> Result<()> {
+    let Forward { dims, x, w, map, y, argmax, stats } = args;
+    stem_conv::cpu::stem_conv_forward(cpu, stem_conv::Forward { dims, x, w, y: &mut *map, stats: None })?;
+    let (map, dims) = (&*map, PoolDims::behind(&dims));
     let (c, p, q) = (dims.c, dims.p(), dims.q());
-    let stats = stats.make(Cut::plain(dims.rows_out()), c);
+    let stats: Vec<Option<&mut [T::Wide]>> = match stats {
+        Some(stats) => stats.make(Cut::plain(dims.rows_out()), c).chunks_mut(2 * c).map(Some).collect(),
+        None => (0..dims.rows_out().div_ceil(SUM_ROWS)).map(|_| None).collect(),
+    };
     cpu.install(|| {
         let outputs = y.par_chunks_mut(SUM_ROWS * c).zip(argmax.par_chunks_mut(SUM_ROWS * c));
-        outputs.zip(stats.par_chunks_mut(2 * c)).enumerate().for_each(|(tile, ((y, argmax), stats))| {
+        outputs.zip(stats).enumerate().for_each(|(tile, ((y, argmax), stats))| {
             vectorize(
                 #[inline(always)]
                 || {
                     let pixels = y.chunks_exact_mut(c).zip(argmax.chunks_exact_mut(c));
                     for (row, (y, argmax)) in pixels.enumerate() {
                         let row = tile * SUM_ROWS + row;
-                        window_max(&dims, x, [row / (p * q), row / q % p, row % q], y, argmax);
+                        window_max(&dims, map, [row / (p * q), row / q % p, row % q], y, argmax);
                     }
-                    tile_stats(y, c, stats);
+                    if let Some(stats) = stats {
+                        tile_stats(y, c, stats);
+                    }
                 },
             );
         });
@@ -32,14 +41,14 @@ pub(crate) fn max_pool_forward<T: Element>(cpu: &Cpu, args: Forward<'_, Cpu, T>)
     Ok(())
 }
 
-pub(crate) fn max_pool_backward<T: Element>(cpu: &Cpu, args: Backward<'_, Cpu, T>) -> Result<()> {
-    let Backward { dims, dy, argmax, dx } = args;
-    let c = dims.c;
+pub(crate) fn stem_pool_backward_filter<T: Element>(cpu: &Cpu, args: BackwardFilter<'_, Cpu, T>) -> Result<()> {
+    let BackwardFilter { dims, x, dy, argmax, map, dw } = args;
+    let (pool, c) = (PoolDims::behind(&dims), dims.k);
     match dy {
-        Grad::Plain(dy) => backward(cpu, &dims, PlainRows { dy, c }, argmax, dx),
-        Grad::Affine(affine) => backward(cpu, &dims, AffineRows::new(affine, c), argmax, dx),
+        Grad::Plain(dy) => unpool(cpu, &pool, PlainRows { dy, c }, argmax, map),
+        Grad::Affine(affine) => unpool(cpu, &pool, AffineRows::new(affine, c), argmax, map),
     }
-    Ok(())
+    stem_conv::cpu::stem_conv_backward_filter(cpu, stem_conv::BackwardFilter { dims, x, dy: Grad::Plain(&*map), dw })
 }
 
 /// Maximum and winner of the window of output pixel `[image, row, column]`; `y` and `argmax` are `[c]`.
@@ -68,7 +77,8 @@ fn window_max<T: Element>(dims: &PoolDims, x: &[T], [image, i, j]: [usize; 3], y
     });
 }
 
-fn backward<T: Element>(cpu: &Cpu, dims: &PoolDims, dy: impl GradRows<T>, argmax: &[u8], dx: &mut [T]) {
+/// The gradient of the map, from that of its maxima.
+fn unpool<T: Element>(cpu: &Cpu, dims: &PoolDims, dy: impl GradRows<T>, argmax: &[u8], dx: &mut [T]) {
     let PoolDims { h, w, c, .. } = *dims;
     let q = dims.q();
     cpu.install(|| {

@@ -299,13 +299,21 @@ fn backward_filter<T: Element, B: NormReluConv<T>>(device: &B, layer: &Layer<T>,
     dw.read(device)
 }
 
-/// `dw`, `dz`, its sums, and the passes that made them.
-fn backward<T: Element, D: Tested<T>>(
+/// Both gradients of a layer.
+struct Gradients<D: TestDevice, T: Element> {
+    dw: Vec<T::Wide>,
+    dz: Vec<T>,
+    sums: Partials<D, T::Wide>,
+    /// That made them.
+    passes: Vec<&'static str>,
+}
+
+fn backward<D: Tested<T>, T: Element>(
     device: &D,
     layer: &Layer<T>,
     dy: &HostGrad<T>,
     addend: Option<&HostAddend<T>>,
-) -> (Vec<T::Wide>, Vec<T>, Partials<D, T::Wide>, Vec<&'static str>) {
+) -> Gradients<D, T> {
     let Layer { dims, x, norm, w } = layer;
     let (x, norm, w) = (Guarded::new(device, x), Guarded::new(device, norm), Guarded::new(device, w));
     let dy = dy.upload(device);
@@ -326,7 +334,7 @@ fn backward<T: Element, D: Tested<T>>(
     let profiled = device.profiled();
     profiled.norm_relu_conv_backward(Backward { data, dw: dw.view_mut() }).expect("dims and lengths fit");
     let passes = profiled.calls().expect("they are done").iter().map(|call| call.pass).collect();
-    (dw.read(device), dz.read(device), sums, passes)
+    Gradients { dw: dw.read(device), dz: dz.read(device), sums, passes }
 }
 
 fn oracle_forward<D: TestDevice, T: Element>(layer: &Layer<T>, residual: Option<&[T]>) -> Vec<Exact> {
@@ -598,7 +606,7 @@ fn both_gradients_have_the_bits_of_each<D: Tested<T>, T: Element>() {
         let addend = HostAddend::draw(dims, 2, &mut draws);
         let [plain, affine] = layer.gradients(&mut draws);
         for (dy, addend) in [(&plain, None), (&affine, None), (&affine, Some(&addend))] {
-            let (dw, dz, sums, passes) = backward(device, &layer, dy, addend);
+            let Gradients { dw, dz, sums, passes } = backward(device, &layer, dy, addend);
             let (dz_alone, sums_alone) = backward_data(device, &layer, dy, addend);
             let dw_alone = backward_filter(device, &layer, dy);
             assert!(bits(&dw) == bits(&dw_alone), "dw");
@@ -967,8 +975,10 @@ fn backward_filter_refuses_what_does_not_fit<D: Tested<f32>>() {
 fn both_gradients_are_refused_before_one_is_written<D: Tested<f32>>() {
     let dims = conv([2, 4, 4], [3, 5], [3, 3], 2, 1);
     let run = |lens: [usize; 6]| {
-        let [dy, w, x, norm] = [0, 1, 2, 3].map(|i: usize| Guarded::new(D::get(), &vec![1.0; lens[i]]));
-        let [mut dz, mut dw] = buffers::<D, f32, 2>([lens[4], lens[5]]);
+        let [dy, w, x, norm, dz, dw] = lens;
+        // No NaN, which in an output would look like what was never written.
+        let [dy, w, x, norm] = [dy, w, x, norm].map(|len| Guarded::new(D::get(), &vec![1.0; len]));
+        let [mut dz, mut dw] = buffers::<D, f32, 2>([dz, dw]);
         let mut sums = bare_room(D::get(), 32, 3);
         let (dy, w, x, norm) = (Grad::Plain(dy.view()), w.view(), x.view(), norm.view());
         let data = BackwardData { dims, dy, w, x, norm, addend: None, dz: dz.view_mut(), sums: &mut sums };

@@ -114,7 +114,7 @@ mod tests {
     }
 
     fn the_last_work_is_noted<D: Tested<f32>>() {
-        let plain = D::get();
+        let plain = &D::own();
         let device = plain.profiled();
         let gradient = Guarded::new(&device, &[1.0; 100]);
         let mut total = Guarded::new(&device, &[0.0; 100]);

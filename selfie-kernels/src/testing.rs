@@ -62,6 +62,8 @@ pub(crate) use on_every_device;
 pub(crate) trait TestDevice: Memory {
     /// The one that tests share.
     fn get() -> &'static Self;
+    /// One that no other test has: for those that record work, beside which nothing else may be queued.
+    fn own() -> Self;
     /// How many of a property test's cases are run, of those that a CPU runs.
     fn cases(cases: u32) -> u32;
     /// What operands of products are rounded to, as the distance from 1 to the next number; 0 if they are not.
@@ -77,7 +79,11 @@ impl<T: Element, D: TestDevice + Backend<T>> Tested<T> for D {}
 impl TestDevice for Cpu {
     fn get() -> &'static Self {
         static CPU: OnceLock<Cpu> = OnceLock::new();
-        CPU.get_or_init(|| Cpu::new(2).expect("two threads start"))
+        CPU.get_or_init(Self::own)
+    }
+
+    fn own() -> Self {
+        Self::new(2).expect("two threads start")
     }
 
     fn cases(cases: u32) -> u32 {
@@ -96,10 +102,14 @@ impl TestDevice for Cpu {
 impl TestDevice for Cuda {
     fn get() -> &'static Self {
         static CUDA: OnceLock<Cuda> = OnceLock::new();
-        CUDA.get_or_init(|| match std::env::var_os("SELFIE_EMULATOR") {
-            Some(library) => Cuda::emulated(library.as_ref()).expect("the emulator loads"),
-            None => Cuda::new(0).expect("a GPU, or the emulator's library in SELFIE_EMULATOR"),
-        })
+        CUDA.get_or_init(Self::own)
+    }
+
+    fn own() -> Self {
+        match std::env::var_os("SELFIE_EMULATOR") {
+            Some(library) => Self::emulated(library.as_ref()).expect("the emulator loads"),
+            None => Self::new(0).expect("a GPU, or the emulator's library in SELFIE_EMULATOR"),
+        }
     }
 
     /// Emulation is slow, and each case takes a GPU several transfers.

@@ -246,7 +246,8 @@ pub enum Probe {
     #[command(
         after_help = "Weighted k-NN of cosine similarities, exact (Wu et al. 2018, arXiv 1805.01978): each neighbour votes with
 exp(similarity / temperature). Features are whitened first, as most of what they vary by lies in few directions: by
-the training images' covariance, shrunk as Ledoit and Wolf (2004) do; --similarity cosine leaves that out. Beside it the same with the network as it was before any training.
+the training images' covariance, shrunk as Ledoit and Wolf (2004) do; --similarity cosine leaves that out. Beside it
+the same with the network as it was before any training.
 Examples:
   selfie probe knn runs/pre --data photos/
   selfie probe knn runs/pre --data photos/ --labels 5% --json"

@@ -129,15 +129,16 @@ impl Cuda {
     }
 
     /// Does a pass, noted where that is asked for.
-    pub(crate) fn pass(
+    pub(crate) fn pass<A>(
         &self,
         name: &'static str,
-        cost: impl FnOnce() -> Cost,
-        work: impl FnOnce() -> Result<()>,
+        args: A,
+        cost: impl FnOnce(&A) -> Cost,
+        work: impl FnOnce(A) -> Result<()>,
     ) -> Result<()> {
         match &self.log {
-            None => work(),
-            Some(log) => log.note(name, cost(), work),
+            None => work(args),
+            Some(log) => log.note(name, cost(&args), || work(args)),
         }
     }
 
@@ -163,11 +164,8 @@ macro_rules! launchers {
             $(fn $pass(&self, args: crate::$module::$args<'_, Self, T>) -> Result<()> {
                 args.check()?;
                 let _turn = self.turn();
-                let pass = crate::$module::cuda::$pass::<T>;
-                match &self.log {
-                    None => pass(self, args),
-                    Some(log) => log.note(stringify!($pass), args.cost(), || pass(self, args)),
-                }
+                let launch = |args| crate::$module::cuda::$pass::<T>(self, args);
+                self.pass(stringify!($pass), args, crate::$module::$args::cost, launch)
             })*
             $(fn $joint(&self, args: crate::$module::$of_both<'_, Self, T>) -> Result<()> {
                 args.check()?;

@@ -12,6 +12,6 @@ pub(crate) fn norm_relu_conv_backward<T: CudaElement>(cuda: &Cuda, args: Backwar
         cuda.norm_relu_conv_backward_filter(filter)?;
         return cuda.norm_relu_conv_backward_data(data);
     };
-    let cost = || Backward { data, dw: filter.dw }.cost();
-    cuda.pass("norm_relu_conv_backward", cost, || both.launch::<T>(cuda))
+    let args = Backward { data, dw: filter.dw };
+    cuda.pass("norm_relu_conv_backward", args, Backward::cost, |_| both.launch::<T>(cuda))
 }

@@ -165,88 +165,38 @@ impl BackwardData {
     pub(super) fn launch_part<T: CudaElement>(
         &self,
         cuda: &Cuda,
-        way: &ThreeByThree,
-        part: (usize, ConvDims),
-        dy: Address,
-    ) -> Result<()> {
-        match way.kernel.way {
-            Way::Place => self.launch_places_of::<T>(cuda, way, part, dy),
-            _ => self.launch_halo_of::<T>(cuda, way, part, dy),
-        }
-    }
-
-    fn launch_places_of<T: CudaElement>(
-        &self,
-        cuda: &Cuda,
-        &ThreeByThree { kernel, mask }: &ThreeByThree,
-        (first, d): (usize, ConvDims),
-        dy: Address,
-    ) -> Result<()> {
-        let Self { w, out, .. } = *self;
-        let (pixels, rows) = (d.h * d.w, d.rows_in());
-        let result = |place: Address| {
-            let address = place.offset(first * pixels * d.c * 2);
-            places(cuda, address, [d.n, pixels, d.c], SUM_ROWS)
-        };
-        let args = Args {
-            a: places(cuda, dy, [d.n, d.p() * d.q(), d.k], TILE_ROWS)?,
-            b: matrix(cuda, w, [d.k, 9 * d.c], STEP)?,
-            add: result(mask.x)?,
-            out: result(out)?,
-            coef: mask.norm,
-            sums: mask.sums.offset(first * pixels / SUM_ROWS * 2 * d.c * size_of::<f32>()),
-            rows: rows as i32,
-            kc: d.k as i32,
-            nc: d.c as i32,
-            adds: 1,
-            height: d.p() as i32,
-            width: d.q() as i32,
-            out_height: d.h as i32,
-            out_width: d.w as i32,
-            step: d.stride as i32,
-            pad: 1,
-            halo_bytes: 0,
-            class_tiles: 0,
-            pixels: Address::NONE,
-            round: 0,
-            places: pixels as i32,
-            unused: [0; 12],
-        };
-        let tiles = rows / TILE_ROWS * d.c.div_ceil(kernel.columns);
-        let blocks = [tiles.min(cuda.facts().multiprocessors), 1, 1];
-        let grid = Grid { blocks, threads: kernel.threads(), shared_bytes: kernel.shared_bytes() };
-        cuda.launch::<T>("norm_relu_conv_backward_data_sm90", &kernel.name("backward_data"), grid, &args)
-    }
-
-    fn launch_halo_of<T: CudaElement>(
-        &self,
-        cuda: &Cuda,
         &ThreeByThree { kernel, mask }: &ThreeByThree,
         (first, d): (usize, ConvDims),
         dy: Address,
     ) -> Result<()> {
         let Self { dims: all, w, out, .. } = *self;
-        let (of_dy, before) = (ConvDims { h: d.p(), w: d.q(), c: d.k, ..d }, lines_before(&d));
-        let [x, out] = [mask.x, out].map(|place| place.offset(first * d.h * d.w * d.c * 2));
-        let rows = d.rows_out();
-        let result = |address| matrix(cuda, address, [rows, d.c], SUM_ROWS);
-        let every_other = ConvDims { r: 1, s: 1, pad: 0, ..d };
-        let (x, to) = match d.stride {
-            1 => (result(x)?, result(out)?),
-            _ => {
-                let x = cuda.map_windows(&Windows { address: x, dims: every_other, count: SUM_ROWS })?;
-                (x, x)
-            }
+        let (pixels, before) = (d.h * d.w, lines_before(&d));
+        let [x, out] = [mask.x, out].map(|place| place.offset(first * pixels * d.c * 2));
+        let of_dy = ConvDims { h: d.p(), w: d.q(), c: d.k, ..d };
+        let is_place = matches!(kernel.way, Way::Place);
+        let classes = if is_place { 1 } else { d.stride * d.stride };
+        let (rows, row_pixels) = (d.rows_in() / classes, if is_place { pixels } else { 1 });
+        let (x, to) = if classes == 1 {
+            let result = |address| places(cuda, address, [rows / row_pixels, row_pixels, d.c], SUM_ROWS);
+            (result(x)?, result(out)?)
+        } else {
+            let every_other = ConvDims { r: 1, s: 1, pad: 0, ..d };
+            let x = cuda.map_windows(&Windows { address: x, dims: every_other, count: SUM_ROWS })?;
+            (x, x)
         };
         let column_tiles = d.c.div_ceil(kernel.columns);
         let multiprocessors = cuda.facts().multiprocessors;
         let args = Args {
-            a: lines(cuda, dy, &of_dy, before)?,
+            a: if is_place {
+                places(cuda, dy, [d.n, d.p() * d.q(), d.k], TILE_ROWS)?
+            } else {
+                lines(cuda, dy, &of_dy, before)?
+            },
             b: matrix(cuda, w, [d.k, 9 * d.c], STEP)?,
             add: x,
             out: to,
             coef: mask.norm,
-            sums: mask.sums.offset(first * d.p() * d.q() / SUM_ROWS * 2 * d.c * size_of::<f32>()),
+            sums: mask.sums.offset(first * (pixels / classes) / SUM_ROWS * 2 * d.c * size_of::<f32>()),
             rows: rows as i32,
             kc: d.k as i32,
             nc: d.c as i32,
@@ -262,10 +212,9 @@ impl BackwardData {
             pixels: out,
             // As many as the device makes at once: what they read stays in the L2 for the next class.
             round: (multiprocessors / column_tiles).max(1) as i32,
-            places: 1,
+            places: row_pixels as i32,
             unused: [0; 12],
         };
-        let classes = d.stride * d.stride;
         let tiles = rows.div_ceil(TILE_ROWS) * column_tiles * classes;
         let blocks = [tiles.min(multiprocessors), 1, 1];
         let grid = Grid { blocks, threads: 384, shared_bytes: kernel.shared_bytes() };

@@ -50,7 +50,7 @@ pub use grad::{Affine, Grad};
 pub use memory::{Len, Memory, View, ViewMut};
 pub use partials::{Partials, partials_room};
 pub use philox::{Philox, Purpose};
-pub use profile::{Call, Profile};
+pub use profile::{Call, Choice, Profile};
 
 /// Everything a device must offer to train: memory, the operations in the element type `T` of activations, and how long
 /// each took.

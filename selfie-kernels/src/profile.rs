@@ -28,10 +28,23 @@ pub struct Call {
     pub pass: &'static str,
     /// What it must do at least.
     pub cost: Cost,
+    /// The kernel that was taken, where there was more than one.
+    pub choice: Option<Choice>,
     /// When it began, in seconds since the first of the calls did.
     pub begin: f64,
     /// When it ended.
     pub end: f64,
+}
+
+/// What there was to choose from, for a call of a pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// What the choice depends on, as `bf16 3x3 64->64 at 56x56, 256 images`.
+    pub shape: String,
+    /// The names of all variants that take it, at least two, the rule's first.
+    pub variants: Vec<String>,
+    /// Which one was taken.
+    pub taken: usize,
 }
 
 impl Call {
@@ -55,7 +68,14 @@ pub(crate) trait Timeline: fmt::Debug + Send + Sync {
 #[derive(Debug)]
 pub(crate) struct Log {
     timeline: Box<dyn Timeline>,
-    passes: Mutex<Vec<(&'static str, Cost)>>,
+    passes: Mutex<Vec<Noted>>,
+}
+
+#[derive(Debug, Clone)]
+struct Noted {
+    pass: &'static str,
+    cost: Cost,
+    choice: Option<Choice>,
 }
 
 impl Log {
@@ -63,7 +83,7 @@ impl Log {
         Self { timeline, passes: Mutex::default() }
     }
 
-    fn passes(&self) -> MutexGuard<'_, Vec<(&'static str, Cost)>> {
+    fn passes(&self) -> MutexGuard<'_, Vec<Noted>> {
         self.passes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -75,18 +95,29 @@ impl Log {
 
     /// Does a pass between two marks.
     pub(crate) fn note(&self, pass: &'static str, cost: Cost, work: impl FnOnce() -> Result<()>) -> Result<()> {
-        self.passes().push((pass, cost));
+        self.passes().push(Noted { pass, cost, choice: None });
         self.timeline.mark()?;
         let worked = work();
         self.timeline.mark()?;
         worked
     }
 
+    /// What the pass that is under way chose.
+    pub(crate) fn chosen(&self, choice: Choice) {
+        if let Some(pass) = self.passes().last_mut() {
+            pass.choice = Some(choice);
+        }
+    }
+
     pub(crate) fn calls(&self) -> Result<Vec<Call>> {
         let seconds = self.timeline.seconds()?;
         let passes = self.passes().clone();
         let calls = passes.into_iter().zip(seconds.chunks_exact(2));
-        Ok(calls.map(|((pass, cost), points)| Call { pass, cost, begin: points[0], end: points[1] }).collect())
+        let call = |(Noted { pass, cost, choice }, points): (Noted, &[f64])| {
+            let [begin, end] = [points[0], points[1]];
+            Call { pass, cost, choice, begin, end }
+        };
+        Ok(calls.map(call).collect())
     }
 }
 

@@ -8,6 +8,7 @@ mod bounded;
 
 pub(crate) use bounded::*;
 
+use crate::cuda::Choices;
 use crate::partials::{Cut, partials_room};
 use crate::{
     Affine, Backend, ConvDims, Cpu, Cuda, Element, Error, Grad, Len, Memory, Partials, Philox, Result, Scalar, View,
@@ -105,10 +106,15 @@ impl TestDevice for Cuda {
         CUDA.get_or_init(Self::own)
     }
 
+    /// Of several kernels for a pass it takes the one of the number in `SELFIE_VARIANT`, counted around.
     fn own() -> Self {
-        match std::env::var_os("SELFIE_EMULATOR") {
+        let device = match std::env::var_os("SELFIE_EMULATOR") {
             Some(library) => Self::emulated(library.as_ref()).expect("the emulator loads"),
             None => Self::new(0).expect("a GPU, or the emulator's library in SELFIE_EMULATOR"),
+        };
+        match std::env::var("SELFIE_VARIANT") {
+            Ok(number) => device.with_choices(Choices::Number(number.parse().expect("a number")), drop),
+            Err(_) => device,
         }
     }
 

@@ -100,6 +100,13 @@ pub(crate) struct GradArgs {
     pub(crate) coef: Address,
 }
 
+impl GradArgs {
+    /// How kernels are called that are compiled for each kind.
+    pub(crate) fn kind(&self) -> &'static str {
+        if self.coef == Address::NONE { "plain" } else { "affine" }
+    }
+}
+
 impl<T: CudaElement> From<Grad<'_, Cuda, T>> for GradArgs {
     fn from(grad: Grad<'_, Cuda, T>) -> Self {
         match grad {

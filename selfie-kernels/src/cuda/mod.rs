@@ -5,6 +5,7 @@
 //! launch and names the kernel).
 
 mod arguments;
+mod choices;
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod probe;
 mod stuck;
 
 pub(crate) use arguments::{Access, ColumnSums, DropoutArgs};
+pub use choices::{Choices, Misfit};
 pub use device::gpus;
 pub(crate) use driver::Address;
 pub use driver::Facts as GpuFacts;
@@ -30,6 +32,7 @@ pub use probe::{Probe, probe};
 use crate::error::expect_len;
 use crate::profile::Log;
 use crate::{Call, Cost, Len, Memory, Profile, Result, Scalar};
+use choices::Chooser;
 pub(crate) use driver::{Boxes, TensorMap, Windows};
 use driver::{Driver, Facts, Replay};
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
@@ -55,6 +58,8 @@ pub struct Cuda {
     turn: Arc<ReentrantMutex<()>>,
     /// What was done, if that is noted.
     log: Option<Arc<Log>>,
+    /// How kernels are chosen, if not by the rules alone.
+    chooser: Option<Arc<Chooser>>,
 }
 
 impl fmt::Debug for Cuda {
@@ -105,11 +110,11 @@ impl Cuda {
         let workspace = Arc::new(Allocation::new(&driver, WORKSPACE_BYTES)?);
         let tickets = Arc::new(Allocation::new(&driver, TICKETS * size_of::<u32>())?);
         driver.fill(tickets.address, 0, tickets.bytes)?;
-        Ok(Self { driver, workspace, tickets, turn: Arc::default(), log: None })
+        Ok(Self { driver, workspace, tickets, turn: Arc::default(), log: None, chooser: None })
     }
 
     /// What the device is.
-    pub(crate) fn facts(&self) -> &Facts {
+    pub fn facts(&self) -> &Facts {
         self.driver.facts()
     }
 

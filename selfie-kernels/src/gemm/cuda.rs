@@ -176,6 +176,7 @@ const WIDE: Kernel = Kernel {
 const TALL: Kernel = Kernel { name: "_tall", tile: [256, 128], ..WIDE };
 
 impl Kernel {
+    /// The one for a product, by the rule or by the device's table.
     fn choose<T: CudaElement>(cuda: &Cuda, pass: Pass, product: &Product) -> Self {
         let chunks = |len: u64| len.is_multiple_of(8);
         let whole = |operand: Operand, depth: Depth, extent: u32| {
@@ -186,12 +187,16 @@ impl Kernel {
         let has_room = TENSOR_CORES.shared_bytes <= cuda.facts().shared_bytes;
         // Only what is rounded as an operand of a product goes through the tensor cores.
         if T::OPERAND_EPSILON == 0.0 || !fits || !has_room {
-            PLAIN
-        } else if cuda.facts().hopper {
-            Self::for_hopper(product, pass, cuda.facts().multiprocessors)
-        } else {
-            TENSOR_CORES
+            return PLAIN;
         }
+        if !cuda.facts().hopper {
+            return TENSOR_CORES;
+        }
+        let rule = Self::for_hopper(product, pass, cuda.facts().multiprocessors);
+        let Product { rows, columns, depth, .. } = product;
+        let shape = || format!("{} {rows} x {depth}->{columns}", T::SUFFIX);
+        let name = |kernel: &Self| kernel.name.trim_start_matches('_').into();
+        cuda.choose(pass.name, shape, rule, [WIDE, TALL, TENSOR_CORES], name)
     }
 
     /// The one that is done first. The weights' gradient is cut along its depth until all multiprocessors have work.

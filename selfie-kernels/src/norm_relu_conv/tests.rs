@@ -159,7 +159,8 @@ const FILTER_CASES: &[(&str, ConvDims)] = &[
 on_every_device! {
     elements:
         cases, cases_of_whole_chunks, forward_in_whole_steps, backward_data_in_whole_steps,
-        filter_gradients_in_whole_steps, any_shape, any_larger_shape, any_chunks, a_view_may_start_anywhere,
+        filter_gradients_in_whole_steps, both_gradients_in_whole_steps, any_shape, any_larger_shape, any_chunks,
+        a_view_may_start_anywhere,
         statistics_keep_their_digits_far_from_zero, a_nan_goes_no_further_in_whole_chunks, filter_gradients_at_the_edges_of_tiles, any_filter_gradient,
         a_nan_of_the_last_pixel_reaches_the_taps_that_read_it, filter_gradients_of_views_that_start_anywhere,
         both_gradients_have_the_bits_of_each;
@@ -450,31 +451,43 @@ fn check_backward_data<D: Tested<T>, T: Element>(
     let (device, dims) = (D::get(), layer.dims);
     let grad = dy.oracle(dims.k);
     let products = oracle_products::<D, T>(layer, &grad);
-    let (transform, operands) = (HostGrad::<T>::ROUNDINGS, dy.operand_epsilon(D::operand_epsilon::<T>()));
     for &addend in addends {
         let (dz, sums) = backward_data(device, layer, dy, addend);
-        let want = oracle_backward_data(layer, &products, addend);
-        let add = 1;
-        let roundings = dims.r * dims.s * dims.k + 1 + transform + add;
-        assert_close_products::<T::Wide, _>("dz", &dz, &want, roundings, operands);
-        assert_grad_sums(device, (&dz, &layer.x, &layer.norm), &sums);
+        assert_data_gradient::<D, T>(layer, dy, &oracle_backward_data(layer, &products, addend), (&dz, &sums));
     }
     if (dims.r, dims.s, dims.pad) == (1, 1, 0) {
         let dx = projection(device, layer, dy);
         let want = oracle_projection(layer, &grad);
+        let (transform, operands) = (HostGrad::<T>::ROUNDINGS, dy.operand_epsilon(D::operand_epsilon::<T>()));
         assert_close_products::<T::Wide, _>("dx", &dx, &want, dims.k + 1 + transform, operands);
     }
 }
 
+fn assert_data_gradient<D: Tested<T>, T: Element>(
+    layer: &Layer<T>,
+    dy: &HostGrad<T>,
+    want: &[Exact],
+    (dz, sums): (&[T], &Partials<D, T::Wide>),
+) {
+    let (transform, add) = (HostGrad::<T>::ROUNDINGS, 1);
+    let roundings = layer.dims.r * layer.dims.s * layer.dims.k + 1 + transform + add;
+    let operands = dy.operand_epsilon(D::operand_epsilon::<T>());
+    assert_close_products::<T::Wide, _>("dz", dz, want, roundings, operands);
+    assert_grad_sums(D::get(), (dz, &layer.x, &layer.norm), sums);
+}
+
+fn check_filter_gradient<D: Tested<T>, T: Element>(layer: &Layer<T>, dy: &HostGrad<T>) {
+    assert_filter_gradient::<D, T>(layer, dy, &backward_filter(D::get(), layer, dy));
+}
+
 /// A sum of n products is n roundings deep in whatever order it is formed, n + 1 where the products are rounded too; the
 /// input is transformed by one, the gradient by its own. Where operands are rounded, both are.
-fn check_filter_gradient<D: Tested<T>, T: Element>(layer: &Layer<T>, dy: &HostGrad<T>) {
+fn assert_filter_gradient<D: Tested<T>, T: Element>(layer: &Layer<T>, dy: &HostGrad<T>, dw: &[T::Wide]) {
     let (dims, operand) = (layer.dims, D::operand_epsilon::<T>());
-    let dw = backward_filter(D::get(), layer, dy);
     let want = oracle_backward_filter::<D, T>(layer, &dy.oracle(dims.k));
     let roundings = dims.rows_out() + 1 + HostGrad::<T>::ROUNDINGS + 1;
     let operands = operand + dy.operand_epsilon(operand);
-    assert_close_products::<T::Wide, _>("dw", &dw, &want, roundings, operands);
+    assert_close_products::<T::Wide, _>("dw", dw, &want, roundings, operands);
 }
 
 fn check_filter_gradients<D: Tested<T>, T: Element>(dims: ConvDims, seed: u64) {
@@ -597,6 +610,19 @@ fn backward_data_in_whole_steps<D: Tested<T>, T: Element>() {
     }
 }
 
+fn both_gradients_in_whole_steps<D: Tested<T>, T: Element>() {
+    for &(name, dims, _) in CASES_OF_BOTH {
+        eprintln!("{}: {name}", T::NAME);
+        let mut draws = Draws::new(1);
+        let layer = Layer::<T>::draw(dims, &mut draws);
+        let [_, dy] = layer.gradients(&mut draws);
+        let Gradients { dw, dz, sums, .. } = backward(D::get(), &layer, &dy, None);
+        let products = oracle_products::<D, T>(&layer, &dy.oracle(dims.k));
+        assert_data_gradient(&layer, &dy, &oracle_backward_data(&layer, &products, None), (&dz, &sums));
+        assert_filter_gradient::<D, T>(&layer, &dy, &dw);
+    }
+}
+
 fn both_gradients_have_the_bits_of_each<D: Tested<T>, T: Element>() {
     let (device, mut draws) = (D::get(), Draws::new(11));
     let on_hopper = device.describe().contains("sm_90") && size_of::<T>() == 2;
@@ -715,6 +741,79 @@ fn gradient() {
         assert_gradient("dx", &dx, &layer.x, roundings, |x| loss(&Layer { x: x.to_vec(), ..layer.clone() }));
         let dw = backward_filter(cpu(), &layer, &plain);
         assert_gradient("dw", &dw, &layer.w, roundings, |w| loss(&Layer { w: w.to_vec(), ..layer.clone() }));
+    }
+}
+
+/// Tables of choices, which GPUs alone have.
+mod on_cuda_by_a_table {
+    use super::*;
+    use crate::cuda::{Choices, Misfit};
+    use crate::{Choice, Cuda, Profile};
+    use half::bf16;
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::mpsc;
+
+    const PASS: &str = "norm_relu_conv_backward_filter";
+
+    fn layer() -> (Layer<bf16>, HostGrad<bf16>) {
+        let mut draws = Draws::new(12);
+        let layer = Layer::draw(conv([9, 16, 16], [64, 72], [1, 1], 1, 0), &mut draws);
+        let [_, dy] = layer.gradients(&mut draws);
+        (layer, dy)
+    }
+
+    /// The gradient, and by which kernel.
+    fn run(device: &Cuda, layer: &Layer<bf16>, dy: &HostGrad<bf16>) -> (Vec<f32>, Choice) {
+        let device = device.profiled();
+        let dw = backward_filter(&device, layer, dy);
+        let choice = device.calls().expect("it is done").pop().and_then(|call| call.choice);
+        (dw, choice.expect("several kernels take it"))
+    }
+
+    fn table(shape: &str, named: &str) -> Choices {
+        Choices::Table(BTreeMap::from([(PASS.into(), BTreeMap::from([(shape.into(), named.into())]))]))
+    }
+
+    #[test]
+    #[ignore = "takes a CUDA device, or the emulator"]
+    fn the_named_variant_is_taken_and_its_bits_stay() {
+        let (layer, dy) = layer();
+        let (by_rule, Choice { shape, variants, .. }) = run(&Cuda::own(), &layer, &dy);
+        assert_eq!(shape, "bf16 1x1 64->72 at 16x16, 9 images, affine gradient");
+        let mut all = BTreeSet::new();
+        for (number, named) in variants.iter().enumerate() {
+            let run = || {
+                let by_table = Cuda::own().with_choices(table(&shape, named), |misfit| panic!("{misfit:?}"));
+                run(&by_table, &layer, &dy)
+            };
+            let ((dw, choice), (again, _)) = (run(), run());
+            assert_eq!((choice.taken, &choice.variants), (number, &variants));
+            assert_filter_gradient::<Cuda, _>(&layer, &dy, &dw);
+            assert!(bits(&dw) == bits(&again), "{named}");
+            assert!(number > 0 || bits(&dw) == bits(&by_rule), "the rule's is the first");
+            all.insert(bits(&dw));
+        }
+        assert!(all.len() > 1, "sums that are cut in another way are rounded in another way");
+    }
+
+    #[test]
+    #[ignore = "takes a CUDA device, or the emulator"]
+    fn a_name_that_is_no_variants_leaves_it_to_the_rule_and_is_told_once() {
+        let (layer, dy) = layer();
+        let (by_rule, Choice { shape, .. }) = run(&Cuda::own(), &layer, &dy);
+        let (tell, told) = mpsc::channel();
+        let named = "norm_relu_conv_backward_filter_of_yesterday";
+        let device = Cuda::own().with_choices(table(&shape, named), move |misfit| {
+            tell.send(misfit).expect("it is listened to");
+        });
+        for _ in 0..2 {
+            let (dw, choice) = run(&device, &layer, &dy);
+            assert_eq!(choice.taken, 0);
+            assert!(bits(&dw) == bits(&by_rule));
+        }
+        drop(device);
+        let misfit = Misfit { pass: PASS, shape, named: named.into() };
+        assert_eq!(told.into_iter().collect::<Vec<_>>(), [misfit]);
     }
 }
 

@@ -1,5 +1,6 @@
 use super::hopper::{self, Mask};
-use super::product::{Product, Way};
+use super::product::{Kernel, Product};
+use super::{Named, Variant, shape_with_grad};
 use crate::cuda::{Address, CudaElement, Grid, blocks};
 use crate::norm_relu_conv::{BackwardData, ProjectionBackwardData};
 use crate::{ConvDims, Cuda, Result};
@@ -21,7 +22,7 @@ pub(crate) fn norm_relu_conv_backward_data<T: CudaElement>(
     mut args: BackwardData<'_, Cuda, T>,
 ) -> Result<()> {
     let (product, hopper) = ways(&mut args)?;
-    hopper.launch::<T>(cuda).unwrap_or_else(|| multiply::<T>(cuda, product, &args.dims))
+    launch::<T>(cuda, "norm_relu_conv_backward_data", product, hopper)
 }
 
 /// The pass as either kind of kernels takes it.
@@ -51,25 +52,36 @@ pub(crate) fn projection_backward_data<T: CudaElement>(
     // As if it had no stride.
     let compact = ConvDims { h: dims.p(), w: dims.q(), stride: 1, ..dims };
     let hopper = hopper::BackwardData { dims: compact, dy: dy.into(), w, mask: None, out };
-    if let Some(launched) = hopper.launch::<T>(cuda) {
-        return launched;
-    }
     let mut product = Product::projection(compact)?;
     product.load_grad(dy);
     (product.args.b, product.args.out) = (w, out);
-    multiply::<T>(cuda, product, &compact)
+    launch::<T>(cuda, "projection_backward_data", product, hopper)
 }
 
-fn multiply<T: CudaElement>(cuda: &Cuda, mut product: Product, dims: &ConvDims) -> Result<()> {
-    let mut way = product.way::<T>(cuda);
-    if dims.len_filter() * size_of::<T>() > cuda.workspace_bytes() {
-        way = Way::Plain;
+/// Chooses a kernel for the pass, and queues it.
+fn launch<T: CudaElement>(
+    cuda: &Cuda,
+    pass: &'static str,
+    mut product: Product,
+    hopper: hopper::BackwardData,
+) -> Result<()> {
+    let dims = hopper.dims;
+    let is_reached = dims.len_filter() * size_of::<T>() <= cuda.workspace_bytes();
+    let product_rule = if is_reached { product.rule::<T>(cuda) } else { Kernel::PLAIN };
+    let rule = hopper.rule::<T>(cuda).map_or(Variant::Older(product_rule), Variant::Hopper);
+    let products = if is_reached { product.kernels::<T>(cuda) } else { Vec::new() };
+    let for_hopper = hopper.kernels::<T>(cuda).into_iter().map(Variant::Hopper);
+    let all = for_hopper.chain(products.into_iter().map(Variant::Older));
+    match cuda.choose(pass, || shape_with_grad::<T>(&dims, hopper.dy.kind()), rule, all, Named::name) {
+        Variant::Hopper(kernel) => hopper.launch::<T>(cuda, kernel),
+        Variant::Older(kernel) => {
+            if !kernel.is_plain() {
+                transpose_filter::<T>(cuda, product.args.b, &dims)?;
+                product.take_transposed(cuda.workspace());
+            }
+            product.launch::<T>(cuda, kernel)
+        }
     }
-    if way != Way::Plain {
-        transpose_filter::<T>(cuda, product.args.b, dims)?;
-        product.take_transposed(cuda.workspace());
-    }
-    product.launch::<T>(cuda, way)
 }
 
 /// The filters as `[c][r][s][k]` in the workspace.

@@ -1,7 +1,7 @@
 //! The filter's gradient, cut over the pixels: each split writes partial sums of the whole filter into the workspace, and a
 //! second kernel adds them in a fixed order.
 
-use super::hopper;
+use super::{Named, Variant, hopper, shape_with_grad};
 use crate::cuda::{Address, CudaElement, Grid, blocks};
 use crate::norm_relu_conv::BackwardFilter;
 use crate::{ConvDims, Cuda, Error, Grad, Result};
@@ -111,6 +111,43 @@ impl Splits {
     }
 }
 
+/// How many blocks share the pixels, beside as many as keep the device busy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shares {
+    /// So many.
+    AsResident,
+    /// Half of them: half as many partial sums.
+    Half,
+    /// Twice as many: what a block is late by is less.
+    Twice,
+}
+
+impl Shares {
+    /// Of the blocks that keep the device busy.
+    pub(super) fn of(self, resident: usize) -> usize {
+        match self {
+            Self::AsResident => resident,
+            Self::Half => resident / 2,
+            Self::Twice => 2 * resident,
+        }
+    }
+
+    /// Behind a kernel's name.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::AsResident => "",
+            Self::Half => ", half the splits",
+            Self::Twice => ", twice the splits",
+        }
+    }
+
+    /// Kernels with the shares to try: the rule's with each, and first as it is; the others as they are.
+    pub(super) fn with_each<K: Copy>(rule: K, all: impl IntoIterator<Item = K>) -> impl Iterator<Item = (K, Self)> {
+        let of_rule = [Self::AsResident, Self::Half, Self::Twice].map(|shares| (rule, shares));
+        of_rule.into_iter().chain(all.into_iter().map(|kernel| (kernel, Self::AsResident)))
+    }
+}
+
 /// Threads of the plain kernel, and of the sum.
 const FILTER_THREADS: usize = 256;
 
@@ -172,24 +209,32 @@ impl FilterGradient {
         splits.add(cuda)
     }
 
-    /// On the tensor cores; [`None`] where no kernel takes the shape.
-    fn tensor<T: CudaElement>(&self, cuda: &Cuda) -> Option<Result<()>> {
+    /// The variants on the tensor cores, the rule's first; none where no kernel takes the shape.
+    fn variants<T: CudaElement>(&self, cuda: &Cuda) -> Vec<TensorVariant> {
         let dims = flat(self.dims);
         let aligned = [self.x, self.norm, self.dw].iter().all(|place| place.is_aligned()) && self.dy.is_aligned();
         let chunks = dims.c.is_multiple_of(8) && dims.k.is_multiple_of(8);
         // The tensor cores round operands, which f32 does not want.
         if T::OPERAND_EPSILON == 0.0 || !aligned || !chunks {
-            return None;
+            return Vec::new();
         }
-        let kernel = Kernel::of(&dims)?;
-        let tile = kernel.tile(cuda.facts().shared_bytes, &dims, self.dy)?;
-        Some(self.launch::<T>(cuda, &dims, kernel, tile))
+        let Some(rule) = Kernel::rule(&dims) else { return Vec::new() };
+        let variant = |(kernel, shares): (Kernel, Shares)| {
+            let tile = kernel.tile(cuda.facts().shared_bytes, &dims, self.dy)?;
+            Some(TensorVariant { kernel, tile, shares })
+        };
+        let mut all = Shares::with_each(rule, Kernel::all(&dims)).map(variant);
+        match all.next().flatten() {
+            Some(first) => std::iter::once(first).chain(all.flatten()).collect(),
+            None => Vec::new(),
+        }
     }
 
-    fn launch<T: CudaElement>(&self, cuda: &Cuda, d: &ConvDims, kernel: Kernel, tile: Tile) -> Result<()> {
-        let Self { x, norm, dy, dw, .. } = *self;
+    fn launch<T: CudaElement>(&self, cuda: &Cuda, TensorVariant { kernel, tile, shares }: TensorVariant) -> Result<()> {
+        let Self { dims, x, norm, dy, dw } = *self;
+        let d = &flat(dims);
         let parts = d.k.div_ceil(kernel.filters) * d.c.div_ceil(kernel.channels);
-        let resident = kernel.resident * cuda.facts().multiprocessors;
+        let resident = shares.of(kernel.resident * cuda.facts().multiprocessors);
         let splits = Splits::new(cuda, dw, d.len_filter(), tile.count, parts, resident);
         let args = TensorArgs {
             x,
@@ -222,12 +267,19 @@ pub(crate) fn norm_relu_conv_backward_filter<T: CudaElement>(
     cuda: &Cuda,
     args: BackwardFilter<'_, Cuda, T>,
 ) -> Result<()> {
-    if let Some(launched) = for_hopper(&args).launch::<T>(cuda) {
-        return launched;
-    }
+    let for_hopper = for_hopper(&args);
     let BackwardFilter { dims, x, norm, dy, dw } = args;
     let gradient = FilterGradient { dims, x: x.into(), norm: norm.into(), dy: Gradient::new(dy), dw: dw.into() };
-    gradient.tensor::<T>(cuda).unwrap_or_else(|| gradient.plain::<T>(cuda, MODULE, "norm_relu_conv_backward_filter"))
+    let variants = for_hopper.variants::<T>(cuda).into_iter().map(Variant::Hopper);
+    let mut all = variants.chain(gradient.variants::<T>(cuda).into_iter().map(Variant::Older));
+    let Some(rule) = all.next() else {
+        return gradient.plain::<T>(cuda, MODULE, "norm_relu_conv_backward_filter");
+    };
+    let shape = || shape_with_grad::<T>(&dims, gradient.dy.kind());
+    match cuda.choose("norm_relu_conv_backward_filter", shape, rule, all, Named::name) {
+        Variant::Hopper(variant) => for_hopper.launch::<T>(cuda, variant),
+        Variant::Older(variant) => gradient.launch::<T>(cuda, variant),
+    }
 }
 
 /// The pass as Hopper's kernels take it.
@@ -262,6 +314,20 @@ struct TensorArgs {
     unused: i32,
 }
 
+/// A kernel of the tensor cores, and how the sum over pixels is cut.
+#[derive(Debug, Clone, Copy)]
+struct TensorVariant {
+    kernel: Kernel,
+    tile: Tile,
+    shares: Shares,
+}
+
+impl Named for TensorVariant {
+    fn name(&self) -> String {
+        format!("{}{}", self.kernel.name, self.shares.name())
+    }
+}
+
 /// A kernel of the tensor cores.
 #[derive(Debug, Clone, Copy)]
 struct Kernel {
@@ -280,23 +346,37 @@ impl Kernel {
         Self { name, taps: 1, filters, channels, threads, resident }
     }
 
+    const NINE_TAPS: Self = Self { name: "9x64x64", taps: 9, filters: 64, channels: 64, threads: 256, resident: 1 };
+    const POINTWISE: [Self; 6] = [
+        Self::pointwise("64x64", [64, 64], 256, 2),
+        Self::pointwise("256x64", [256, 64], 128, 2),
+        Self::pointwise("64x256", [64, 256], 128, 2),
+        Self::pointwise("128x128", [128, 128], 128, 2),
+        Self::pointwise("256x128", [256, 128], 256, 1),
+        Self::pointwise("128x256", [128, 256], 256, 1),
+    ];
+
     /// The one for a shape: as few reads of either operand as registers allow.
-    fn of(d: &ConvDims) -> Option<Self> {
-        const NINE_TAPS: Kernel =
-            Kernel { name: "9x64x64", taps: 9, filters: 64, channels: 64, threads: 256, resident: 1 };
+    fn rule(d: &ConvDims) -> Option<Self> {
+        let [small, tall, broad, square, taller, broader] = Self::POINTWISE;
         match (d.r, d.s, d.stride) {
-            (3, 3, 1 | 2) => return Some(NINE_TAPS),
+            (3, 3, 1 | 2) => return Some(Self::NINE_TAPS),
             (1, 1, _) => {}
             _ => return None,
         }
         Some(match (d.k, d.c) {
-            (..=64, ..=64) => Self::pointwise("64x64", [64, 64], 256, 2),
-            (_, ..=64) => Self::pointwise("256x64", [256, 64], 128, 2),
-            (..=64, _) => Self::pointwise("64x256", [64, 256], 128, 2),
-            (..=128, ..=128) => Self::pointwise("128x128", [128, 128], 128, 2),
-            (_, ..=128) => Self::pointwise("256x128", [256, 128], 256, 1),
-            _ => Self::pointwise("128x256", [128, 256], 256, 1),
+            (..=64, ..=64) => small,
+            (_, ..=64) => tall,
+            (..=64, _) => broad,
+            (..=128, ..=128) => square,
+            (_, ..=128) => taller,
+            _ => broader,
         })
+    }
+
+    /// All for a shape that has one.
+    fn all(d: &ConvDims) -> Vec<Self> {
+        if d.r == 1 { Self::POINTWISE.to_vec() } else { vec![Self::NINE_TAPS] }
     }
 
     /// Of a tile of some images and rows; [`None`] where a thread could not remember which of its chunks exist.

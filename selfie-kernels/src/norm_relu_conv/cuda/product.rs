@@ -1,5 +1,6 @@
 //! What `conv.h` calls a product: its arguments, which pixels it reads and writes, and the kernel that does it best.
 
+use super::Named;
 use crate::cuda::{Address, CudaElement, Grid};
 use crate::partials::{Cut, SUM_ROWS};
 use crate::{ConvDims, Cuda, Error, Grad, Result};
@@ -75,7 +76,7 @@ pub(super) enum Load {
 
 /// A kernel's way to the rows of the left operand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+enum Way {
     /// Tensor cores, tap by tap.
     Gather,
     /// Tensor cores, all taps of a 3x3 filter from one run of pixels.
@@ -84,8 +85,39 @@ pub(super) enum Way {
     Plain,
 }
 
-/// Columns of the plain kernels' tiles, and their threads.
-const PLAIN: (usize, usize) = (64, 256);
+/// A kernel, by its way and the columns of its tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Kernel {
+    way: Way,
+    columns: usize,
+}
+
+impl Kernel {
+    /// The one that takes every shape.
+    pub(super) const PLAIN: Self = Self { way: Way::Plain, columns: 64 };
+
+    /// Whether it takes any type, and everything as it lies in memory.
+    pub(super) fn is_plain(self) -> bool {
+        self == Self::PLAIN
+    }
+}
+
+impl Named for Kernel {
+    fn name(&self) -> String {
+        let width = if self.columns == WIDE { "wide" } else { "narrow" };
+        match self.way {
+            Way::Plain => "plain".into(),
+            Way::Gather => format!("gather_{width}"),
+            Way::Halo => format!("halo_{width}"),
+        }
+    }
+}
+
+/// Threads of the plain kernels.
+const PLAIN_THREADS: usize = 256;
+/// Columns of the others' tiles.
+const NARROW: usize = 64;
+const WIDE: usize = 128;
 /// What the kernels keep of each row in shared memory beside what the launch asks for: `Rows` of `conv_tensor.h`.
 const ROWS_BYTES: usize = SUM_ROWS * 16;
 /// Elements of a tensor that the tensor-core kernels reach: offsets are of 31 bits, those of padded taps too.
@@ -101,9 +133,9 @@ struct Tile {
 }
 
 impl Tile {
-    fn new(way: Way, load: Load, columns: usize) -> Self {
+    fn new(Kernel { way, columns }: Kernel, load: Load) -> Self {
         let (channels, stages, threads) = match (way, load, columns) {
-            (Way::Halo, _, 64) => (64, 4, 128),
+            (Way::Halo, _, NARROW) => (64, 4, 128),
             (Way::Gather, Load::Affine, _) => (32, 4, 2 * columns),
             _ => (64, 3, 128),
         };
@@ -244,8 +276,31 @@ impl Product {
         Cut { runs: self.args.classes.map(|class| class.rows as usize), tile: SUM_ROWS }
     }
 
-    /// The best kernel for this shape at these addresses.
-    pub(super) fn way<T: CudaElement>(&self, cuda: &Cuda) -> Way {
+    /// The kernel for this shape at these addresses.
+    pub(super) fn rule<T: CudaElement>(&self, cuda: &Cuda) -> Kernel {
+        let columns = if self.args.nc as usize > NARROW { WIDE } else { NARROW };
+        let halo = Kernel { way: Way::Halo, columns };
+        if !self.has_tensor_cores::<T>() {
+            Kernel::PLAIN
+        } else if self.fits_halo(cuda, halo) {
+            halo
+        } else {
+            Kernel { way: Way::Gather, columns }
+        }
+    }
+
+    /// All that are fast there.
+    pub(super) fn kernels<T: CudaElement>(&self, cuda: &Cuda) -> Vec<Kernel> {
+        let kernel = |way| [WIDE, NARROW].map(|columns| Kernel { way, columns });
+        let all = [Way::Halo, Way::Gather].into_iter().flat_map(kernel);
+        all.filter(|&kernel| {
+            self.has_tensor_cores::<T>() && (kernel.way == Way::Gather || self.fits_halo(cuda, kernel))
+        })
+        .collect()
+    }
+
+    /// Whether other kernels than the plain one take it.
+    fn has_tensor_cores<T: CudaElement>(&self) -> bool {
         let Args { a, a2, coef, b, add, x, norm, out, .. } = self.args;
         let aligned = [a, a2, coef, b, add, x, norm, out].iter().all(|place| place.is_aligned());
         let d = &self.dims;
@@ -253,28 +308,18 @@ impl Product {
         let reached = d.len_in().max(d.len_out()).max(d.len_filter()) <= MOST_ELEMENTS
             && d.r * d.s <= 32
             && self.args.divide == 1;
-        if size_of::<T>() != 2 || !aligned || !chunks || !reached {
-            Way::Plain
-        } else if self.fits_halo(cuda) {
-            Way::Halo
-        } else {
-            Way::Gather
-        }
+        size_of::<T>() == 2 && aligned && chunks && reached
     }
 
-    fn fits_halo(&self, cuda: &Cuda) -> bool {
+    fn fits_halo(&self, cuda: &Cuda, kernel: Kernel) -> bool {
         let d = &self.dims;
         // The pieces of the next run that a kernel's threads fetch during eight taps reach so far.
         let reach = 256;
         (d.r, d.s, d.stride, d.pad) == (3, 3, 1, 1)
             && self.load != Load::Plain
             && run_rows(d.w) <= reach
-            && self.tile(Way::Halo).halo_bytes(self.pass, d.w, self.args.kc as usize) + ROWS_BYTES
+            && Tile::new(kernel, self.load).halo_bytes(self.pass, d.w, self.args.kc as usize) + ROWS_BYTES
                 <= cuda.facts().shared_bytes
-    }
-
-    fn tile(&self, way: Way) -> Tile {
-        Tile::new(way, self.load, if self.args.nc > 64 { 128 } else { 64 })
     }
 
     /// Takes the filters as `[c][r][s][k]`, which the tensor-core kernels of the gradient want, from a copy.
@@ -297,23 +342,18 @@ impl Product {
     }
 
     /// Queues it; all addresses are set.
-    pub(super) fn launch<T: CudaElement>(&self, cuda: &Cuda, way: Way) -> Result<()> {
-        let (kernel, columns, threads, shared_bytes) = match way {
-            Way::Plain => (format!("{}_plain", self.name()), PLAIN.0, PLAIN.1, 0),
-            Way::Gather | Way::Halo => {
-                let tile = self.tile(way);
-                let width = if tile.columns == 128 { "wide" } else { "narrow" };
-                let (way, bytes) = match way {
-                    Way::Halo => ("halo", tile.halo_bytes(self.pass, self.dims.w, self.args.kc as usize)),
-                    _ => ("gather", tile.gather_bytes(self.load)),
-                };
-                (format!("{}_{way}_{width}", self.name()), tile.columns, tile.threads, bytes)
-            }
+    pub(super) fn launch<T: CudaElement>(&self, cuda: &Cuda, kernel: Kernel) -> Result<()> {
+        let tile = Tile::new(kernel, self.load);
+        let (threads, shared_bytes) = match kernel.way {
+            Way::Plain => (PLAIN_THREADS, 0),
+            Way::Gather => (tile.threads, tile.gather_bytes(self.load)),
+            Way::Halo => (tile.threads, tile.halo_bytes(self.pass, self.dims.w, self.args.kc as usize)),
         };
         let module = if self.pass == Pass::Forward { "norm_relu_conv_forward" } else { "norm_relu_conv_backward_data" };
         let rows = self.args.classes.iter().map(|class| class.rows as usize).max().unwrap_or(0);
-        let blocks = rows.div_ceil(SUM_ROWS) * (self.args.nc as usize).div_ceil(columns);
-        cuda.launch::<T>(module, &kernel, Grid { blocks: [blocks, 1, self.classes], threads, shared_bytes }, &self.args)
+        let blocks = rows.div_ceil(SUM_ROWS) * (self.args.nc as usize).div_ceil(kernel.columns);
+        let grid = Grid { blocks: [blocks, 1, self.classes], threads, shared_bytes };
+        cuda.launch::<T>(module, &format!("{}_{}", self.name(), kernel.name()), grid, &self.args)
     }
 }
 

@@ -1,3 +1,4 @@
+use super::super::Named;
 use super::backward_data::ThreeByThree;
 use super::backward_filter::Strips;
 use super::gradient::{Parts, Room};
@@ -22,20 +23,20 @@ pub(in super::super) struct Backward {
 }
 
 impl Backward {
-    /// [`None`] where there is nothing to be done once, or no kernels take it.
-    pub(in super::super) fn of<T: CudaElement>(
-        cuda: &Cuda,
-        data: BackwardData,
-        filter: BackwardFilter,
-    ) -> Option<Self> {
+    /// The ways to do it, the rule's first; none where there is nothing to be done once, or no kernels take it.
+    pub(in super::super) fn ways<T: CudaElement>(cuda: &Cuda, data: BackwardData, filter: BackwardFilter) -> Vec<Self> {
         if data.dy.coef == Address::NONE {
-            return None;
+            return Vec::new();
         }
-        let (way, strips) = (data.three_by_three::<T>(cuda)?, filter.strips::<T>(cuda)?);
-        let room = Room::behind(cuda, strips.workspace_bytes());
-        // What is whole for the filter's gradient is so for the input's.
-        let parts = Parts::of(cuda, &data.dims, data.dy, strips.whole_images(), room)?;
-        Some(Self { data, filter, way, strips, parts })
+        let (ways, all_strips) = (data.three_by_three::<T>(cuda), filter.strips::<T>(cuda));
+        let pairs = ways.into_iter().flat_map(|way| all_strips.iter().map(move |&strips| (way, strips)));
+        let both = |(way, strips): (ThreeByThree, Strips)| {
+            let room = Room::behind(cuda, strips.workspace_bytes());
+            // What is whole for the filter's gradient is so for the input's.
+            let parts = Parts::of(cuda, &data.dims, data.dy, strips.whole_images(), room)?;
+            Some(Self { data, filter, way, strips, parts })
+        };
+        pairs.map_while(both).collect()
     }
 
     /// Queues the kernels.
@@ -46,5 +47,11 @@ impl Backward {
             data.launch_part::<T>(cuda, way, (first, part), dy)
         })?;
         strips.add(cuda)
+    }
+}
+
+impl Named for Backward {
+    fn name(&self) -> String {
+        format!("hopper_{}, {}", self.way.name(), self.strips.name())
     }
 }

@@ -1,3 +1,4 @@
+use super::super::Named;
 use super::gradient::{Parts, Room, images_of_whole_tiles};
 use super::{Args, Kernel, STEP, TILE_ROWS, Way, halo_bytes, has_places, lines, matrix, places, takes};
 use crate::cuda::{Address, CudaElement, GradArgs, Grid, TensorMap, Windows};
@@ -49,9 +50,11 @@ struct BackwardDataArgs {
     add_step: i32,
 }
 
-/// A kernel of `norm_relu_conv_backward_data_sm90.cu`.
+/// A kernel of `norm_relu_conv_backward_data_sm90.cu`, for 1x1 filters.
 #[derive(Debug, Clone, Copy)]
-struct TransposedKernel {
+pub(in super::super) struct TransposedKernel {
+    /// The pass, and the kind of gradient.
+    pass: &'static str,
     name: &'static str,
     /// Of a tile.
     channels: usize,
@@ -61,31 +64,57 @@ struct TransposedKernel {
     filters: usize,
     inputs: usize,
     outlets: usize,
+    /// How many tiles of channels a block makes of a tile of pixels whose gradient it keeps.
+    share: usize,
 }
 
 impl TransposedKernel {
-    const fn wide(name: &'static str, [slots, filters, inputs, outlets]: [usize; 4]) -> Self {
-        Self { name, channels: 128, pixels: 128, slots, filters, inputs, outlets }
+    const AFFINE_NARROW: Self = Self::narrow("conv_backward_data_affine", "narrow", [2, 4, 2, 2]);
+    const AFFINE_DEEP: Self = Self::wide("conv_backward_data_affine", "deep", [8, 3, 1, 1]);
+    const AFFINE_WIDE: Self = Self::wide("conv_backward_data_affine", "wide", [4, 3, 3, 2]);
+    const NARROW: Self = Self::narrow("conv_backward_data", "narrow", [3, 4, 0, 2]);
+    const WIDE: Self = Self::wide("conv_backward_data", "wide", [6, 4, 0, 2]);
+    const PROJECTION_NARROW: Self = Self::narrow("conv_projection", "narrow", [3, 4, 0, 2]);
+    const PROJECTION_WIDE: Self = Self::wide("conv_projection", "wide", [6, 4, 0, 2]);
+
+    const fn wide(pass: &'static str, name: &'static str, [slots, filters, inputs, outlets]: [usize; 4]) -> Self {
+        Self { pass, name, channels: 128, pixels: 128, slots, filters, inputs, outlets, share: 1 }
     }
 
-    const fn narrow(name: &'static str, [slots, filters, inputs, outlets]: [usize; 4]) -> Self {
-        Self { name, channels: 64, pixels: 256, slots, filters, inputs, outlets }
+    const fn narrow(pass: &'static str, name: &'static str, [slots, filters, inputs, outlets]: [usize; 4]) -> Self {
+        Self { pass, name, channels: 64, pixels: 256, slots, filters, inputs, outlets, share: 1 }
     }
 
     /// The one for a shape, the fastest of those measured on an H200; [`None`] where there is none.
-    fn of(d: &ConvDims, dy: GradArgs, mask: Option<Mask>) -> Option<Self> {
-        let affine = dy.coef != Address::NONE;
-        let deep = d.c > 128 && (5 * STEP..=8 * STEP).contains(&d.k);
-        Some(match (mask, affine, d.c) {
-            (Some(_), true, 64) => Self::narrow("conv_backward_data_affine_hopper_narrow", [2, 4, 2, 2]),
-            (Some(_), true, _) if deep => Self::wide("conv_backward_data_affine_hopper_deep", [8, 3, 1, 1]),
-            (Some(_), true, _) => Self::wide("conv_backward_data_affine_hopper_wide", [4, 3, 3, 2]),
-            (Some(_), false, 64) => Self::narrow("conv_backward_data_hopper_narrow", [3, 4, 0, 2]),
-            (Some(_), false, _) => Self::wide("conv_backward_data_hopper_wide", [6, 4, 0, 2]),
-            (None, false, 64) => Self::narrow("conv_projection_hopper_narrow", [3, 4, 0, 2]),
-            (None, false, _) => Self::wide("conv_projection_hopper_wide", [6, 4, 0, 2]),
+    fn rule(d: &ConvDims, dy: GradArgs, mask: Option<Mask>, multiprocessors: usize) -> Option<Self> {
+        let is_affine = dy.coef != Address::NONE;
+        let is_deep = d.c > 128 && (5 * STEP..=8 * STEP).contains(&d.k);
+        let kernel = match (mask, is_affine, d.c) {
+            (Some(_), true, 64) => Self::AFFINE_NARROW,
+            (Some(_), true, _) if is_deep => Self::AFFINE_DEEP,
+            (Some(_), true, _) => Self::AFFINE_WIDE,
+            (Some(_), false, 64) => Self::NARROW,
+            (Some(_), false, _) => Self::WIDE,
+            (None, false, 64) => Self::PROJECTION_NARROW,
+            (None, false, _) => Self::PROJECTION_WIDE,
             (None, true, _) => return None,
-        })
+        };
+        Some(Self { share: kernel.best_share(d, multiprocessors), ..kernel })
+    }
+
+    /// All for it, with the shares that are powers of two.
+    fn all(d: &ConvDims, dy: GradArgs, mask: Option<Mask>) -> Vec<Self> {
+        let kernels: &[Self] = match (mask, dy.coef != Address::NONE) {
+            (Some(_), true) => &[Self::AFFINE_WIDE, Self::AFFINE_DEEP, Self::AFFINE_NARROW],
+            (Some(_), false) => &[Self::WIDE, Self::NARROW],
+            (None, false) => &[Self::PROJECTION_WIDE, Self::PROJECTION_NARROW],
+            (None, true) => &[],
+        };
+        let shares = |kernel: &Self| (0..=kernel.most_share(d).ilog2()).map(|power| 1 << power).collect::<Vec<_>>();
+        kernels
+            .iter()
+            .flat_map(|&kernel| shares(&kernel).into_iter().map(move |share| Self { share, ..kernel }))
+            .collect()
     }
 
     fn shared_bytes(self) -> usize {
@@ -95,43 +124,99 @@ impl TransposedKernel {
         rows * 2 * STEP + coef + (2 * (slots + inputs + filters) + 4 * outlets) * size_of::<u64>()
     }
 
-    /// How many tiles of channels a block makes of a tile of pixels whose gradient it keeps: as many as make the longest block
-    /// shortest.
-    fn share(self, d: &ConvDims, multiprocessors: usize) -> usize {
+    /// As large a share as keeps what is shared: all tiles of channels, or one.
+    fn most_share(self, d: &ConvDims) -> usize {
+        if d.k / STEP <= self.slots { d.c.div_ceil(self.channels) } else { 1 }
+    }
+
+    /// The share that makes the longest block shortest.
+    fn best_share(self, d: &ConvDims, multiprocessors: usize) -> usize {
         // Cycles, about: of a step's products, of forming its gradient, of the rest of a tile.
         const PRODUCTS: usize = 512;
         const FORMING: usize = 700;
         const REST: usize = 2000;
         let (steps, tiles) = (d.k / STEP, d.c.div_ceil(self.channels));
-        let most = if steps <= self.slots { tiles } else { 1 };
         let forming = if self.inputs > 0 { steps * FORMING } else { 0 };
         let cycles = |share: usize| {
             let units = d.rows_in().div_ceil(self.pixels) * tiles.div_ceil(share);
             units.div_ceil(multiprocessors) * (share * (steps * PRODUCTS + REST) + forming)
         };
-        (1..=most).min_by_key(|&share| cycles(share)).unwrap_or(1)
+        (1..=self.most_share(d)).min_by_key(|&share| cycles(share)).unwrap_or(1)
+    }
+}
+
+/// A kernel for the pass.
+#[derive(Debug, Clone, Copy)]
+pub(in super::super) enum DataKernel {
+    /// 1x1 filters.
+    Transposed(TransposedKernel),
+    /// 3x3 filters, from a gradient that is formed before, as nine taps read it.
+    ThreeByThree(ThreeByThree, Parts),
+}
+
+impl Named for DataKernel {
+    fn name(&self) -> String {
+        match self {
+            Self::Transposed(TransposedKernel { name, share: 1, .. }) => (*name).into(),
+            Self::Transposed(TransposedKernel { name, share, .. }) => format!("{name}, {share} tiles a block"),
+            Self::ThreeByThree(way, _) => way.name(),
+        }
     }
 }
 
 /// How 3x3 filters are done.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct ThreeByThree {
+pub(in super::super) struct ThreeByThree {
     kernel: Kernel,
     mask: Mask,
 }
 
+impl Named for ThreeByThree {
+    fn name(&self) -> String {
+        self.kernel.name()
+    }
+}
+
 impl BackwardData {
-    /// As [`Forward::launch`].
-    pub(in super::super) fn launch<T: CudaElement>(&self, cuda: &Cuda) -> Option<Result<()>> {
+    /// The kernel for this shape at these addresses; [`None`] where none takes it.
+    pub(in super::super) fn rule<T: CudaElement>(&self, cuda: &Cuda) -> Option<DataKernel> {
         let Self { dims: d, dy, mask, .. } = *self;
-        if (d.r, d.s, d.stride, d.pad) == (1, 1, 1, 0) {
-            let kernel = TransposedKernel::of(&d, dy, mask).filter(|_| self.is_taken::<T>(cuda))?;
-            return Some(self.launch_kernel::<T>(cuda, kernel));
+        if self.is_pointwise() {
+            let kernel = TransposedKernel::rule(&d, dy, mask, cuda.facts().multiprocessors);
+            return kernel.filter(|_| self.is_taken::<T>(cuda)).map(DataKernel::Transposed);
         }
-        let way = self.three_by_three::<T>(cuda)?;
-        // The gradient is formed first, as nine taps read it.
-        let parts = Parts::of(cuda, &d, dy, images_of_whole_tiles(&d), Room::behind(cuda, 0))?;
-        Some(parts.each::<T>(cuda, |first, part, dy| self.launch_part::<T>(cuda, &way, (first, part), dy)))
+        self.in_parts(cuda, self.three_by_three::<T>(cuda).into_iter().take(1)).pop()
+    }
+
+    /// All that take it.
+    pub(in super::super) fn kernels<T: CudaElement>(&self, cuda: &Cuda) -> Vec<DataKernel> {
+        let Self { dims: d, dy, mask, .. } = *self;
+        if !self.is_pointwise() {
+            return self.in_parts(cuda, self.three_by_three::<T>(cuda));
+        }
+        let kernels = if self.is_taken::<T>(cuda) { TransposedKernel::all(&d, dy, mask) } else { Vec::new() };
+        kernels.into_iter().map(DataKernel::Transposed).collect()
+    }
+
+    fn in_parts(&self, cuda: &Cuda, ways: impl IntoIterator<Item = ThreeByThree>) -> Vec<DataKernel> {
+        let Self { dims: d, dy, .. } = self;
+        let parts = Parts::of(cuda, d, *dy, images_of_whole_tiles(d), Room::behind(cuda, 0));
+        ways.into_iter().filter_map(|way| Some(DataKernel::ThreeByThree(way, parts?))).collect()
+    }
+
+    /// Queues a kernel.
+    pub(in super::super) fn launch<T: CudaElement>(&self, cuda: &Cuda, kernel: DataKernel) -> Result<()> {
+        match kernel {
+            DataKernel::Transposed(kernel) => self.launch_transposed::<T>(cuda, kernel),
+            DataKernel::ThreeByThree(way, parts) => {
+                parts.each::<T>(cuda, |first, part, dy| self.launch_part::<T>(cuda, &way, (first, part), dy))
+            }
+        }
+    }
+
+    fn is_pointwise(&self) -> bool {
+        let d = self.dims;
+        (d.r, d.s, d.stride, d.pad) == (1, 1, 1, 0)
     }
 
     fn is_taken<T: CudaElement>(&self, cuda: &Cuda) -> bool {
@@ -141,24 +226,25 @@ impl BackwardData {
         steps && masked && takes::<T>(cuda, &d, &[dy.dy, dy.x, dy.coef, w, out])
     }
 
-    /// [`None`] where it is no such filter, or no kernel takes it.
-    pub(super) fn three_by_three<T: CudaElement>(&self, cuda: &Cuda) -> Option<ThreeByThree> {
+    /// The ways to do it, the rule's first; none where it is no such filter, or no kernel takes it.
+    pub(super) fn three_by_three<T: CudaElement>(&self, cuda: &Cuda) -> Vec<ThreeByThree> {
         let d = self.dims;
-        let mask = self.mask.filter(|mask| mask.add == Address::NONE && self.is_taken::<T>(cuda))?;
-        if (d.r, d.s, d.pad) != (3, 3, 1) || !matches!(d.stride, 1 | 2) {
-            return None;
-        }
-        let (columns, stages) = if d.c > 64 { (128, 3) } else { (64, 4) };
-        let (of_dy, before) = (ConvDims { h: d.p(), w: d.q(), ..d }, lines_before(&d));
-        let bytes = halo_bytes(&of_dy, before);
-        let way = match d.stride {
-            _ if has_places(&d) => Way::Place,
-            1 => Way::Halo { bytes },
-            _ if d.h.is_multiple_of(2) && d.w.is_multiple_of(2) => Way::Classes { bytes },
-            _ => return None,
+        let mask = self.mask.filter(|mask| mask.add == Address::NONE && self.is_taken::<T>(cuda));
+        let (Some(mask), (3, 3, 1)) = (mask, (d.r, d.s, d.pad)) else { return Vec::new() };
+        let of_dy = ConvDims { h: d.p(), w: d.q(), ..d };
+        let bytes = halo_bytes(&of_dy, lines_before(&d));
+        let around = match d.stride {
+            1 => Some(Way::Halo { bytes }),
+            2 if d.h.is_multiple_of(2) && d.w.is_multiple_of(2) => Some(Way::Classes { bytes }),
+            _ => None,
         };
-        let kernel = Kernel { way, columns, stages };
-        (kernel.shared_bytes() <= cuda.facts().shared_bytes).then_some(ThreeByThree { kernel, mask })
+        let place = (matches!(d.stride, 1 | 2) && has_places(&d)).then_some(Way::Place);
+        let [wide, narrow] = [(128, 3), (64, 4)];
+        let sizes = if d.c > 64 { [wide, narrow] } else { [narrow, wide] };
+        let kernel = |way| sizes.map(|(columns, stages)| Kernel { way, columns, stages });
+        let kernels = place.into_iter().chain(around).flat_map(kernel);
+        let fits = |kernel: &Kernel| kernel.shared_bytes() <= cuda.facts().shared_bytes;
+        kernels.take_while(fits).map(|kernel| ThreeByThree { kernel, mask }).collect()
     }
 
     /// 3x3 filters, of some images: as many as end where a tile of rows does, or the last ones.
@@ -218,17 +304,17 @@ impl BackwardData {
         let tiles = rows.div_ceil(TILE_ROWS) * column_tiles * classes;
         let blocks = [tiles.min(multiprocessors), 1, 1];
         let grid = Grid { blocks, threads: 384, shared_bytes: kernel.shared_bytes() };
-        cuda.launch::<T>("norm_relu_conv_backward_data_sm90", &kernel.name("backward_data"), grid, &args)
+        let name = format!("conv_backward_data_hopper_{}", kernel.name());
+        cuda.launch::<T>("norm_relu_conv_backward_data_sm90", &name, grid, &args)
     }
 
-    fn launch_kernel<T: CudaElement>(&self, cuda: &Cuda, kernel: TransposedKernel) -> Result<()> {
+    fn launch_transposed<T: CudaElement>(&self, cuda: &Cuda, kernel: TransposedKernel) -> Result<()> {
         let Self { dims: d, dy: grad, w, mask, out } = *self;
         let rows = d.rows_in();
         let dy = matrix(cuda, grad.dy, [rows, d.k], kernel.pixels)?;
         let out = matrix(cuda, out, [rows, d.c], SUM_ROWS)?;
         let multiprocessors = cuda.facts().multiprocessors;
-        let share = kernel.share(&d, multiprocessors);
-        let shares = d.c.div_ceil(kernel.channels).div_ceil(share);
+        let shares = d.c.div_ceil(kernel.channels).div_ceil(kernel.share);
         let none = Mask { x: Address::NONE, norm: Address::NONE, add: Address::NONE, add_step: 1, sums: Address::NONE };
         let Mask { x, norm, add, add_step, sums } = mask.unwrap_or(none);
         let args = BackwardDataArgs {
@@ -244,7 +330,7 @@ impl BackwardData {
             rows: rows as i32,
             kc: d.k as i32,
             nc: d.c as i32,
-            share: share as i32,
+            share: kernel.share as i32,
             shares: shares as i32,
             height: d.h as i32,
             width: d.w as i32,
@@ -253,7 +339,8 @@ impl BackwardData {
         let units = rows.div_ceil(kernel.pixels) * shares;
         let blocks = [units.min(multiprocessors), 1, 1];
         let grid = Grid { blocks, threads: 512, shared_bytes: kernel.shared_bytes() };
-        cuda.launch::<T>("norm_relu_conv_backward_data_sm90", kernel.name, grid, &args)
+        let name = format!("{}_hopper_{}", kernel.pass, kernel.name);
+        cuda.launch::<T>("norm_relu_conv_backward_data_sm90", &name, grid, &args)
     }
 }
 

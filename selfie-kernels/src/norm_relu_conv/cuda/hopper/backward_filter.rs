@@ -1,4 +1,5 @@
-use super::super::backward_filter::Splits;
+use super::super::Named;
+use super::super::backward_filter::{Shares, Splits};
 use super::gradient::{Parts, Room, images_of_whole_tiles};
 use super::{STEP, matrix, takes};
 use crate::cuda::{Address, Boxes, CudaElement, GradArgs, Grid, TensorMap, Windows};
@@ -38,7 +39,7 @@ struct FilterArgs {
 
 /// A kernel of `backward_filter_sm90.cu` for 1x1 filters.
 #[derive(Debug, Clone, Copy)]
-struct FilterKernel {
+pub(in super::super) struct FilterKernel {
     name: &'static str,
     /// Of a tile.
     channels: usize,
@@ -49,15 +50,37 @@ struct FilterKernel {
 }
 
 impl FilterKernel {
-    fn of(d: &ConvDims, affine: bool) -> Self {
-        let (name, channels, filters, [stages, inputs], plain_stages) = match (d.c, d.k) {
-            (64, 65..) => ("shallow", 64, 256, [4, 1], 5),
-            (_, 64) => ("narrow", 128, 64, [6, 4], 8),
-            (_, 128) => ("square", 128, 128, [5, 3], 6),
-            _ => ("wide", 128, 256, [3, 2], 4),
-        };
-        let [stages, inputs] = if affine { [stages, inputs] } else { [plain_stages, 0] };
+    fn shallow(is_affine: bool) -> Self {
+        Self::new("shallow", [64, 256], if is_affine { [4, 1] } else { [5, 0] })
+    }
+
+    fn narrow(is_affine: bool) -> Self {
+        Self::new("narrow", [128, 64], if is_affine { [6, 4] } else { [8, 0] })
+    }
+
+    fn square(is_affine: bool) -> Self {
+        Self::new("square", [128, 128], if is_affine { [5, 3] } else { [6, 0] })
+    }
+
+    fn wide(is_affine: bool) -> Self {
+        Self::new("wide", [128, 256], if is_affine { [3, 2] } else { [4, 0] })
+    }
+
+    fn new(name: &'static str, [channels, filters]: [usize; 2], [stages, inputs]: [usize; 2]) -> Self {
         Self { name, channels, filters, stages, inputs }
+    }
+
+    fn rule(d: &ConvDims, is_affine: bool) -> Self {
+        match (d.c, d.k) {
+            (64, 65..) => Self::shallow(is_affine),
+            (_, 64) => Self::narrow(is_affine),
+            (_, 128) => Self::square(is_affine),
+            _ => Self::wide(is_affine),
+        }
+    }
+
+    fn all(is_affine: bool) -> [Self; 4] {
+        [Self::wide, Self::square, Self::narrow, Self::shallow].map(|kernel| kernel(is_affine))
     }
 
     fn shared_bytes(self) -> usize {
@@ -100,9 +123,11 @@ enum StripKernel {
 }
 
 impl StripKernel {
+    const ALL: [Self; 2] = [Self::NineTaps, Self::ThreeTaps];
+
     /// The faster one of a shape: three taps do an eighth more in the same time, where channels and filters fill a block and
     /// blocks the device.
-    fn of(d: &ConvDims, multiprocessors: usize) -> Self {
+    fn rule(d: &ConvDims, multiprocessors: usize) -> Self {
         // Of the multiprocessors' time, in thousandths.
         let busy = |kernel: Self| {
             let blocks = kernel.parts(d) * (multiprocessors / kernel.parts(d)).max(1);
@@ -112,9 +137,8 @@ impl StripKernel {
         if is_narrow || busy(Self::ThreeTaps) * 8 < busy(Self::NineTaps) * 7 { Self::NineTaps } else { Self::ThreeTaps }
     }
 
-    fn name(self, stride: usize) -> String {
-        let taps = if self == Self::NineTaps { "nine_taps" } else { "three_taps" };
-        format!("norm_relu_conv_backward_filter_hopper_{taps}{}", if stride == 1 { "" } else { "_strided" })
+    fn name(self) -> &'static str {
+        if self == Self::NineTaps { "nine_taps" } else { "three_taps" }
     }
 
     /// Channels and filters of a block.
@@ -195,11 +219,17 @@ impl Strip {
 
 /// How 3x3 filters are done.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Strips {
+pub(in super::super) struct Strips {
     kernel: StripKernel,
     strip: Strip,
     splits: Splits,
     whole_images: usize,
+}
+
+impl Named for Strips {
+    fn name(&self) -> String {
+        self.kernel.name().into()
+    }
 }
 
 impl Strips {
@@ -220,19 +250,53 @@ impl Strips {
     }
 }
 
+/// A kernel for the pass, and how the sum over pixels is cut.
+#[derive(Debug, Clone, Copy)]
+pub(in super::super) enum FilterVariant {
+    /// 1x1 filters.
+    Pixels(FilterKernel, Shares),
+    /// 3x3 filters, from a gradient that is formed before.
+    Strips(Strips, Parts),
+}
+
+impl Named for FilterVariant {
+    fn name(&self) -> String {
+        match self {
+            Self::Pixels(kernel, shares) => format!("{}{}", kernel.name, shares.name()),
+            Self::Strips(strips, _) => strips.name(),
+        }
+    }
+}
+
 impl BackwardFilter {
-    /// As [`Forward::launch`](super::Forward::launch).
-    pub(in super::super) fn launch<T: CudaElement>(&self, cuda: &Cuda) -> Option<Result<()>> {
+    /// The variants for this shape at these addresses, the rule's first; none where no kernel takes it.
+    pub(in super::super) fn variants<T: CudaElement>(&self, cuda: &Cuda) -> Vec<FilterVariant> {
         let Self { dims: d, dy, .. } = *self;
         if matches!((d.r, d.s, d.stride, d.pad), (1, 1, 1..=8, 0)) {
-            return self.is_taken::<T>(cuda).then(|| self.launch_pixels::<T>(cuda));
+            if !self.is_taken::<T>(cuda) {
+                return Vec::new();
+            }
+            let is_affine = dy.coef != Address::NONE;
+            let variants = Shares::with_each(FilterKernel::rule(&d, is_affine), FilterKernel::all(is_affine));
+            return variants.map(|(kernel, shares)| FilterVariant::Pixels(kernel, shares)).collect();
         }
-        let strips = self.strips::<T>(cuda)?;
-        let room = Room::behind(cuda, strips.workspace_bytes());
-        let parts = Parts::of(cuda, &d, dy, strips.whole_images, room)?;
-        let launched =
-            parts.each::<T>(cuda, |first, part, dy| self.launch_strips_of::<T>(cuda, &strips, (first, part), dy));
-        Some(launched.and_then(|()| strips.add(cuda)))
+        let in_parts = |strips: Strips| {
+            let room = Room::behind(cuda, strips.workspace_bytes());
+            Some(FilterVariant::Strips(strips, Parts::of(cuda, &d, dy, strips.whole_images, room)?))
+        };
+        self.strips::<T>(cuda).into_iter().map_while(in_parts).collect()
+    }
+
+    /// Queues a variant.
+    pub(in super::super) fn launch<T: CudaElement>(&self, cuda: &Cuda, variant: FilterVariant) -> Result<()> {
+        match variant {
+            FilterVariant::Pixels(kernel, shares) => self.launch_pixels::<T>(cuda, kernel, shares),
+            FilterVariant::Strips(strips, parts) => {
+                let part = |first, part, dy| self.launch_strips_of::<T>(cuda, &strips, (first, part), dy);
+                parts.each::<T>(cuda, part)?;
+                strips.add(cuda)
+            }
+        }
     }
 
     fn is_taken<T: CudaElement>(&self, cuda: &Cuda) -> bool {
@@ -242,12 +306,12 @@ impl BackwardFilter {
     }
 
     /// 1x1 filters.
-    fn launch_pixels<T: CudaElement>(&self, cuda: &Cuda) -> Result<()> {
+    fn launch_pixels<T: CudaElement>(&self, cuda: &Cuda, kernel: FilterKernel, shares: Shares) -> Result<()> {
         let Self { dims: d, x, coef, dy: grad, dw } = *self;
-        let kernel = FilterKernel::of(&d, grad.coef != Address::NONE);
         let rows = d.rows_out();
         let parts = d.c.div_ceil(kernel.channels) * d.k.div_ceil(kernel.filters);
-        let splits = Splits::new(cuda, dw, d.len_filter(), rows.div_ceil(STEP), parts, cuda.facts().multiprocessors);
+        let resident = shares.of(cuda.facts().multiprocessors);
+        let splits = Splits::new(cuda, dw, d.len_filter(), rows.div_ceil(STEP), parts, resident);
         let dy = matrix(cuda, grad.dy, [rows, d.k], STEP)?;
         let x = match d.stride {
             1 => matrix(cuda, x, [rows, d.c], STEP)?,
@@ -269,28 +333,31 @@ impl BackwardFilter {
             width: d.q() as i32,
             unused: [0; 3],
         };
-        let kind = if grad.coef == Address::NONE { "plain" } else { "affine" };
-        let name = format!("norm_relu_conv_backward_filter_hopper_{}_{kind}", kernel.name);
         let grid = Grid { blocks: [parts * splits.count, 1, 1], threads: 512, shared_bytes: kernel.shared_bytes() };
+        let name = format!("norm_relu_conv_backward_filter_hopper_{}_{}", kernel.name, grad.kind());
         cuda.launch::<T>("backward_filter_sm90", &name, grid, &args)?;
         splits.add(cuda)
     }
 
-    /// [`None`] where it is no 3x3 filter, or no kernel takes it.
-    pub(super) fn strips<T: CudaElement>(&self, cuda: &Cuda) -> Option<Strips> {
+    /// The ways to do it, the rule's first; none where it is no 3x3 filter, or no kernel takes it.
+    pub(super) fn strips<T: CudaElement>(&self, cuda: &Cuda) -> Vec<Strips> {
         let Self { dims: d, dw, .. } = *self;
         let sides = d.h.is_multiple_of(d.stride) && d.w.is_multiple_of(d.stride);
         if (d.r, d.s, d.pad) != (3, 3, 1) || !matches!(d.stride, 1 | 2) || !sides || !self.is_taken::<T>(cuda) {
-            return None;
+            return Vec::new();
         }
         let multiprocessors = cuda.facts().multiprocessors;
-        let kernel = StripKernel::of(&d, multiprocessors);
-        let strip = Strip::of(kernel, &d, cuda.facts().shared_bytes)?;
-        let steps = d.n.div_ceil(strip.images) * d.q() / strip.width * d.p();
-        let splits = Splits::new(cuda, dw, d.len_filter(), steps, kernel.parts(&d), multiprocessors);
-        // Both are powers of two.
-        let whole_images = strip.images.max(images_of_whole_tiles(&d));
-        Some(Strips { kernel, strip, splits, whole_images })
+        let rule = StripKernel::rule(&d, multiprocessors);
+        let strips = |kernel: StripKernel| {
+            let strip = Strip::of(kernel, &d, cuda.facts().shared_bytes)?;
+            let steps = d.n.div_ceil(strip.images) * d.q() / strip.width * d.p();
+            let splits = Splits::new(cuda, dw, d.len_filter(), steps, kernel.parts(&d), multiprocessors);
+            // Both are powers of two.
+            let whole_images = strip.images.max(images_of_whole_tiles(&d));
+            Some(Strips { kernel, strip, splits, whole_images })
+        };
+        let others = StripKernel::ALL.into_iter().filter(|&kernel| kernel != rule);
+        std::iter::once(rule).chain(others).map_while(strips).collect()
     }
 
     /// 3x3 filters, of some images; what they are multiplied to comes to what those before them were.
@@ -327,7 +394,9 @@ impl BackwardFilter {
         let blocks = [kernel.parts(&d) * splits.count, 1, 1];
         let shared_bytes = strip.shared_bytes(kernel, d.stride);
         let grid = Grid { blocks, threads: kernel.threads(), shared_bytes };
-        cuda.launch::<T>("backward_filter_sm90", &kernel.name(d.stride), grid, &args)
+        let strided = if d.stride == 1 { "" } else { "_strided" };
+        let name = format!("norm_relu_conv_backward_filter_hopper_{}{strided}", kernel.name());
+        cuda.launch::<T>("backward_filter_sm90", &name, grid, &args)
     }
 }
 
@@ -340,7 +409,7 @@ mod tests {
     fn plan(n: usize, side: usize, [c, k]: [usize; 2], stride: usize) -> (StripKernel, usize, usize) {
         let (multiprocessors, shared_bytes) = H200;
         let dims = ConvDims { n, h: side, w: side, c, k, r: 3, s: 3, stride, pad: 1 };
-        let kernel = StripKernel::of(&dims, multiprocessors);
+        let kernel = StripKernel::rule(&dims, multiprocessors);
         let strip = Strip::of(kernel, &dims, shared_bytes).expect("a strip fits");
         assert!(strip.shared_bytes(kernel, stride) <= shared_bytes);
         (kernel, strip.width, strip.images)
@@ -365,7 +434,7 @@ mod tests {
     #[test]
     fn every_kernel_has_a_case() {
         let kernel = |[c, k]: [usize; 2]| {
-            StripKernel::of(&ConvDims { n: 9, h: 6, w: 14, c, k, r: 3, s: 3, stride: 1, pad: 1 }, 3)
+            StripKernel::rule(&ConvDims { n: 9, h: 6, w: 14, c, k, r: 3, s: 3, stride: 1, pad: 1 }, 3)
         };
         assert_eq!([[64, 64], [64, 128], [128, 64]].map(kernel), [StripKernel::NineTaps; 3]);
         assert_eq!([[128, 128], [192, 320], [128, 192]].map(kernel), [StripKernel::ThreeTaps; 3]);

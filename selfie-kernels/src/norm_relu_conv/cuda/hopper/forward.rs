@@ -1,3 +1,4 @@
+use super::super::Named;
 use super::{Args, Kernel, STEP, TILE_ROWS, Way, lines, matrix, places, takes};
 use crate::cuda::{Address, CudaElement, Grid, Windows};
 use crate::partials::SUM_ROWS;
@@ -17,17 +18,24 @@ pub(in super::super) struct Forward {
 }
 
 impl Forward {
-    /// Queues the best kernel for this shape at these addresses; [`None`] where none takes it.
-    pub(in super::super) fn launch<T: CudaElement>(&self, cuda: &Cuda) -> Option<Result<()>> {
-        let Self { dims: d, x, coef, w, residual, y, .. } = *self;
-        let steps = d.c.is_multiple_of(STEP) && d.k.is_multiple_of(8);
-        if !steps || !takes::<T>(cuda, &d, &[x, coef, w, residual, y]) {
-            return None;
-        }
-        Kernel::of(&d, cuda.facts().shared_bytes).map(|kernel| self.launch_kernel::<T>(cuda, kernel))
+    /// The kernel for this shape at these addresses; [`None`] where none takes it.
+    pub(in super::super) fn rule<T: CudaElement>(&self, cuda: &Cuda) -> Option<Kernel> {
+        Kernel::rule(&self.dims, cuda.facts().shared_bytes).filter(|_| self.is_taken::<T>(cuda))
     }
 
-    fn launch_kernel<T: CudaElement>(&self, cuda: &Cuda, kernel: Kernel) -> Result<()> {
+    /// All that take it.
+    pub(in super::super) fn kernels<T: CudaElement>(&self, cuda: &Cuda) -> Vec<Kernel> {
+        if self.is_taken::<T>(cuda) { Kernel::all(&self.dims, cuda.facts().shared_bytes) } else { Vec::new() }
+    }
+
+    fn is_taken<T: CudaElement>(&self, cuda: &Cuda) -> bool {
+        let Self { dims: d, x, coef, w, residual, y, .. } = *self;
+        let steps = d.c.is_multiple_of(STEP) && d.k.is_multiple_of(8);
+        steps && takes::<T>(cuda, &d, &[x, coef, w, residual, y])
+    }
+
+    /// Queues a kernel.
+    pub(in super::super) fn launch<T: CudaElement>(&self, cuda: &Cuda, kernel: Kernel) -> Result<()> {
         let Self { dims: d, x, coef, w, residual, y, stats } = *self;
         let (rows, taps) = (d.rows_out(), d.r * d.s);
         // Of a map with a row of channels for each pixel, or for each image.
@@ -67,6 +75,6 @@ impl Forward {
         let tiles = rows.div_ceil(TILE_ROWS) * d.k.div_ceil(kernel.columns);
         let blocks = tiles.min(cuda.facts().multiprocessors);
         let grid = Grid { blocks: [blocks, 1, 1], threads: kernel.threads(), shared_bytes: kernel.shared_bytes() };
-        cuda.launch::<T>("norm_relu_conv_forward_sm90", &kernel.name("forward"), grid, &args)
+        cuda.launch::<T>("norm_relu_conv_forward_sm90", &format!("conv_forward_hopper_{}", kernel.name()), grid, &args)
     }
 }

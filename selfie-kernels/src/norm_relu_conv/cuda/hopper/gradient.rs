@@ -46,7 +46,7 @@ const THREADS: usize = 256;
 
 /// A gradient of `y`, some images after the other.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Parts {
+pub(in super::super) struct Parts {
     dims: ConvDims,
     grad: GradArgs,
     /// Of a part; the last one may have less.

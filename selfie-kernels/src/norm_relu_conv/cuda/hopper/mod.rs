@@ -12,6 +12,7 @@ pub(super) use backward_data::{BackwardData, Mask};
 pub(super) use backward_filter::BackwardFilter;
 pub(super) use forward::Forward;
 
+use super::Named;
 use crate::cuda::{Address, Boxes, CudaElement, TensorMap};
 use crate::partials::SUM_ROWS;
 use crate::{ConvDims, Cuda, Result};
@@ -55,7 +56,7 @@ const MOST: usize = 1 << 30;
 
 /// A kernel of `norm_relu_conv_forward_sm90.cu`, or one of those for 3x3 filters of `norm_relu_conv_backward_data_sm90.cu`.
 #[derive(Debug, Clone, Copy)]
-struct Kernel {
+pub(super) struct Kernel {
     way: Way,
     /// Of a tile.
     columns: usize,
@@ -90,31 +91,34 @@ impl Kernel {
     }
 
     /// The one for a shape, the fastest of those measured on an H200; [`None`] where there is none.
-    fn of(d: &ConvDims, shared_bytes: usize) -> Option<Self> {
+    fn rule(d: &ConvDims, shared_bytes: usize) -> Option<Self> {
         let columns = if d.k > 64 { 128 } else { 64 };
-        let halo = Self::new(Way::Halo { bytes: halo_bytes(d, 1) }, columns);
-        match (d.r, d.s, d.stride, d.pad) {
-            (1, 1, 1, 0) => Some(Self::new(Way::Pixel, columns)),
-            (1, 1, 2..=8, 0) => Some(Self::new(Way::Window, columns)),
-            // Of 2x2 pixels each has four of nine taps, of 4x4 six on average.
-            (3, 3, 1 | 2, 1) if has_places(d) && d.k.is_multiple_of(STEP) => Some(Self::new(Way::Place, columns)),
-            // On small maps a halo is mostly padding.
-            (3, 3, 1, 1) if d.h.min(d.w) > 4 && halo.shared_bytes() <= shared_bytes => Some(halo),
-            (3, 3, 1..=8, 1) => Some(Self::new(Way::Padded, columns)),
-            _ => None,
-        }
+        let ways = Self::ways(d).into_iter().map(|way| Self::new(way, columns));
+        // Of 2x2 pixels each has four of nine taps at a place, of 4x4 six on average. On small maps a halo is mostly padding.
+        ways.filter(|kernel| !matches!(kernel.way, Way::Halo { .. }) || d.h.min(d.w) > 4)
+            .find(|kernel| kernel.shared_bytes() <= shared_bytes)
     }
 
-    fn name(self, pass: &str) -> String {
-        let way = match self.way {
-            Way::Pixel => "pixel",
-            Way::Window => "window",
-            Way::Padded => "padded",
-            Way::Place => "place",
-            Way::Halo { .. } => "halo",
-            Way::Classes { .. } => "classes",
-        };
-        format!("conv_{pass}_hopper_{way}_{}", if self.columns == 64 { "narrow" } else { "wide" })
+    /// All for a shape.
+    fn all(d: &ConvDims, shared_bytes: usize) -> Vec<Self> {
+        let kernels = Self::ways(d).into_iter().flat_map(|way| [128, 64].map(|columns| Self::new(way, columns)));
+        kernels.filter(|kernel| kernel.shared_bytes() <= shared_bytes).collect()
+    }
+
+    /// Those to the rows of a forward pass, the ones that are faster where they can be gone first.
+    fn ways(d: &ConvDims) -> Vec<Way> {
+        let halo = Way::Halo { bytes: halo_bytes(d, 1) };
+        match (d.r, d.s, d.stride, d.pad) {
+            (1, 1, 1, 0) => vec![Way::Pixel],
+            (1, 1, 2..=8, 0) => vec![Way::Window],
+            (3, 3, 1 | 2, 1) if has_places(d) && d.k.is_multiple_of(STEP) => match d.stride {
+                1 => vec![Way::Place, halo, Way::Padded],
+                _ => vec![Way::Place, Way::Padded],
+            },
+            (3, 3, 1, 1) => vec![halo, Way::Padded],
+            (3, 3, 2..=8, 1) => vec![Way::Padded],
+            _ => Vec::new(),
+        }
     }
 
     fn threads(self) -> usize {
@@ -137,6 +141,20 @@ impl Kernel {
                 (ring(self.columns, 0) + outlets + 6 * BARRIER).next_multiple_of(ALIGNED) + 2 * bytes
             }
         }
+    }
+}
+
+impl Named for Kernel {
+    fn name(&self) -> String {
+        let way = match self.way {
+            Way::Pixel => "pixel",
+            Way::Window => "window",
+            Way::Padded => "padded",
+            Way::Place => "place",
+            Way::Halo { .. } => "halo",
+            Way::Classes { .. } => "classes",
+        };
+        format!("{way}_{}", if self.columns == 64 { "narrow" } else { "wide" })
     }
 }
 

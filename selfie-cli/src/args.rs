@@ -390,7 +390,7 @@ pub struct Doctor {
 }
 
 const BENCH_HELP: &str = "\
-Nothing is written but the trace. Without --data, images are made up. What is printed:
+Nothing is written but the trace, or the table of --tune. Without --data, images are made up. What is printed:
   loader      images/s of reading, decoding, resizing and choosing crops, with nothing beside it
   step        images/s of training on batches that are there: each is brought to the device and augmented
   whole run   images/s of both together, as pretrain and finetune run
@@ -410,11 +410,19 @@ Keys of --json:
     flops_per_second, bytes_per_second, roofline}], seconds of a step: they and between_seconds add up to timed_seconds,
   compare: null or {peer, turns, ours_images_per_second, peer_images_per_second, speed_ratio, _min, _max}
 
+With --tune the program's own choices of kernels are compared with all others that do the same, in turns, by the time they take in
+a step of this network, task and batch. The table of those that are faster in every round, by 3% or more, goes to
+$XDG_CACHE_HOME/selfie/choices (~/.cache), for this GPU, driver and version; what it has of other networks stays in it. It is
+written if whole steps are faster with it, and then every command goes by it. Another kernel may round otherwise, so a run keeps
+the table that it was begun with. Keys of --json then: place, contests: [{pass, shape, variants: [{name, seconds}], fastest}],
+step_seconds: [{rules, table}], entries, file.
+
 Examples:
   selfie bench                                            pretraining of `small`, on made-up images
   selfie bench --data photos/ --preset resnet50 --batch 64 --workers 4
   selfie bench finetune --data cifar-10-binary.tar.gz --device cuda --precision bf16 --json
   selfie bench --trace step.json                          a step, to look at on https://ui.perfetto.dev
+  selfie bench --tune --preset resnet50 --batch 256       the fastest kernels here, for later trainings
   selfie bench --compare python                           in turns with the same steps in PyTorch";
 
 /// Flags of `bench`.
@@ -432,6 +440,10 @@ pub struct Bench {
     /// Write the fastest of the timed steps, pass by pass, in Chrome's trace format
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
+    /// Instead of all that: time every kernel that could do a pass of this step on this GPU, and keep a table of those that
+    /// are faster than what the program would choose
+    #[arg(long, conflicts_with_all = ["trace", "compare"])]
+    pub tune: bool,
     /// Take turns with the same network in PyTorch: `python`, or the path of a Python that has it
     #[arg(long, value_name = "PYTHON")]
     pub compare: Option<String>,

@@ -1,11 +1,15 @@
 //! Where to compute, and in which precision: chosen here, and matched here, once.
 
+use std::path::Path;
+
 use half::bf16;
 use selfie_kernels::cuda::KernelForm;
 use selfie_kernels::{Backend, Cpu, Cuda, Element, Memory};
 
+use crate::choices::{Found, Place, Table};
 use crate::config::Run;
 use crate::exit::Problem;
+use crate::run_folder;
 use crate::system::{Source, System};
 
 /// Type of activations.
@@ -33,8 +37,12 @@ pub struct Chosen {
     pub device: Device,
     /// The type of activations.
     pub precision: Precision,
-    /// Lines for people.
-    pub notes: Vec<String>,
+    /// What it is, in lines for people.
+    about: Vec<String>,
+    /// The table that chooses kernels beside the rules; GPUs alone have one.
+    pub table: Option<Table>,
+    /// What is to be said of it.
+    about_table: Option<String>,
     /// Why it is not the GPU that `auto` would have taken.
     pub no_gpu: Option<String>,
 }
@@ -62,6 +70,45 @@ impl Chosen {
             (Device::Cuda(device), Precision::F32) => work.run::<_, f32>(device),
             (Device::Cuda(device), Precision::Bf16) => work.run::<_, bf16>(device),
         }
+    }
+
+    /// Lines for people.
+    pub fn notes(&self) -> impl Iterator<Item = &String> {
+        self.about.iter().chain(&self.about_table)
+    }
+
+    /// The same with another device in its place.
+    #[must_use]
+    pub fn on(&self, device: Device) -> Self {
+        Self { device, ..self.clone() }
+    }
+
+    /// The same for the run in a folder: one that was begun goes on with its own table, or with none.
+    #[must_use]
+    pub fn for_run(self, root: &Path) -> Self {
+        match &self.device {
+            Device::Cuda(cuda) if run_folder::is_begun(root) => {
+                let found = Table::of_run(root, cuda);
+                self.with_table(found)
+            }
+            _ => self,
+        }
+    }
+
+    fn with_table(self, found: Found) -> Self {
+        let Device::Cuda(cuda) = &self.device else { return self };
+        let (table, about_table) = match found {
+            Found::Table(table) => {
+                let about =
+                    format!("          (kernels by the table {}, {} entries)", table.measured.name(), table.len());
+                (Some(table), Some(about))
+            }
+            Found::None => (None, None),
+            Found::Ignored(why) => (None, Some(format!("          (kernels by the rules, without a table: {why})"))),
+        };
+        let rules = || Table::empty(Place::of(cuda));
+        let device = Device::Cuda(table.as_ref().unwrap_or(&rules()).applied(cuda));
+        Self { device, table, about_table, ..self }
     }
 
     /// The choice as files and machines read it: `cpu` or `cuda`, and the type.
@@ -135,23 +182,27 @@ pub fn choose(run: &Run) -> anyhow::Result<Chosen> {
         Device::Cpu(cpu) => cpu.describe(),
         Device::Cuda(cuda) => cuda.describe(),
     };
-    let mut notes = vec![format!("device    {described}, {}", precision.name())];
+    let mut about = vec![format!("device    {described}, {}", precision.name())];
     let system = System::here();
     if matches!(device, Device::Cpu(_))
         && run.threads == 0
         && let limit @ Source::ControlGroup(_) = &system.threads.source
     {
-        notes.push(format!("          ({} of {} processors, by {limit})", system.threads.most, system.processors));
+        about.push(format!("          ({} of {} processors, by {limit})", system.threads.most, system.processors));
     }
     if let Device::Cuda(cuda) = &device
         && let form @ KernelForm::Ptx(_) = cuda.kernel_form()?
     {
-        notes.push(format!("          (kernels as {form}; the first time on this machine that takes seconds)"));
+        about.push(format!("          (kernels as {form}; the first time on this machine that takes seconds)"));
     }
     if let Some(why) = &why {
-        notes.push(format!("          (the CPU, as no GPU can be used: {why})"));
+        about.push(format!("          (the CPU, as no GPU can be used: {why})"));
     }
-    Ok(Chosen { device, precision, notes, no_gpu: why })
+    let found = match &device {
+        Device::Cuda(cuda) => Table::of(cuda),
+        Device::Cpu(_) => Found::None,
+    };
+    Ok(Chosen { device, precision, about, table: None, about_table: None, no_gpu: why }.with_table(found))
 }
 
 /// A GPU that cannot be used, with what can.

@@ -7,6 +7,7 @@
 #![allow(unreachable_pub, reason = "only `main` is exported: here `pub` says what a module offers to the others")]
 
 mod args;
+mod choices;
 mod commands;
 mod config;
 mod data;

@@ -99,6 +99,8 @@ fn what_cannot_be_measured_is_said_before() {
     fails("bench train", 2, &["train", "pretrain, finetune, infer"]);
     fails("bench --seconds 0", 2, &["--seconds"]);
     fails("bench --lr 1", 2, &["--lr"]);
+    fails("bench --tune --device cpu", 2, &["--tune", "takes a GPU"]);
+    fails("bench --tune --trace step.json", 2, &["--tune", "--trace"]);
     fails("bench --trace nowhere/step.json", 2, &["nowhere/step.json", "--trace"]);
     fails("bench --data nowhere", 3, &["nowhere"]);
     fails("bench --preset tiny --image-size 36", 2, &["model.patch_size"]);

@@ -78,6 +78,7 @@ impl Machine {
     fn runs(&self, line: &str) -> Ran {
         let mut command = selfie(line);
         command.env("LD_LIBRARY_PATH", self.folder.path()).env("FAKE_CUDA", &self.behaviour);
+        command.env("XDG_CACHE_HOME", self.folder.path().join("cache"));
         if self.behaviour.starts_with("hang") {
             command.env("SELFIE_CUDA_PROBE_SECONDS", "1");
         }
@@ -266,6 +267,82 @@ fn a_kernel_that_is_stuck() {
         "wait: 128 for parity 1 of the mbarrier",
         "start again",
     ]);
+}
+
+/// The choices of a run, by its `env.json`.
+fn choices(run: &Path) -> serde_json::Value {
+    let text = fs::read(run.join("env.json")).expect("a run was begun");
+    serde_json::from_slice::<serde_json::Value>(&text).expect("JSON")["choices"].clone()
+}
+
+/// By the rules the networks here are computed by narrow kernels.
+#[test]
+fn a_gpu_is_tuned_and_runs_keep_their_tables() {
+    let mut machine = Machine::that("slow=narrow");
+    let [early, run] = ["early", "run"].map(|name| machine.folder.path().join(name));
+    // Kernels that compute nothing: no step is finite.
+    let begins = |machine: &Machine, run: &Path| {
+        let line = pretrain(machine.folder.path(), "cuda");
+        let ran = machine.runs(&line.replace(text(&machine.folder.path().join("run")), text(run)));
+        assert_eq!(ran.code, Some(4), "{}{}", ran.out, ran.err);
+        ran
+    };
+    begins(&machine, &early);
+    assert_eq!(choices(&early), serde_json::Value::Null);
+    assert!(machine.runs("doctor").out.contains("(kernels by the rules: selfie bench --tune"));
+
+    let bench = "bench --tune --preset tiny --batch 4 --device cuda --seconds 1";
+    machine.behaviour = "slow=narrow,finite=1".into();
+    let tuned = machine.runs(&format!("{bench} --json"));
+    assert_eq!(tuned.code, Some(0), "{}{}", tuned.out, tuned.err);
+    let tuned = tuned.json();
+    let contests = tuned["contests"].as_array().expect("a list");
+    let won: Vec<_> = contests.iter().filter_map(|contest| contest["fastest"].as_str()).collect();
+    assert!(!won.is_empty() && won.iter().all(|name| !name.contains("narrow")), "{tuned:#}");
+    assert_eq!(tuned["entries"], won.len());
+    let file = PathBuf::from(tuned["file"].as_str().expect("it was worth it"));
+    assert!(file.starts_with(machine.folder.path().join("cache/selfie/choices")), "{}", file.display());
+    let table = fs::read_to_string(&file).expect("written");
+    assert!(table.contains("Fake GPU, 4 multiprocessors") && table.contains("CUDA 12.8"), "{table}");
+
+    // Once more, in words, to the same table.
+    let again = machine.runs(bench);
+    assert!(again.out.contains(text(&file)) && again.out.contains("used from now on"), "{}", again.out);
+    assert_eq!(fs::read_to_string(&file).expect("written"), table);
+    machine.behaviour = "slow=narrow".into();
+
+    let name = file.file_stem().expect("it has a name").to_str().expect("a plain one");
+    let begun = begins(&machine, &run);
+    begun.says(&[&format!("(kernels by the table {name}, {} entries)", won.len())]);
+    let kept = choices(&run);
+    assert_eq!((&kept["name"], &kept["entries"]), (&name.into(), &won.len().into()));
+    assert_eq!(fs::read_to_string(run.join("choices.toml")).expect("a copy"), table);
+    let told = machine.runs("doctor --json").json();
+    assert_eq!(told["uses"]["table"], kept);
+
+    // A run that was begun without a table goes on without; one that has its own needs no other.
+    begins(&machine, &early);
+    assert_eq!(choices(&early), serde_json::Value::Null);
+    write(&file, table.replace("CUDA 12.8", "CUDA 12.6").as_bytes());
+    machine
+        .runs("doctor")
+        .out
+        .lines()
+        .find(|line| line.contains("is of Fake GPU, 4 multiprocessors, CUDA 12.6"))
+        .expect("a line");
+    write(&file, b"kernels");
+    let broken = machine.runs("doctor");
+    assert!(broken.code == Some(0) && broken.out.contains("is no table of kernels"), "{}", broken.out);
+    begins(&machine, &run);
+    assert_eq!(choices(&run), kept);
+    write(&run.join("choices.toml"), table.replace("Fake GPU", "Other GPU").as_bytes());
+    begins(&machine, &run).says(&["is of Other GPU", "here is Fake GPU"]);
+    assert_eq!(choices(&run), serde_json::Value::Null);
+    // A name of a kernel that there is no more.
+    let unknown = won.iter().fold(table, |table, name| table.replace(&format!("= \"{name}\""), "= \"of_yesterday\""));
+    write(&run.join("choices.toml"), unknown.as_bytes());
+    let ran = begins(&machine, &run);
+    assert_eq!(ran.err.matches("\"of_yesterday\"").count(), 1, "{}", ran.err);
 }
 
 #[test]

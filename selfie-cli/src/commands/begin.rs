@@ -146,6 +146,7 @@ impl Beginning {
         }
         let folder = RunFolder::open(&settings.run.out, &settings.data.path, task.name())?;
         log::to(&folder.file("log.txt"))?;
+        let chosen = chosen.for_run(folder.root());
         let reporter = Reporter::new(voice);
         let answer = Answer::Words;
         Ok(Self { resolved, settings, training, model, parts, chosen, folder, signals, reporter, answer })
@@ -153,7 +154,7 @@ impl Beginning {
 
     /// Says what will be done.
     pub fn introduce(&self) {
-        for note in self.chosen.notes.iter().chain(&self.parts.notes) {
+        for note in self.chosen.notes().chain(&self.parts.notes) {
             self.reporter.say(note);
         }
         let model = &self.model;
@@ -251,7 +252,7 @@ impl Beginning {
         } else if self.resolved.task == Task::Finetune && init != SCRATCH {
             data[INIT] = serde_json::to_value(fingerprint(Path::new(init))?)?;
         }
-        self.folder.describe(&self.resolved, &data)
+        self.folder.describe(&self.resolved, &data, self.chosen.table.as_ref())
     }
 
     /// What the next command may be trained on.

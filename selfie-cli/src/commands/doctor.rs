@@ -10,6 +10,7 @@ use selfie_kernels::cuda::{self, GpuFacts};
 use serde_json::{Value, json};
 
 use crate::args::Doctor;
+use crate::choices::Table;
 use crate::config::Run;
 use crate::device::{self, Chosen, Device};
 use crate::exit::Exit;
@@ -120,8 +121,12 @@ fn in_words(
             // Said once, where the GPUs are.
             let said = gpus.as_ref().err().map(ToString::to_string);
             let is_news = |note: &&String| said.as_ref().is_none_or(|said| !note.contains(said));
-            for note in chosen.notes.iter().filter(is_news) {
+            for note in chosen.notes().filter(is_news) {
                 writeln!(text, "{}", note.replacen("device   ", "uses     ", 1)).expect(INFALLIBLE);
+            }
+            if kernels.is_some() && chosen.table.is_none() {
+                writeln!(text, "          (kernels by the rules: selfie bench --tune measures which are faster here)")
+                    .expect(INFALLIBLE);
             }
         }
         Err(_) => writeln!(text, "uses      nothing: what was asked for cannot be used").expect(INFALLIBLE),
@@ -161,7 +166,8 @@ fn as_json(
         },
         "uses": chosen.as_ref().ok().map(|chosen| {
             let [device, precision] = chosen.names();
-            json!({ "device": device, "precision": precision, "notes": chosen.notes })
+            let notes: Vec<_> = chosen.notes().collect();
+            json!({ "device": device, "precision": precision, "notes": notes, "table": chosen.table.as_ref().map(Table::about) })
         }),
         "kernels": kernels.map(|kernels| json!({ "files": kernels.files, "seconds": kernels.seconds })),
         "problem": chosen.as_ref().err().map(|error| format!("{error:#}")),

@@ -101,7 +101,7 @@ impl Trained {
 
     /// Says where it computes.
     pub fn introduce(&self) {
-        self.chosen.notes.iter().for_each(|note| self.reporter.say(note));
+        self.chosen.notes().for_each(|note| self.reporter.say(note));
     }
 
     /// Encodes some parts of data one after another; `each` gets the number of the part and an image of it. Gives the images

@@ -30,6 +30,8 @@ pub fn run(arguments: &args::Replay) -> anyhow::Result<Exit> {
     let path = file(&arguments.path)?;
     let args::Replay { device, precision, threads, .. } = arguments.clone();
     let chosen = device::choose(&Run { out: PathBuf::new(), device, precision, threads })?;
+    // By the kernels that the run's steps are taken by.
+    let chosen = chosen.for_run(path.parent().unwrap_or(Path::new("")));
     let text = chosen.run(Again { path: &path, as_json: arguments.json })?;
     screen::print(&text)?;
     Ok(Exit::Done)

@@ -2,10 +2,12 @@
 
 use serde_json::{Value, json};
 
+use crate::choices::Table;
 use crate::system::System;
 
-/// The machine and the program. `threads` are those that compute; 0 is as many as can run at once.
-pub fn environment(threads: usize) -> Value {
+/// The machine and the program. `threads` are those that compute; 0 is as many as can run at once. `table` is what chooses
+/// kernels beside the rules.
+pub fn environment(threads: usize, table: Option<&Table>) -> Value {
     let system = System::here();
     json!({
         "selfie": env!("CARGO_PKG_VERSION"),
@@ -18,5 +20,6 @@ pub fn environment(threads: usize) -> Value {
         "threads_limit": system.threads.source.to_string(),
         "memory_bytes": system.memory.as_ref().map(|memory| memory.most),
         "memory_limit": system.memory.as_ref().map(|memory| memory.source.to_string()),
+        "choices": table.map(Table::about),
     })
 }

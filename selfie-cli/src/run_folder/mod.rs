@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use selfie_model::durable::{self, Appender};
 
+use crate::choices::{self, Table};
 use crate::config::{Resolved, as_toml};
 use crate::exit::Problem;
 use crate::shell;
@@ -96,16 +97,21 @@ impl RunFolder {
 
     /// Whether a run was begun here.
     pub fn is_begun(&self) -> bool {
-        self.file("config.toml").is_file()
+        is_begun(&self.root)
     }
 
     /// Writes what is known before the first step.
     ///
     /// # Errors
     /// What the system refuses.
-    pub fn describe(&self, resolved: &Resolved, data: &serde_json::Value) -> anyhow::Result<()> {
+    pub fn describe(&self, resolved: &Resolved, data: &serde_json::Value, table: Option<&Table>) -> anyhow::Result<()> {
+        // Before what shows that the run is begun.
+        if let Some(table) = table {
+            self.write(choices::OF_A_RUN, table.as_toml().as_bytes())?;
+        }
+        let environment = environment(resolved.settings().run.threads, table);
         self.write("config.toml", as_toml(resolved).as_bytes())?;
-        self.write("env.json", format!("{:#}\n", environment(resolved.settings().run.threads)).as_bytes())?;
+        self.write("env.json", format!("{environment:#}\n").as_bytes())?;
         self.write("data.json", format!("{data:#}\n").as_bytes())?;
         Ok(Appender::open(self.file("command.txt"))?.push(&(shell::command_line() + "\n"))?)
     }
@@ -117,6 +123,11 @@ impl RunFolder {
     pub fn write(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
         Ok(durable::write_file(&self.file(name), bytes)?)
     }
+}
+
+/// Whether a run was begun in a folder.
+pub fn is_begun(root: &Path) -> bool {
+    root.join("config.toml").is_file()
 }
 
 /// The files of steps that were not finite in a run folder, oldest first.

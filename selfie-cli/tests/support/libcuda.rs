@@ -1,11 +1,13 @@
-//! A library that looks like a CUDA driver: memory is the host's, kernels do nothing. `tests/devices.rs` compiles it and
-//! tells it by `FAKE_CUDA` how to be broken, as `init=999,hang=context`.
+//! A library that looks like a CUDA driver: memory is the host's, kernels do nothing, by a clock of its own in a tick. `tests/devices.rs`
+//! compiles it and tells it by `FAKE_CUDA` how to be broken, as `init=999,hang=context`, or which kernels are slow: by
+//! `slow=narrow` those that have the word in their names.
 #![allow(non_snake_case, clippy::missing_safety_doc)]
 
 use std::alloc::{Layout, alloc_zeroed};
-use std::ffi::c_void;
+use std::ffi::{CStr, c_void};
 use std::ptr::{copy_nonoverlapping, null_mut, write_bytes};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// An answer of the driver; 0 is success.
 type Answer = i32;
@@ -51,6 +53,21 @@ unsafe fn get_stuck() {
         place if place.is_null() => {}
         place => unsafe { copy_nonoverlapping(words.as_ptr(), place, words.len()) },
     }
+}
+
+/// Ticks since the start: one for each kernel, more for a slow one. A recorded step is replayed in as many of these.
+static CLOCK: AtomicU64 = AtomicU64::new(0);
+const SLOW: u64 = 9;
+const TICK: Duration = Duration::from_micros(50);
+
+/// When the recording began, and then how long it was.
+static RECORDED: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes of what a step says of itself: loss, accuracy, norm, and whether they are finite, which `finite` claims.
+const METRICS: usize = 4 * size_of::<f32>();
+
+unsafe fn name_of<'a>(name: *const u8) -> &'a str {
+    unsafe { CStr::from_ptr(name.cast()) }.to_str().expect("names are plain")
 }
 
 macro_rules! driver {
@@ -122,9 +139,19 @@ driver! {
         unsafe { *status = 0 };
         DONE
     }
-    cuStreamBeginCapture_v2(_stream: Handle, _mode: u32) { DONE }
-    cuStreamEndCapture(_stream: Handle, graph: *mut Handle) { unsafe { give(graph) } }
-    cuEventCreate(event: *mut Handle, _flags: u32) { unsafe { give(event) } }
+    cuStreamBeginCapture_v2(_stream: Handle, _mode: u32) {
+        RECORDED.store(CLOCK.load(Ordering::Relaxed), Ordering::Relaxed);
+        DONE
+    }
+    cuStreamEndCapture(_stream: Handle, graph: *mut Handle) {
+        let began = RECORDED.load(Ordering::Relaxed);
+        RECORDED.store(CLOCK.load(Ordering::Relaxed) - began, Ordering::Relaxed);
+        unsafe { give(graph) }
+    }
+    cuEventCreate(event: *mut Handle, _flags: u32) {
+        unsafe { *event = Box::into_raw(Box::new(AtomicU64::new(0))).cast() };
+        DONE
+    }
     cuEventDestroy_v2(_event: Handle) { DONE }
     cuEventRecord(_event: Handle, _stream: Handle) { DONE }
     cuEventSynchronize(_event: Handle) { DONE }
@@ -145,7 +172,12 @@ driver! {
         }
         DONE
     }
-    cuModuleGetFunction(function: *mut Handle, _module: Handle, _name: *const u8) { unsafe { give(function) } }
+    cuModuleGetFunction(function: *mut Handle, _module: Handle, name: *const u8) {
+        // A function is known by its ticks.
+        let is_slow = told("slow").is_some_and(|word| unsafe { name_of(name) }.contains(&word));
+        unsafe { *function = (if is_slow { SLOW } else { 1 }) as Handle };
+        DONE
+    }
     cuModuleUnload(_module: Handle) { DONE }
     cuFuncGetAttribute(value: *mut i32, _which: i32, _function: Handle) {
         unsafe { *value = 0 };
@@ -153,15 +185,19 @@ driver! {
     }
     cuFuncSetAttribute(_function: Handle, _which: i32, _value: i32) { DONE }
     cuLaunchKernel(
-        _function: Handle, _grid_x: u32, _grid_y: u32, _grid_z: u32, _block_x: u32, _block_y: u32, _block_z: u32,
+        function: Handle, _grid_x: u32, _grid_y: u32, _grid_z: u32, _block_x: u32, _block_y: u32, _block_z: u32,
         _shared: u32, _stream: Handle, _arguments: *mut Handle, _extra: *mut Handle
     ) {
+        CLOCK.fetch_add(function as u64, Ordering::Relaxed);
         number("launch", DONE)
     }
     cuGraphInstantiateWithFlags(instance: *mut Handle, _graph: Handle, _flags: u64) { unsafe { give(instance) } }
     cuGraphLaunch(_instance: Handle, _stream: Handle) {
         if told("stuck").is_some() {
             unsafe { get_stuck() };
+        }
+        if told("slow").is_some() {
+            std::thread::sleep(TICK * RECORDED.load(Ordering::Relaxed) as u32);
         }
         number("replay", DONE)
     }
@@ -191,6 +227,9 @@ driver! {
     }
     cuMemcpyDtoHAsync_v2(to: *mut u8, from: u64, bytes: usize, _stream: Handle) {
         unsafe { copy_nonoverlapping(from as *const u8, to, bytes) };
+        if bytes == METRICS && told("finite").is_some() {
+            unsafe { to.cast::<f32>().add(3).write_unaligned(1.0) };
+        }
         DONE
     }
     cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, _stream: Handle) {
@@ -219,6 +258,20 @@ driver! {
         _swizzle: i32, _promotion: i32, _fill: i32
     ) {
         unsafe { write_bytes(map, 0, 128) };
+        DONE
+    }
+}
+
+// What only measurements need.
+
+driver! {
+    cuEventRecordWithFlags(event: Handle, _stream: Handle, _flags: u32) {
+        unsafe { &*event.cast::<AtomicU64>() }.store(CLOCK.load(Ordering::Relaxed), Ordering::Relaxed);
+        DONE
+    }
+    cuEventElapsedTime(milliseconds: *mut f32, from: Handle, to: Handle) {
+        let [from, to] = [from, to].map(|event| unsafe { &*event.cast::<AtomicU64>() }.load(Ordering::Relaxed));
+        unsafe { *milliseconds = (to - from) as f32 * TICK.as_secs_f32() * 1e3 };
         DONE
     }
 }

@@ -14,6 +14,8 @@ pub(crate) fn selfie(line: &str) -> Command {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SELFIE_")) {
         command.env_remove(name);
     }
+    // Where no tables of kernels are.
+    command.env("XDG_CACHE_HOME", concat!(env!("CARGO_BIN_EXE_selfie"), "-caches"));
     command.args(line.split_whitespace());
     command
 }

@@ -18,7 +18,7 @@ use crate::progress::Reporter;
 use crate::system::peak_bytes;
 
 /// Steps that don't count, first: a GPU loads its kernels in one, and records the second.
-const WARM_UP: usize = 2;
+pub const WARM_UP: usize = 2;
 /// Batches that may be made before anyone asks for them.
 const AHEAD: usize = 3;
 /// Parts of the time for the step, the whole run, the loader, and the step's passes; the rest is for building networks and
@@ -96,7 +96,8 @@ impl Subject<'_> {
         }
     }
 
-    fn build(&self) -> Build<'_> {
+    /// What is built.
+    pub fn build(&self) -> Build<'_> {
         Build { config: self.model, batch: self.batch, purpose: self.purpose(), seed: self.training.seed }
     }
 

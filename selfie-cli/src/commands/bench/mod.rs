@@ -4,6 +4,7 @@ mod ceilings;
 mod measure;
 mod report;
 mod trace;
+mod tune;
 mod yardstick;
 
 use std::path::Path;
@@ -20,6 +21,7 @@ use crate::progress::{Reporter, Voice};
 use crate::screen;
 use measure::{Measurement, Subject};
 use report::Report;
+use tune::Tuning;
 use yardstick::Yardstick;
 
 /// What is loaded unless something is given: no data are needed to see how fast a machine is.
@@ -53,12 +55,17 @@ pub fn run(arguments: &Bench) -> anyhow::Result<Exit> {
         seconds: Duration::from_secs(arguments.seconds),
     };
     let reporter = Reporter::new(Voice::Full);
+    if arguments.tune {
+        let tuned = Tuning::new(&subject, &chosen, &reporter)?.run()?;
+        screen::print(&if arguments.json { format!("{:#}\n", tuned.as_json()) } else { tuned.as_text() })?;
+        return Ok(Exit::Done);
+    }
     let mut yardstick = match &arguments.compare {
         None => None,
         // Before minutes are spent on what it is to be compared with.
         Some(python) => Some(Yardstick::start(python, &subject, &chosen, &settings.run)?),
     };
-    chosen.notes.iter().skip(1).for_each(|note| reporter.say(note));
+    chosen.notes().skip(1).for_each(|note| reporter.say(note));
     let found = chosen.run(Measurement { subject: &subject, yardstick: yardstick.as_mut(), reporter: &reporter })?;
     if let Some(path) = &arguments.trace {
         write_file(path, trace::of(&found).to_string().as_bytes())?;

@@ -260,7 +260,7 @@ fn percent(part: f64) -> String {
 }
 
 /// With three or more significant digits.
-fn significant(number: f64) -> String {
+pub fn significant(number: f64) -> String {
     match number.abs() {
         ..10.0 => format!("{number:.2}"),
         ..100.0 => format!("{number:.1}"),

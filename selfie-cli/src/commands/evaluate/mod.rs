@@ -90,7 +90,7 @@ fn measure(
     notes.into_iter().for_each(|note| reporter.warn(note));
     if !is_known {
         reporter.say(format!("data      {}, {} used", images.dataset.describe(), images.items.len()));
-        chosen.notes.iter().for_each(|note| reporter.say(note));
+        chosen.notes().for_each(|note| reporter.say(note));
     }
     let batch = settings.train.batch.min(images.items.len());
     let build = Build { config: &model, batch, purpose: Purpose::Evaluate, seed: 0 };

@@ -163,7 +163,8 @@ impl Making {
         };
         let folder = RunFolder::open(&out, &settings.data.path, NAME)?;
         log::to(&folder.file("log.txt"))?;
-        for note in chosen.notes.iter().chain(parts.notes.first()) {
+        let chosen = chosen.for_run(folder.root());
+        for note in chosen.notes().chain(parts.notes.first()) {
             reporter.say(note);
         }
         // Another process may have begun it meanwhile.
@@ -174,13 +175,13 @@ impl Making {
                 plan.check_weights(&inits, &out)?;
                 let notes = plan.check_unchanged(&resolved, &data)?;
                 notes.iter().for_each(|note| reporter.warn(note));
-                folder.describe(&resolved, &data)?;
+                folder.describe(&resolved, &data, chosen.table.as_ref())?;
                 reporter.say(format!("continuing {}", out.display()));
                 (plan, inits)
             }
             None => {
                 let plan = new.context("the plan was taken away meanwhile")?;
-                folder.describe(&resolved, &data)?;
+                folder.describe(&resolved, &data, chosen.table.as_ref())?;
                 plan.write(&out)?;
                 let inits = plan.arms.iter().map(|arm| arm.init.clone()).collect();
                 (plan, inits)

@@ -85,9 +85,14 @@ impl Contest {
     }
 }
 
-/// The times of one round, by pass and shape.
+/// A pass and a shape.
+type Key = (&'static str, String);
+/// The variants of one, and the seconds of each in some steps.
+type Times = (Vec<String>, Vec<Vec<f64>>);
+
+/// The times of one round.
 #[derive(Debug, Default)]
-struct Round(BTreeMap<(&'static str, String), (Vec<String>, Vec<Vec<f64>>)>);
+struct Round(BTreeMap<Key, Times>);
 
 impl Round {
     /// A step's calls.
@@ -120,7 +125,7 @@ impl Round {
 /// Rounds as contests, of what every round has a time for.
 fn contests(rounds: &[Round]) -> Vec<Contest> {
     let Some((first, _)) = rounds.split_first() else { return Vec::new() };
-    let contest = |(key, (variants, _)): (&(&'static str, String), &(Vec<String>, Vec<Vec<f64>>))| {
+    let contest = |(key, (variants, _)): (&Key, &Times)| {
         let times = |round: &Round| -> Option<Vec<f64>> {
             let (same, times) = round.0.get(key)?;
             (same == variants).then(|| times.iter().map(|times| middle(times)).collect())
@@ -351,8 +356,8 @@ mod tests {
         assert_eq!(contest(&[&[1.0, 0.5, 0.9], &[1.0, 1.01, 0.9], &[1.0, 0.5, 0.9]]).winner(), Some(2));
         // A machine that slows down from round to round slows both.
         assert_eq!(contest(&[&[1.0, 0.9], &[2.0, 1.8], &[4.0, 3.6]]).winner(), Some(1));
-        assert_eq!(contest(&[&[1.0, f64::INFINITY]; 3]).winner(), None, "never timed");
-        assert_eq!(contest(&[&[1.0]; 3]).winner(), None);
+        assert_eq!(contest(&[&[1.0, f64::INFINITY][..]; 3]).winner(), None, "never timed");
+        assert_eq!(contest(&[&[1.0][..]; 3]).winner(), None);
     }
 
     fn call(pass: &'static str, shape: &str, taken: usize, seconds: f64) -> Call {
@@ -381,7 +386,7 @@ mod tests {
     fn entries_of_other_shapes_stay_and_those_that_lost_go() {
         let place = Place { gpu: "G".into(), driver: "D".into(), selfie: "S".into() };
         let mut table = Table::empty(place);
-        let won = contest(&[&[1.0, 0.5]; 3]);
+        let won = contest(&[&[1.0, 0.5][..]; 3]);
         let other = Contest { shape: "bf16 8 x 2->3".into(), ..won.clone() };
         enter(&mut table, &[won.clone(), other.clone()]);
         assert_eq!(table.passes["gemm_forward"]["bf16 4 x 2->3"], "v1");

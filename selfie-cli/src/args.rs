@@ -390,7 +390,7 @@ pub struct Doctor {
 }
 
 const BENCH_HELP: &str = "\
-Nothing is written but the trace. Without --data, images are made up. What is printed:
+Nothing is written but the trace and the picture. Without --data, images are made up. What is printed:
   loader      images/s of reading, decoding, resizing and choosing crops, with nothing beside it
   step        images/s of training on batches that are there: each is brought to the device and augmented
   whole run   images/s of both together, as pretrain and finetune run
@@ -415,6 +415,7 @@ Examples:
   selfie bench --data photos/ --preset resnet50 --batch 64 --workers 4
   selfie bench finetune --data cifar-10-binary.tar.gz --device cuda --precision bf16 --json
   selfie bench --trace step.json                          a step, to look at on https://ui.perfetto.dev
+  selfie bench --roofline step.svg                        what is held back by the memory, and what by the products
   selfie bench --compare python                           in turns with the same steps in PyTorch";
 
 /// Flags of `bench`.
@@ -432,6 +433,9 @@ pub struct Bench {
     /// Write the fastest of the timed steps, pass by pass, in Chrome's trace format
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
+    /// Write a picture (SVG) of how near each pass with products comes to what the device can do
+    #[arg(long, value_name = "FILE")]
+    pub roofline: Option<PathBuf>,
     /// Take turns with the same network in PyTorch: `python`, or the path of a Python that has it
     #[arg(long, value_name = "PYTHON")]
     pub compare: Option<String>,

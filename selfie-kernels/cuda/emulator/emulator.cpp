@@ -190,15 +190,18 @@ struct Block {
   std::map<const void*, void*> arrays;  // shared ones
   u64 array_bytes = 0;
   void* dynamic = nullptr;
+  char* stacks = nullptr;  // of its threads
 
   Block(const EmuLaunch& launch, const Kernel& kernel, u64 seed, std::atomic<u32>& stuck_threads)
       : launch(launch), kernel(kernel), seed(seed), stuck_threads(stuck_threads), fibers(kernel.threads),
         warps(kernel.threads / 32), order(kernel.threads) {
     std::iota(order.begin(), order.end(), 0u);
   }
+  ~Block() { unmap_stacks(); }
 
   void run(u64 number);
-  void start_fibers(u64 number, char* stacks);
+  void unmap_stacks();
+  void start_fibers(u64 number);
   void end_fibers();
   bool run_ready_fibers();
   bool wake_polling_fibers();
@@ -347,7 +350,7 @@ bool Block::run_ready_fibers() {
   return any;
 }
 
-void Block::start_fibers(u64 number, char* stacks) {
+void Block::start_fibers(u64 number) {
   const u32* grid = launch.grid;
   Index block = {(u32)(number % grid[0]), (u32)(number / grid[0] % grid[1]), (u32)(number / grid[0] / grid[1])};
   for (u32 i = 0; i < fibers.size(); i++) {
@@ -385,6 +388,11 @@ void Block::end_fibers() {
   std::vector<char>().swap(ordered);
 }
 
+void Block::unmap_stacks() {
+  if (stacks) munmap(stacks, STACK_BYTES * kernel.threads);
+  stacks = nullptr;
+}
+
 char* map_stacks(u32 threads) {
   void* stacks = mmap(nullptr, STACK_BYTES * threads, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -393,8 +401,7 @@ char* map_stacks(u32 threads) {
 }
 
 void Block::run(u64 number) {
-  // Mapped anew for each block, as the sanitizer would take another block's use of the same stack for a race.
-  char* stacks = map_stacks(kernel.threads);
+  if (!stacks) stacks = map_stacks(kernel.threads);
   running = this;
   random = (seed + 1) * 0x9e3779b97f4a7c15ull ^ (number + 1) * 0xd1342543de82ef95ull;
   if (random == 0) random = 1;
@@ -402,7 +409,7 @@ void Block::run(u64 number) {
   Identity host = current_identity();
   identity = new_identity();
   become(identity);
-  start_fibers(number, stacks);
+  start_fibers(number);
   bool stuck = false;
   while (alive > 0 && !stuck)
     if (!run_ready_fibers() && !wake_polling_fibers() && !(stuck = tell_stuck())) report_deadlock();
@@ -411,7 +418,8 @@ void Block::run(u64 number) {
   acquire(&thread_ends);
   end_fibers();
   running = nullptr;
-  munmap(stacks, STACK_BYTES * kernel.threads);
+  // The thread sanitizer would take another block's use of the same stack for a race.
+  if (ONE_HOST_THREAD) unmap_stacks();
   release(&block_ends);
   become(host);
   end_identity(identity);

@@ -78,7 +78,8 @@ fn the_passes_add_up_to_the_step_and_the_trace_has_them() {
 
 /// Values of an attribute of all elements of a kind, in order.
 fn attributes(svg: &str, element: &str, attribute: &str) -> Vec<f64> {
-    let elements = svg.split(&format!("<{element} ")).skip(1);
+    let begin = format!("<{element} ");
+    let elements = svg.split(&begin).skip(1);
     let value = |text: &str| text.split_once(&format!(" {attribute}=\""))?.1.split('"').next()?.parse().ok();
     elements.filter_map(|text| value(&format!(" {text}"))).collect()
 }
@@ -93,8 +94,8 @@ fn the_roofline_has_every_shape_with_products() {
     let drawn: Vec<_> = shapes.iter().filter(|row| number(row, "/flops") > 0.0).collect();
     assert!(drawn.len() > 10 && drawn.len() < shapes.len(), "{found}");
     for row in &drawn {
-        let name =
-            format!("<title>{} {}: ", row["pass"].as_str().expect("a name"), row["shape"].as_str().expect("words"));
+        let [pass, shape] = ["pass", "shape"].map(|key| row[key].as_str().expect("words").replace('>', "&gt;"));
+        let name = format!("<title>{pass} {shape}: ");
         assert_eq!(svg.matches(&name).count(), 1, "{name} in {svg}");
     }
     // Circles of 5 units are the legend's.

@@ -436,8 +436,7 @@ impl Frame {
     fn is_plain(&self, scans: usize, colours: ColorTransform) -> bool {
         let factors: Vec<_> = self.components.iter().map(|component| component.factors).collect();
         let is_usual = match (colours, factors.as_slice()) {
-            (ColorTransform::Grayscale, [grey]) => *grey == [1, 1],
-            (ColorTransform::YCbCr, [luma, chroma @ ..]) => {
+            (ColorTransform::Grayscale | ColorTransform::YCbCr, [luma, chroma @ ..]) => {
                 luma.iter().all(|factor| *factor <= 2) && chroma.iter().all(|chroma| *chroma == [1, 1])
             }
             _ => false,

@@ -11,7 +11,7 @@ use crate::svg::{COLOURS, escaped};
 const INFALLIBLE: &str = "writing to a string cannot fail";
 
 /// Of the picture, and of the plot in it.
-const SIZE: [f64; 2] = [900.0, 620.0];
+const SIZE: [f64; 2] = [900.0, 730.0];
 const PLOT: [[f64; 2]; 2] = [[70.0, 870.0], [70.0, 480.0]];
 
 /// What passes are for; each a colour.
@@ -23,8 +23,8 @@ const KINDS: [&str; 5] = [
     "transformer, objective",
 ];
 
-/// Of them, these many that take longest are named in the picture.
-const NAMED: usize = 6;
+/// So many shapes, those that take longest, have a number in the picture and a line below it.
+const NUMBERED: usize = 6;
 
 fn kind(pass: &str) -> usize {
     match pass {
@@ -62,6 +62,11 @@ impl Axes {
         from + (to - from) * (value.log10() - low) / (high - low)
     }
 
+    fn point(&self, group: &Group) -> [f64; 2] {
+        let [intensity, rate] = point(group);
+        [self.place(0, intensity), self.place(1, rate)]
+    }
+
     fn decades(&self, axis: usize) -> impl Iterator<Item = f64> {
         let [low, high] = self.ends[axis];
         (low as i32..=high as i32).map(|power| 10f64.powi(power))
@@ -94,8 +99,11 @@ pub fn svg(found: &Found) -> String {
     );
     grid(&axes, &mut svg);
     roof(found, &axes, &mut svg);
-    for (rank, group) in shapes.iter().enumerate() {
-        circle(group, step, rank < NAMED, &axes, &mut svg);
+    for group in &shapes {
+        circle(group, step, &axes, &mut svg);
+    }
+    for (rank, group) in shapes.iter().take(NUMBERED).enumerate() {
+        number(rank, group, step, &axes, &mut svg);
     }
     legend(&shapes, &others, step, &mut svg);
     svg + "</svg>\n"
@@ -148,7 +156,7 @@ fn roof(found: &Found, axes: &Axes, svg: &mut String) {
     writeln!(
         svg,
         r##"<path d="M{x0:.1} {y0:.1}L{ridge:.1} {y:.1}H{right}" fill="none" stroke="#222222" stroke-width="1.6"/>
-<text x="{right}" y="{:.1}" text-anchor="end">{} (matrices)</text>
+<text x="{ridge:.1}" y="{:.1}">{} (matrices)</text>
 <text x="{:.1}" y="{:.1}" text-anchor="end">{} (memory)</text>"##,
         y - 8.0,
         quantity(flops, "F/s"),
@@ -159,25 +167,43 @@ fn roof(found: &Found, axes: &Axes, svg: &mut String) {
     .expect(INFALLIBLE);
 }
 
-fn circle(group: &Group, step: f64, is_named: bool, axes: &Axes, svg: &mut String) {
-    let ([intensity, rate], colour) = (point(group), COLOURS[1 + kind(group.pass)]);
-    let (x, y) = (axes.place(0, intensity), axes.place(1, rate));
-    let radius = (60.0 * (group.seconds / step).sqrt()).max(1.5);
-    let shape = escaped(group.shape.as_deref().unwrap_or_default());
-    writeln!(
-        svg,
-        r##"<circle cx="{x:.1}" cy="{y:.1}" r="{radius:.1}" fill="{colour}" fill-opacity="0.45" stroke="{colour}"><title>{} {shape}: {} ms, {} of the step, {}, {} of the roofline</title></circle>"##,
-        escaped(group.pass),
+/// A shape in words.
+fn told(group: &Group, step: f64) -> String {
+    let [_, rate] = point(group);
+    format!(
+        "{} {}: {} ms, {} of the step, {}, {} of the roofline",
+        group.pass,
+        group.shape.as_deref().unwrap_or_default(),
         significant(1e3 * group.seconds),
         percent(group.seconds / step),
         quantity(rate, "F/s"),
         percent(group.roofline())
     )
+}
+
+fn circle(group: &Group, step: f64, axes: &Axes, svg: &mut String) {
+    let ([x, y], colour) = (axes.point(group), COLOURS[1 + kind(group.pass)]);
+    let radius = (60.0 * (group.seconds / step).sqrt()).max(1.5);
+    writeln!(
+        svg,
+        r##"<circle cx="{x:.1}" cy="{y:.1}" r="{radius:.1}" fill="{colour}" fill-opacity="0.45" stroke="{colour}"><title>{}</title></circle>"##,
+        escaped(&told(group, step))
+    )
     .expect(INFALLIBLE);
-    if is_named {
-        writeln!(svg, r##"<text x="{x:.1}" y="{:.1}" text-anchor="middle" font-size="10">{shape}</text>"##, y + 3.0)
-            .expect(INFALLIBLE);
-    }
+}
+
+/// The number of a shape, in its circle and before its line.
+fn number(rank: usize, group: &Group, step: f64, axes: &Axes, svg: &mut String) {
+    let ([x, y], number) = (axes.point(group), rank + 1);
+    writeln!(
+        svg,
+        r##"<text x="{x:.1}" y="{:.1}" text-anchor="middle" font-weight="bold">{number}</text><text x="{}" y="{}">{number}&#160;&#160;{}</text>"##,
+        y + 4.0,
+        PLOT[0][0],
+        PLOT[1][1] + 140.0 + 18.0 * rank as f64,
+        escaped(&told(group, step))
+    )
+    .expect(INFALLIBLE);
 }
 
 /// What the colours mean, and what is not in the picture.

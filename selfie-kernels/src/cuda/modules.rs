@@ -62,6 +62,7 @@ const HOPPER_MODULES: &[Module] = for_hopper![
     "gemm_sm90",
     "norm_relu_conv_backward_data_sm90",
     "norm_relu_conv_forward_sm90",
+    "stem_pool_sm90",
 ];
 /// Those of the wrappers' own tests.
 #[cfg(test)]

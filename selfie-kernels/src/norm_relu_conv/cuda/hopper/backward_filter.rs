@@ -415,10 +415,10 @@ mod tests {
     fn strips_of_a_resnet() {
         use StripKernel::{NineTaps, ThreeTaps};
         assert_eq!(plan(256, 56, [64, 64], 1), (NineTaps, [28, 8], [132; 3]));
-        assert_eq!(plan(256, 28, [128, 128], 1), (ThreeTaps, [14, 8], [43, 46, 43]));
+        assert_eq!(plan(256, 28, [128, 128], 1), (ThreeTaps, [14, 8], [43, 45, 44]));
         assert_eq!(plan(256, 14, [256, 256], 1), (ThreeTaps, [14, 8], [11, 11, 11]));
         assert_eq!(plan(256, 7, [512, 512], 1), (NineTaps, [7, 32], [2; 3]));
-        assert_eq!(plan(256, 56, [128, 128], 2), (ThreeTaps, [14, 8], [44, 44, 44]));
+        assert_eq!(plan(256, 56, [128, 128], 2), (ThreeTaps, [14, 8], [43, 44, 45]));
         assert_eq!(plan(256, 28, [256, 256], 2), (ThreeTaps, [14, 8], [11, 11, 11]));
         assert_eq!(plan(256, 14, [512, 512], 2), (NineTaps, [7, 16], [2; 3]));
     }
@@ -429,9 +429,9 @@ mod tests {
         use StripKernel::{NineTaps, ThreeTaps};
         assert_eq!(plan(8192, 8, [64, 64], 1), (NineTaps, [8, 32], [132; 3]));
         assert_eq!(plan(8192, 8, [128, 128], 2), (ThreeTaps, [4, 16], [36, 48, 48]));
-        assert_eq!(plan(8192, 4, [128, 128], 1), (ThreeTaps, [4, 32], [40, 52, 40]));
+        assert_eq!(plan(8192, 4, [128, 128], 1), (ThreeTaps, [4, 32], [39, 52, 41]));
         assert_eq!(plan(8192, 4, [256, 256], 2), (ThreeTaps, [2, 32], [7, 13, 13]));
-        assert_eq!(plan(8192, 2, [256, 256], 1), (ThreeTaps, [2, 64], [8, 17, 8]));
+        assert_eq!(plan(8192, 2, [256, 256], 1), (ThreeTaps, [2, 64], [8, 16, 9]));
     }
 
     /// Those of the cases that the operation's tests run, on the emulated device's multiprocessors.

@@ -390,7 +390,7 @@ pub struct Doctor {
 }
 
 const BENCH_HELP: &str = "\
-Nothing is written but the trace, or the table of --tune. Without --data, images are made up. What is printed:
+Nothing is written but the trace, the picture, or the table of --tune. Without --data, images are made up. What is printed:
   loader      images/s of reading, decoding, resizing and choosing crops, with nothing beside it
   step        images/s of training on batches that are there: each is brought to the device and augmented
   whole run   images/s of both together, as pretrain and finetune run
@@ -423,6 +423,7 @@ Examples:
   selfie bench finetune --data cifar-10-binary.tar.gz --device cuda --precision bf16 --json
   selfie bench --trace step.json                          a step, to look at on https://ui.perfetto.dev
   selfie bench --tune --preset resnet50 --batch 256       the fastest kernels here, for later trainings
+  selfie bench --roofline step.svg                        what is held back by the memory, and what by the products
   selfie bench --compare python                           in turns with the same steps in PyTorch";
 
 /// Flags of `bench`.
@@ -442,8 +443,11 @@ pub struct Bench {
     pub trace: Option<PathBuf>,
     /// Instead of all that: time every kernel that could do a pass of this step on this GPU, and keep a table of those that
     /// are faster than what the program would choose
-    #[arg(long, conflicts_with_all = ["trace", "compare"])]
+    #[arg(long, conflicts_with_all = ["trace", "roofline", "compare"])]
     pub tune: bool,
+    /// Write a picture (SVG) of how near each pass with products comes to what the device can do
+    #[arg(long, value_name = "FILE")]
+    pub roofline: Option<PathBuf>,
     /// Take turns with the same network in PyTorch: `python`, or the path of a Python that has it
     #[arg(long, value_name = "PYTHON")]
     pub compare: Option<String>,

@@ -76,6 +76,51 @@ fn the_passes_add_up_to_the_step_and_the_trace_has_them() {
     assert!((passed - number(step, "/dur")).abs() < 1e-3, "{step} ends at {passed}");
 }
 
+/// Values of an attribute of all elements of a kind, in order.
+fn attributes(svg: &str, element: &str, attribute: &str) -> Vec<f64> {
+    let begin = format!("<{element} ");
+    let elements = svg.split(&begin).skip(1);
+    let value = |text: &str| text.split_once(&format!(" {attribute}=\""))?.1.split('"').next()?.parse().ok();
+    elements.filter_map(|text| value(&format!(" {text}"))).collect()
+}
+
+#[test]
+fn the_roofline_has_every_shape_with_products() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("step.svg");
+    let found = bench(&format!("--json --roofline {}", text(&file))).json();
+    let svg = fs::read_to_string(&file).expect("written");
+    let shapes = found["shapes"].as_array().expect("a list");
+    let drawn: Vec<_> = shapes.iter().filter(|row| number(row, "/flops") > 0.0).collect();
+    assert!(drawn.len() > 10 && drawn.len() < shapes.len(), "{found}");
+    for row in &drawn {
+        let [pass, shape] = ["pass", "shape"].map(|key| row[key].as_str().expect("words").replace('>', "&gt;"));
+        let name = format!("<title>{pass} {shape}: ");
+        assert_eq!(svg.matches(&name).count(), 1, "{name} in {svg}");
+    }
+    // Circles of 5 units are the legend's.
+    let radii = attributes(&svg, "circle", "r");
+    let [x, y] = ["cx", "cy"].map(|name| attributes(&svg, "circle", name));
+    let of_shapes = |values: Vec<f64>| values.into_iter().take(drawn.len()).collect::<Vec<_>>();
+    let (x, y, radii) = (of_shapes(x), of_shapes(y), of_shapes(radii));
+    assert!(x.iter().all(|x| (70.0..=870.0).contains(x)) && y.iter().all(|y| (70.0..=480.0).contains(y)), "{svg}");
+    // What takes longer is larger; a decade is as wide everywhere.
+    assert!(radii.is_sorted_by(|a, b| a >= b), "{radii:?}");
+    let axes = [(&x, "flops", "bytes"), (&y, "flops", "seconds")];
+    for (places, of, by) in axes {
+        let decades: Vec<f64> =
+            drawn.iter().map(|row| (number(row, &format!("/{of}")) / number(row, &format!("/{by}"))).log10()).collect();
+        let far = (1..decades.len())
+            .max_by(|&a, &b| (decades[a] - decades[0]).abs().total_cmp(&(decades[b] - decades[0]).abs()));
+        let far = far.expect("several shapes");
+        let decade = (places[far] - places[0]) / (decades[far] - decades[0]);
+        for (place, value) in places.iter().zip(&decades) {
+            let expected = places[0] + decade * (value - decades[0]);
+            assert!((place - expected).abs() < 0.2, "{place}, where {expected} is {of} by {by}");
+        }
+    }
+}
+
 #[test]
 fn every_task_is_told_of_on_80_columns() {
     for (task, words) in [
@@ -102,6 +147,7 @@ fn what_cannot_be_measured_is_said_before() {
     fails("bench --tune --device cpu", 2, &["--tune", "takes a GPU"]);
     fails("bench --tune --trace step.json", 2, &["--tune", "--trace"]);
     fails("bench --trace nowhere/step.json", 2, &["nowhere/step.json", "--trace"]);
+    fails("bench --roofline nowhere/step.svg", 2, &["nowhere/step.svg", "--roofline"]);
     fails("bench --data nowhere", 3, &["nowhere"]);
     fails("bench --preset tiny --image-size 36", 2, &["model.patch_size"]);
     fails("bench --compare python --set model.heads=2", 2, &["--compare", "heads"]);

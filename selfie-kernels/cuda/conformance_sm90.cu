@@ -291,3 +291,78 @@ DEV void multiply_registers(const WgmmaArgs& args, const char* bytes) {
 PRODUCTS(64)
 PRODUCTS(128)
 PRODUCTS(256)
+
+// The same with operands that are not swizzled: element (i, k) of one is at byte at + k / 8 * run + i / 8 * group of the image,
+// and from there row * 16 + column * 2, the row being i % 8 and the column k % 8 where K is contiguous, else the other way
+// round. `bytes` of the image; a begins it. Dynamic shared memory: bytes.
+struct PlainWgmmaArgs {
+  const u32* image;
+  const u16* a;
+  float* d;
+  u32 bytes, a_run, a_group, b_at, b_run, b_group;
+};
+DEV u32 load_plain_image(const PlainWgmmaArgs& args, const char* bytes) {
+  const u32 base = shared_address(bytes);
+  for (u32 i = threadIdx.x; i < args.bytes / 4; i += 128) store_shared(base + i * 4, args.image[i]);
+  fence_async();
+  __syncthreads();
+  return base;
+}
+KERNEL(conformance_wgmma_112_plain, PlainWgmmaArgs, 128, 1) {
+  DYN_SHARED(bytes);
+  const u32 base = load_plain_image(args, bytes);
+  float sums[56];
+#pragma unroll
+  for (int i = 0; i < 56; i++) sums[i] = 7.0f;
+#pragma unroll
+  for (int k = 0; k < 4; k++) {
+    wgmma_hold(sums);
+    wgmma_fence();
+    wgmma<Major::K, Major::K>(sums, wgmma_operand_plain(base + 2 * k * args.a_run, args.a_run, args.a_group),
+                              wgmma_operand_plain(base + args.b_at + 2 * k * args.b_run, args.b_run, args.b_group),
+                              k == 0 ? Start::Zero : Start::Continue);
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_hold(sums);
+  }
+  store_sums<112>(args.d, sums);
+}
+KERNEL(conformance_wgmma_56_plain, PlainWgmmaArgs, 128, 1) {
+  DYN_SHARED(bytes);
+  const u32 base = load_plain_image(args, bytes);
+  float sums[28];
+#pragma unroll
+  for (int i = 0; i < 28; i++) sums[i] = 7.0f;
+#pragma unroll
+  for (int k = 0; k < 4; k++) {
+    u32 a[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      int row = warp() * 16 + lane() / 4 + i % 2 * 8, column = k * 16 + lane() % 4 * 2 + i / 2 * 8;
+      a[i] = args.a[row * 64 + column] | (u32)args.a[row * 64 + column + 1] << 16;
+    }
+    wgmma_hold(sums);
+    wgmma_fence();
+    wgmma<Major::Other>(sums, a, wgmma_operand_plain(base + args.b_at + 2 * k * args.b_run, args.b_run, args.b_group),
+                        k == 0 ? Start::Zero : Start::Continue);
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_hold(sums);
+  }
+  store_sums<56>(args.d, sums);
+}
+
+// Of pairs x [n] and y [n] of 16-bit numbers: sum and larger one as bf16, smaller one as integers, and the signs of x.
+struct PairsArgs {
+  const u32 *x, *y;
+  u32 *sum, *larger, *smaller, *signs;
+  u64 n;
+};
+KERNEL(conformance_pairs, PairsArgs, 128, 1) {
+  for (u32 i = threadIdx.x; i < args.n; i += 128) {
+    args.sum[i] = add_bf16x2(args.x[i], args.y[i]);
+    args.larger[i] = max_nan_bf16x2(args.x[i], args.y[i]);
+    args.smaller[i] = min_u16x2(args.x[i], args.y[i]);
+    args.signs[i] = spread_signs(args.x[i]);
+  }
+}

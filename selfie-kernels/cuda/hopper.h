@@ -171,6 +171,33 @@ DEV void stmatrix_x4_trans_at(u32 row, const u32 (&r)[4]) {
                : "memory");
 }
 
+// ---- Two 16-bit numbers in a word, each half for itself.
+
+// Of bf16: the sum, to the nearest; with zero the number itself, but +0 for -0. A NaN is 0x7fff.
+DEV u32 add_bf16x2(u32 a, u32 b) {
+  u32 r;
+  asm("add.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+// The larger one, 0x7fff if either is a NaN.
+DEV u32 max_nan_bf16x2(u32 a, u32 b) {
+  u32 r;
+  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+// Of unsigned integers: the smaller one.
+DEV u32 min_u16x2(u32 a, u32 b) {
+  u32 r;
+  asm("min.u16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+// All bits of a half are its highest one.
+DEV u32 spread_signs(u32 v) {
+  u32 r;
+  asm("prmt.b32 %0, %1, 0, 0xbb99;" : "=r"(r) : "r"(v));
+  return r;
+}
+
 // ---- Registers of a warpgroup, and launches that overlap.
 
 template <int N>
@@ -204,12 +231,26 @@ DEV void wgmma_hold(float (&d)[N]) {
   for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
+// Keeps it from writing operands in registers anew before a wait that stands here.
+template <int N>
+DEV void wgmma_hold(const u32 (&a)[N][4]) {
+#pragma unroll
+  for (int i = 0; i < N; i++) asm volatile("" ::"r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]) : "memory");
+}
+
 // Operands of the inline assembly: the sums come first, then a, b, what is added to, and the orders of a and b.
+#define SUMS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define SUMS_8(i) \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define SUMS_32(i) SUMS_8(i), SUMS_8(i + 8), SUMS_8(i + 16), SUMS_8(i + 24)
+#define SUMS_28 SUMS_8(0), SUMS_8(8), SUMS_8(16), SUMS_4(24)
+#define SUMS_56 SUMS_32(0), SUMS_8(32), SUMS_8(40), SUMS_8(48)
 #define SUMS_64 SUMS_32(0), SUMS_32(32)
 #define SUMS_128 SUMS_32(0), SUMS_32(32), SUMS_32(64), SUMS_32(96)
+#define NAMES_28 \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27"
+#define NAMES_56 \
+  NAMES_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55"
 #define NAMES_32 \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," \
   "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
@@ -238,6 +279,8 @@ DEV void wgmma_hold(float (&d)[N]) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((u32)start),                    \
                    "n"((int)B));                                                                              \
   }
+DEFINE_WGMMA(56, 28, NAMES_28, SUMS_28, 28, 29, 30, 31, 32, 33, 34)
+DEFINE_WGMMA(112, 56, NAMES_56, SUMS_56, 56, 57, 58, 59, 60, 61, 62)
 DEFINE_WGMMA(64, 32, NAMES_32, SUMS_32(0), 32, 33, 34, 35, 36, 37, 38)
 DEFINE_WGMMA(128, 64, NAMES_64, SUMS_64, 64, 65, 66, 67, 68, 69, 70)
 DEFINE_WGMMA(256, 128, NAMES_128, SUMS_128, 128, 129, 130, 131, 132, 133, 134)
@@ -251,6 +294,10 @@ DEFINE_WGMMA(256, 128, NAMES_128, SUMS_128, 128, 129, 130, 131, 132, 133, 134)
 DEV u64 wgmma_operand(u32 at, u32 run, u32 group) {
   return (u64)((at & 0x3ffff) >> 4) | (u64)(run >> 4) << 16 | (u64)(group >> 4) << 32 | 1ull << 62;
 }
+// Without swizzle: blocks of 8 by 8 elements, 128 bytes, of which each row of 8 of the contiguous index is 16 bytes; `run` is
+// the step from one 8 of k to the next, `group` that from one 8 of the other index to the next. Blocks may overlap, and begin
+// at any multiple of 16.
+DEV u64 wgmma_operand_plain(u32 at, u32 run, u32 group) { return wgmma_operand(at, run, group) & ~(1ull << 62); }
 DEV u64 wgmma_operand_k(u32 at) { return wgmma_operand(at, 16, 1024); }
 DEV u64 wgmma_operand_other(u32 at, u32 run) { return wgmma_operand(at, run, 1024); }
 // The same operand so many bytes on.

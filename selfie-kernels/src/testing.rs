@@ -65,6 +65,10 @@ pub(crate) trait TestDevice: Memory {
     fn get() -> &'static Self;
     /// One that no other test has: for those that record work, beside which nothing else may be queued.
     fn own() -> Self;
+    /// One of its own on which sums are cut into more parts than on the one that tests share, where that can be had.
+    fn larger() -> Self {
+        Self::own()
+    }
     /// How many of a property test's cases are run, of those that a CPU runs.
     fn cases(cases: u32) -> u32;
     /// What operands of products are rounded to, as the distance from 1 to the next number; 0 if they are not.
@@ -116,6 +120,11 @@ impl TestDevice for Cuda {
             Ok(number) => device.with_choices(Choices::Number(number.parse().expect("a number")), drop),
             Err(_) => device,
         }
+    }
+
+    fn larger() -> Self {
+        std::env::var_os("SELFIE_EMULATOR")
+            .map_or_else(Self::own, |library| Self::emulated_of(library.as_ref(), 7).expect("the emulator loads"))
     }
 
     /// Emulation is slow, and each case takes a GPU several transfers.

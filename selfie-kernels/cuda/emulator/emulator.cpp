@@ -425,6 +425,9 @@ void Block::run(u64 number) {
   end_identity(identity);
 }
 
+// One name of a file is usually one string.
+bool is_same(Site a, Site b) { return a.line == b.line && (a.file == b.file || strcmp(a.file, b.file) == 0); }
+
 // Does `work` once all lanes of the warp are here; `Order::Memory` where the collective orders their accesses as well.
 enum class Order { Nothing, Memory };
 template <class Work>
@@ -435,7 +438,7 @@ void warp_collective(u32 mask, Site site, void* slot, Order order, Work work) {
   if (mask != 0xffffffffu) fail("a warp collective with mask %08x: only whole warps are emulated", mask);
   if (warp.arrived == 0) {
     warp.site = site;
-  } else if (warp.site.line != site.line || strcmp(warp.site.file, site.file) != 0) {
+  } else if (!is_same(warp.site, site)) {
     fail("a warp diverges: lanes %08x are at the collective of %s:%d, this one at %s:%d", warp.arrived, warp.site.file,
          warp.site.line, site.file, site.line);
   }
@@ -466,7 +469,7 @@ void block_barrier(Site site) {
   Block& block = *running;
   if (block.at_barrier == 0) {
     block.barrier_site = site;
-  } else if (block.barrier_site.line != site.line || strcmp(block.barrier_site.file, site.file) != 0) {
+  } else if (!is_same(block.barrier_site, site)) {
     fail("a block diverges: %u threads are at the barrier of %s:%d, this one at %s:%d", block.at_barrier,
          block.barrier_site.file, block.barrier_site.line, site.file, site.line);
   }

@@ -57,8 +57,12 @@ static inline float element_at(u32 address) {
   return bit_cast<float>((u32)bits << 16);
 }
 static inline float wgmma_element(u64 operand, bool other, int i, int k) {
-  if (operand >> 62 != 1) fail("an operand of wgmma that is not swizzled by 128 bytes");
   u32 start = (u32)(operand & 0x3fff) << 4, run = (u32)(operand >> 16 & 0x3fff) << 4, group = (u32)(operand >> 32 & 0x3fff) << 4;
+  if (operand >> 62 == 0) {
+    int row = other ? k % 8 : i % 8, column = other ? i % 8 : k % 8;
+    return element_at(start + k / 8 * run + i / 8 * group + row * 16 + column * 2);
+  }
+  if (operand >> 62 != 1) fail("an operand of wgmma that is swizzled by less than 128 bytes");
   u32 address = other ? start + i / 64 * run + k / 8 * group + k % 8 * 128 + i % 64 * 2
                       : start + i / 8 * group + i % 8 * 128 + k * 2;
   return element_at(swizzle(address));
@@ -260,6 +264,26 @@ DEV void stmatrix_x4_trans_at(u32 row, const u32 (&r)[4], emu::Site site = EMU_H
     }
 }
 
+namespace emu {
+template <class F>
+static inline u32 each_half(u32 a, u32 b, F f) {
+  return (u32)(u16)f((u16)a, (u16)b) | (u32)(u16)f((u16)(a >> 16), (u16)(b >> 16)) << 16;
+}
+static inline float half_to_float(u16 bits) { return bit_cast<float>((u32)bits << 16); }
+}  // namespace emu
+DEV u32 add_bf16x2(u32 a, u32 b) {
+  return emu::each_half(a, b, [](u16 a, u16 b) { return float_to_bf16(emu::half_to_float(a) + emu::half_to_float(b)).bits; });
+}
+DEV u32 max_nan_bf16x2(u32 a, u32 b) {
+  return emu::each_half(a, b, [](u16 a, u16 b) { return float_to_bf16(max_nan(emu::half_to_float(a), emu::half_to_float(b))).bits; });
+}
+DEV u32 min_u16x2(u32 a, u32 b) {
+  return emu::each_half(a, b, [](u16 a, u16 b) { return a < b ? a : b; });
+}
+DEV u32 spread_signs(u32 v) {
+  return emu::each_half(v, v, [](u16 v, u16) { return v >> 15 != 0 ? 0xffff : 0; });
+}
+
 template <int N>
 DEV void registers_give() {}
 template <int N>
@@ -279,14 +303,19 @@ DEV void wgmma_wait(emu::Site site = EMU_HERE) {
 }
 template <int N>
 DEV void wgmma_hold(float (&)[N]) {}
+template <int N>
+DEV void wgmma_hold(const u32 (&)[N][4]) {}
+namespace emu {
+constexpr bool has_columns(int n) { return n == 56 || n == 64 || n == 112 || n == 128 || n == 256; }
+}  // namespace emu
 template <Major A, Major B, int HALF>
 DEV void wgmma(float (&d)[HALF], u64 a, u64 b, Start start) {
-  static_assert(HALF == 32 || HALF == 64 || HALF == 128, "64, 128 or 256 columns");
+  static_assert(emu::has_columns(HALF * 2), "56, 64, 112, 128 or 256 columns");
   emu::begin_wgmma({d, HALF * 2, a, b, false, A == Major::Other, B == Major::Other, start == Start::Zero, {}, 0});
 }
 template <Major B, int HALF>
 DEV void wgmma(float (&d)[HALF], const u32 (&a)[4], u64 b, Start start, emu::Site site = EMU_HERE) {
-  static_assert(HALF == 32 || HALF == 64 || HALF == 128, "64, 128 or 256 columns");
+  static_assert(emu::has_columns(HALF * 2), "56, 64, 112, 128 or 256 columns");
   emu::Wgmma product = {d, HALF * 2, 0, b, true, false, B == Major::Other, start == Start::Zero, {}, 0};
   // Four lanes share a row: lane t of them has columns 2t, + 1 and 2t + 8, + 9, of rows l / 4 and l / 4 + 8.
   int lane = threadIdx.x % 32;

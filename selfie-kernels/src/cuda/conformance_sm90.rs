@@ -120,8 +120,19 @@ fn check_products(n: usize, name: &str, a_major: Major, b_major: Major) {
     let kernel = format!("conformance_wgmma_{n}_{name}");
     let args = Arguments([at(&image_in), at(&a_in), to(&mut d)]);
     run(MODULE, &kernel, block(128, 8192 + n * 128), &args);
-    for (i, d) in read(&d).into_iter().enumerate() {
-        let terms = (0..64).map(|k| a[i / n * 64 + k].to_f64() * b[k * n + i % n].to_f64());
+    assert_products(&kernel, n, &read(&d), |row, k| a[row * 64 + k].to_f64(), |k, column| b[k * n + column].to_f64());
+}
+
+/// That `d` is the product of 64 x 64 and 64 x `n`.
+fn assert_products(
+    kernel: &str,
+    n: usize,
+    d: &[f32],
+    a: impl Fn(usize, usize) -> f64,
+    b: impl Fn(usize, usize) -> f64,
+) {
+    for (i, &d) in d.iter().enumerate() {
+        let terms = (0..64).map(|k| a(i / n, k) * b(k, i % n));
         let (exact, magnitude) = terms.fold((0.0, 0.0), |(sum, all), term| (sum + term, all + term.abs()));
         let bound = 128.0 * f64::from(f32::EPSILON) * magnitude;
         assert!((f64::from(d) - exact).abs() <= bound, "{kernel}, element {i}: {d}, expected {exact}");
@@ -139,6 +150,134 @@ fn products_of_a_warpgroup() {
         check_products(n, "registers_k", Major::K, Major::K);
         check_products(n, "registers_other", Major::K, Major::Other);
     }
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::NoUninit)]
+struct PlainProductArgs {
+    image: Address,
+    a: Address,
+    d: Address,
+    bytes: u32,
+    a_run: u32,
+    a_group: u32,
+    b_at: u32,
+    b_run: u32,
+    b_group: u32,
+}
+
+/// Where element (i, k) of an operand that is not swizzled lies, from its start.
+fn plain_place(major: Major, [run, group]: [usize; 2], i: usize, k: usize) -> usize {
+    let [row, column] = if major == Major::K { [i % 8, k % 8] } else { [k % 8, i % 8] };
+    k / 8 * run + i / 8 * group + row * 16 + column * 2
+}
+
+#[test]
+#[ignore = "takes a CUDA device, or the emulator"]
+fn products_of_operands_without_swizzle() {
+    const A: [usize; 2] = [1024, 128];
+    const B_AT: usize = 8192 + 48;
+    // Block by block; and blocks that overlap, as windows of a line of pixels do.
+    let cases = [
+        (112, Major::K, [14 * 128, 128]),
+        (112, Major::K, [16, 176]),
+        (112, Major::K, [144, 304]),
+        (56, Major::Other, [128, 1024]),
+        (56, Major::Other, [176, 2464]),
+    ];
+    for (n, major, b_steps) in cases {
+        let kernel = format!("conformance_wgmma_{n}_plain");
+        let bytes = (B_AT + plain_place(major, b_steps, n - 1, 63) + 128).next_multiple_of(4);
+        let mut draws = Draws::new(n as u64);
+        let (image, rows) = (draws.values::<bf16>(bytes / 2), draws.values::<bf16>(64 * 64));
+        let (image_in, a_in, mut d) = (input(&image), input(&rows), output::<f32>(64 * n));
+        let [a_run, a_group, b_at, b_run, b_group] = [A[0], A[1], B_AT, b_steps[0], b_steps[1]].map(|x| x as u32);
+        let args = PlainProductArgs {
+            image: at(&image_in),
+            a: at(&a_in),
+            d: to(&mut d),
+            bytes: bytes as u32,
+            a_run,
+            a_group,
+            b_at,
+            b_run,
+            b_group,
+        };
+        run(MODULE, &kernel, block(128, bytes), &args);
+        let a = |row: usize, k: usize| match n {
+            112 => image[plain_place(Major::K, A, row, k) / 2].to_f64(),
+            _ => rows[row * 64 + k].to_f64(),
+        };
+        let b = |k: usize, column: usize| image[(B_AT + plain_place(major, b_steps, column, k)) / 2].to_f64();
+        assert_products(&format!("{kernel}, steps {b_steps:?}"), n, &read(&d), a, b);
+    }
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::NoUninit)]
+struct PairsArgs {
+    x: Address,
+    y: Address,
+    sum: Address,
+    larger: Address,
+    smaller: Address,
+    signs: Address,
+    n: u64,
+}
+
+fn number_of(bits: u16) -> f64 {
+    bf16::from_bits(bits).to_f64()
+}
+
+/// As bf16 is stored by what knows one NaN.
+fn canonical(value: f64) -> u16 {
+    if value.is_nan() { 0x7fff } else { bf16::from_f64(value).to_bits() }
+}
+
+#[test]
+#[ignore = "takes a CUDA device, or the emulator"]
+fn pairs_of_numbers() {
+    // Zeros, infinities, the least numbers and NaN of both signs; ordinary ones; sums that round to even.
+    const HALVES: [u16; 16] = [
+        0x0000, 0x8000, 0x7f80, 0xff80, 0x7fff, 0xffc1, 0x0001, 0x8001, 0x3f80, 0xbf80, 0x3b80, 0x3b81, 0x4049, 0xc2f7,
+        0x7f7f, 0x00ff,
+    ];
+    let pairs = || HALVES.into_iter().flat_map(|x| HALVES.map(|y| (x, y)));
+    let of_halves =
+        |halves: Vec<u16>| halves.chunks(2).map(|pair| u32::from(pair[0]) | u32::from(pair[1]) << 16).collect();
+    let x: Vec<u32> = of_halves(pairs().map(|pair| pair.0).collect());
+    let y: Vec<u32> = of_halves(pairs().map(|pair| pair.1).collect());
+    let (x_in, y_in, n) = (input(&x), input(&y), x.len());
+    let [mut sum, mut larger, mut smaller, mut signs] = [(); 4].map(|()| output::<u32>(n));
+    let args = PairsArgs {
+        x: at(&x_in),
+        y: at(&y_in),
+        sum: to(&mut sum),
+        larger: to(&mut larger),
+        smaller: to(&mut smaller),
+        signs: to(&mut signs),
+        n: n as u64,
+    };
+    run(MODULE, "conformance_pairs", block(128, 0), &args);
+    let expect = |what: &str, got: Vec<u32>, of_pair: fn(u16, u16) -> u16| {
+        let want: Vec<u32> = of_halves(pairs().map(|(x, y)| of_pair(x, y)).collect());
+        for (i, (got, want)) in got.into_iter().zip(want).enumerate() {
+            assert_eq!(got, want, "{what} of {:08x} and {:08x}: {got:08x}, expected {want:08x}", x[i], y[i]);
+        }
+    };
+    expect("the sum", read(&sum), |x, y| canonical(number_of(x) + number_of(y)));
+    expect("the larger one", read(&larger), |x, y| {
+        let (a, b) = (number_of(x), number_of(y));
+        if a.is_nan() || b.is_nan() {
+            0x7fff
+        } else if a > b || (a == b && a.is_sign_positive()) {
+            x
+        } else {
+            y
+        }
+    });
+    expect("the smaller one", read(&smaller), std::cmp::min);
+    expect("the signs", read(&signs), |x, _| if x >> 15 == 1 { 0xffff } else { 0 });
 }
 
 /// Of a tensor without gaps.

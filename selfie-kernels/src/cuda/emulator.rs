@@ -153,7 +153,7 @@ fn emulated() -> Result<(u32, usize)> {
 
 impl Emulator {
     /// Loads the library that `cuda/emulator/build` made.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path, multiprocessors: usize) -> Result<Self> {
         // SAFETY: the library is the project's own build; loading it runs nothing but its C++ runtime's initialisation.
         let library = unsafe { Library::new(path) }
             .map_err(|e| Error::Device { device: "the emulator".into(), reason: format!("{}: {e}", path.display()) })?;
@@ -161,11 +161,10 @@ impl Emulator {
         let facts = Facts {
             name: "emulated GPU".into(),
             capability,
-            // Few, so that small shapes are cut as large ones are on a GPU.
-            multiprocessors: 3,
+            multiprocessors,
             memory_bytes: usize::MAX,
             shared_bytes,
-            // Little, for the same reason.
+            // Little, so that small shapes are cut as large ones are on a GPU.
             l2_bytes: 256 << 10,
             hopper: capability == 90,
         };

@@ -103,7 +103,14 @@ impl Cuda {
     /// [`crate::Error::Device`] when it cannot be loaded.
     #[doc(hidden)]
     pub fn emulated(library: &Path) -> Result<Self> {
-        Self::over(Arc::new(emulator::Emulator::open(library)?))
+        // Few, so that small shapes are cut as large ones are on a GPU.
+        const MULTIPROCESSORS: usize = 3;
+        Self::emulated_of(library, MULTIPROCESSORS)
+    }
+
+    /// The same, of so many multiprocessors.
+    pub(crate) fn emulated_of(library: &Path, multiprocessors: usize) -> Result<Self> {
+        Self::over(Arc::new(emulator::Emulator::open(library, multiprocessors)?))
     }
 
     fn over(driver: Arc<dyn Driver>) -> Result<Self> {

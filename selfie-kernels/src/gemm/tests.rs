@@ -128,7 +128,9 @@ fn backward_weight<T: Element, B: Gemm<T>>(device: &B, layer: &Layer<T>, dy: &[T
 
 /// `a` is `[rows, terms]`, `b` `[terms, columns]`.
 fn product(a: ArrayView2<'_, f64>, b: ArrayView2<'_, f64>) -> Array2<Exact> {
-    Array2::from_shape_fn((a.nrows(), b.ncols()), |(i, j)| (0..b.nrows()).map(|l| a[[i, l]] * b[[l, j]]).sum())
+    // Both along memory: indexing them took half of the time of these tests.
+    let (a, b) = (a.as_standard_layout(), b.t().as_standard_layout().into_owned());
+    Array2::from_shape_fn((a.nrows(), b.nrows()), |(i, j)| a.row(i).iter().zip(b.row(j)).map(|(a, b)| a * b).sum())
 }
 
 fn matrix(shape: (usize, usize), values: &[f64]) -> ArrayView2<'_, f64> {

@@ -360,7 +360,8 @@ struct SumArgs {
   const float* parts;  // [splits, len]
   float* sum;          // [len]
   u64 len;
-  int splits;
+  u64 line;       // Elements of one line of a filter's taps, where those are cut differently; else all.
+  int splits[3];  // Of each line.
   int lanes;  // threads that share an element's splits, a divisor of the block's threads
 };
 
@@ -371,7 +372,8 @@ KERNEL(filter_gradient_add_splits, SumArgs, FILTER_THREADS, 4) {
   u64 at = (u64)blockIdx.x * elements + threadIdx.x % elements;
   float sum = 0.0f;
   if (at < args.len) {
-    int begin = split_begin(args.splits, range, args.lanes), end = split_begin(args.splits, range + 1, args.lanes);
+    int splits = args.splits[at / args.line % 3];
+    int begin = split_begin(splits, range, args.lanes), end = split_begin(splits, range + 1, args.lanes);
 #pragma unroll 8
     for (int split = begin; split < end; split++) sum += args.parts[split * args.len + at];
   }

@@ -109,12 +109,30 @@ const FILTER_CASES_OF_WHOLE_STEPS: &[(&str, ConvDims)] = &[
     ("3x3, nine taps, an odd number of products, images that are not there", conv([19, 5, 7], [64, 128], [3, 3], 1, 1)),
     ("3x3, nine taps, a line", conv([9, 1, 4], [128, 64], [3, 3], 1, 1)),
     ("3x3, three taps", conv([9, 6, 14], [128, 128], [3, 3], 1, 1)),
-    ("3x3, three taps, part of a tile, images that are not there", conv([3, 5, 7], [192, 320], [3, 3], 1, 1)),
-    ("3x3, three taps, a line", conv([2, 1, 8], [128, 128], [3, 3], 1, 1)),
+    ("3x3, three taps, part of a tile of channels", conv([3, 6, 7], [320, 128], [3, 3], 1, 1)),
+    ("3x3, three taps, part of a tile of filters", conv([3, 6, 7], [128, 320], [3, 3], 1, 1)),
+    ("3x3, a line of pixels", conv([2, 1, 8], [128, 128], [3, 3], 1, 1)),
     ("3x3, nine taps, more images than are done at once", conv([50, 8, 8], [64, 64], [3, 3], 1, 1)),
     ("3x3, stride 2, nine taps", conv([9, 12, 20], [64, 64], [3, 3], 2, 1)),
     ("3x3, stride 2, three taps, more images than are done at once", conv([41, 16, 16], [128, 128], [3, 3], 2, 1)),
-    ("3x3, stride 2, three taps, one pixel", conv([5, 2, 2], [128, 192], [3, 3], 2, 1)),
+    ("3x3, stride 2, one pixel", conv([5, 2, 2], [128, 192], [3, 3], 2, 1)),
+    ("3x3, nine taps, whole lines, images that are not there", conv([41, 2, 2], [64, 128], [3, 3], 1, 1)),
+    ("3x3, nine taps, whole lines, an odd number of products", conv([16, 4, 5], [64, 64], [3, 3], 1, 1)),
+    ("3x3, three taps, whole lines, images that are not there", conv([41, 2, 2], [128, 128], [3, 3], 1, 1)),
+    ("3x3, three taps, whole lines, more than one product of a column", conv([64, 3, 4], [128, 128], [3, 3], 1, 1)),
+    ("3x3, whole lines of a pixel, more images than are done at once", conv([300, 3, 1], [128, 128], [3, 3], 1, 1)),
+    ("3x3, stride 2, nine taps, whole lines", conv([48, 6, 4], [64, 64], [3, 3], 2, 1)),
+    ("3x3, stride 2, three taps, whole lines, images that are not there", conv([41, 4, 6], [128, 128], [3, 3], 2, 1)),
+    ("3x3, stride 2, three taps, whole lines of a pixel", conv([32, 4, 2], [128, 128], [3, 3], 2, 1)),
+];
+
+/// Those of 3x3 filters whose lines of taps a device of some size cuts into unequal numbers of splits.
+const FILTER_CASES_OF_LINES: &[(&str, ConvDims)] = &[
+    ("strips", conv([9, 6, 14], [128, 128], [3, 3], 1, 1)),
+    ("whole lines", conv([70, 2, 2], [128, 128], [3, 3], 1, 1)),
+    ("stride 2, whole lines", conv([41, 4, 4], [128, 128], [3, 3], 2, 1)),
+    ("a line of pixels, of which two lines of taps have none", conv([80, 1, 2], [128, 128], [3, 3], 1, 1)),
+    ("stride 2, a line of taps that has none of pixels", conv([48, 2, 4], [128, 128], [3, 3], 2, 1)),
 ];
 
 /// For both gradients at once: what Hopper's kernels form the gradient of once, and what they do not.
@@ -127,6 +145,9 @@ const CASES_OF_BOTH: &[(&str, ConvDims, Formed)] = &[
     ("3x3, many images", conv([19, 8, 8], [64, 64], [3, 3], 1, 1), Formed::Once),
     ("3x3, tiles of rows end later than strips", conv([50, 4, 6], [64, 64], [3, 3], 1, 1), Formed::Once),
     ("3x3, stride 2, many images", conv([19, 16, 16], [64, 64], [3, 3], 2, 1), Formed::Once),
+    ("3x3, whole lines, many images", conv([300, 2, 2], [128, 128], [3, 3], 1, 1), Formed::Once),
+    ("3x3, whole lines and places, many images", conv([512, 2, 2], [64, 64], [3, 3], 1, 1), Formed::Once),
+    ("3x3, stride 2, whole lines and places, many images", conv([512, 4, 2], [64, 64], [3, 3], 2, 1), Formed::Once),
 ];
 
 /// How often Hopper's kernels form an affine gradient for both passes.
@@ -159,8 +180,8 @@ const FILTER_CASES: &[(&str, ConvDims)] = &[
 on_every_device! {
     elements:
         cases, cases_of_whole_chunks, forward_in_whole_steps, backward_data_in_whole_steps,
-        filter_gradients_in_whole_steps, both_gradients_in_whole_steps, any_shape, any_larger_shape, any_chunks,
-        a_view_may_start_anywhere,
+        filter_gradients_in_whole_steps, filter_gradients_cut_by_lines, both_gradients_in_whole_steps, any_shape, any_larger_shape,
+        any_chunks, a_view_may_start_anywhere,
         statistics_keep_their_digits_far_from_zero, a_nan_goes_no_further_in_whole_chunks, filter_gradients_at_the_edges_of_tiles, any_filter_gradient,
         a_nan_of_the_last_pixel_reaches_the_taps_that_read_it, filter_gradients_of_views_that_start_anywhere,
         both_gradients_have_the_bits_of_each;
@@ -425,7 +446,7 @@ fn check<D: Tested<T>, T: Element>(dims: ConvDims, seed: u64) {
     let sparse = HostAddend::draw(dims, 2, &mut draws);
     for dy in layer.gradients(&mut draws) {
         check_backward_data::<D, T>(&layer, &dy, &[None, Some(&dense), Some(&sparse)]);
-        check_filter_gradient::<D, T>(&layer, &dy);
+        check_filter_gradient::<D, T>(D::get(), &layer, &dy);
     }
 }
 
@@ -476,8 +497,8 @@ fn assert_data_gradient<D: Tested<T>, T: Element>(
     assert_grad_sums(D::get(), (dz, &layer.x, &layer.norm), sums);
 }
 
-fn check_filter_gradient<D: Tested<T>, T: Element>(layer: &Layer<T>, dy: &HostGrad<T>) {
-    assert_filter_gradient::<D, T>(layer, dy, &backward_filter(D::get(), layer, dy));
+fn check_filter_gradient<D: Tested<T>, T: Element>(device: &D, layer: &Layer<T>, dy: &HostGrad<T>) {
+    assert_filter_gradient::<D, T>(layer, dy, &backward_filter(device, layer, dy));
 }
 
 /// A sum of n products is n roundings deep in whatever order it is formed, n + 1 where the products are rounded too; the
@@ -490,18 +511,18 @@ fn assert_filter_gradient<D: Tested<T>, T: Element>(layer: &Layer<T>, dy: &HostG
     assert_close_products::<T::Wide, _>("dw", dw, &want, roundings, operands);
 }
 
-fn check_filter_gradients<D: Tested<T>, T: Element>(dims: ConvDims, seed: u64) {
+fn check_filter_gradients<D: Tested<T>, T: Element>(device: &D, dims: ConvDims, seed: u64) {
     let mut draws = Draws::new(seed);
     let layer = Layer::<T>::draw(dims, &mut draws);
     for dy in layer.gradients(&mut draws) {
-        check_filter_gradient::<D, T>(&layer, &dy);
+        check_filter_gradient::<D, T>(device, &layer, &dy);
     }
 }
 
 fn filter_gradients_at_the_edges_of_tiles<D: Tested<T>, T: Element>() {
     for &(name, dims) in FILTER_CASES {
         eprintln!("{}: {name}", T::NAME);
-        check_filter_gradients::<D, T>(dims, 1);
+        check_filter_gradients::<D, T>(D::get(), dims, 1);
     }
 }
 
@@ -511,7 +532,7 @@ fn any_filter_gradient<D: Tested<T>, T: Element>() {
     for_any::<D, _>(64, shapes, |([n, h, w], [c, k], pointwise, stride, pad, seed)| {
         let side = if pointwise { 1 } else { 3 };
         let pad = pad.min(side - 1).max(side.saturating_sub(h.min(w)).div_ceil(2));
-        check_filter_gradients::<D, T>(conv([n, h, w], [8 * c, 8 * k], [side, side], stride, pad), seed);
+        check_filter_gradients::<D, T>(D::get(), conv([n, h, w], [8 * c, 8 * k], [side, side], stride, pad), seed);
     });
 }
 
@@ -594,7 +615,15 @@ fn forward_in_whole_steps<D: Tested<T>, T: Element>() {
 fn filter_gradients_in_whole_steps<D: Tested<T>, T: Element>() {
     for &(name, dims) in FILTER_CASES_OF_WHOLE_STEPS {
         eprintln!("{}: {name}", T::NAME);
-        check_filter_gradients::<D, T>(dims, 1);
+        check_filter_gradients::<D, T>(D::get(), dims, 1);
+    }
+}
+
+fn filter_gradients_cut_by_lines<D: Tested<T>, T: Element>() {
+    let device = D::larger();
+    for &(name, dims) in FILTER_CASES_OF_LINES {
+        eprintln!("{}: {name}", T::NAME);
+        check_filter_gradients::<D, T>(&device, dims, 1);
     }
 }
 

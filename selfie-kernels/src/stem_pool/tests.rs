@@ -34,6 +34,13 @@ const CASES: &[(&str, ConvDims)] = &[
     ("as wide as a photograph", stem([1, 7, 224], 8)),
     ("a row longer than a segment", stem([2, 5, 262], 8)),
     ("a row of three segments", stem([1, 4, 512], 8)),
+    // Hopper's kernels take multiples of 16 pixels, up to 224, and of 16 filters; a product has 112 columns.
+    ("a product's columns, an odd number of rows", stem([2, 9, 224], 64)),
+    ("fewer columns than a product's", stem([1, 12, 208], 16)),
+    ("fourteen images side by side, two in the last group", stem([16, 5, 16], 16)),
+    ("seven side by side, more filters than a block", stem([9, 10, 32], 80)),
+    ("four side by side, some columns without an image", stem([3, 7, 48], 32)),
+    ("statistics of three tiles for each consumer, the last one short", stem([99, 1, 128], 16)),
 ];
 
 on_every_device! {
@@ -211,25 +218,38 @@ fn middle<T: Element>(k: usize, weight: f64) -> Vec<T> {
 }
 
 fn the_first_of_equal_values_wins<D: Tested<T>, T: Element>() {
-    // Windows (0, 0) to (1, 1) of a 4 x 4 map: their first taps inside are 4, 3, 1, 0.
-    let (dims, first) = (stem([1, 8, 8], 8), [4u8, 3, 1, 0]);
-    let assert_first =
-        |argmax: &[u8], k| argmax.chunks(k).zip(first).for_each(|(taps, tap)| assert_eq!(taps, vec![tap; k]));
-    assert_first(&forward::<T, _>(D::get(), dims, &vec![stored(-2.0); dims.len_in()], &middle(8, 1.0)).argmax, 8);
+    // The first tap inside: 4, 3, 3, .. in the first row of windows, 1, 0, 0, .. in the others.
+    let assert_first = |argmax: &[u8], dims: ConvDims| {
+        let pool = PoolDims::behind(&dims);
+        for (i, taps) in argmax.chunks(dims.k).enumerate() {
+            let (row, column) = (i / pool.q() % pool.p(), i % pool.q());
+            let tap = 3 * u8::from(row == 0) + u8::from(column == 0);
+            assert_eq!(taps, vec![tap; dims.k], "{dims:?}, window {i}");
+        }
+    };
+    for dims in [stem([1, 8, 8], 8), stem([1, 8, 16], 16), stem([2, 8, 32], 16)] {
+        let ones = middle(dims.k, 1.0);
+        assert_first(&forward::<T, _>(D::get(), dims, &vec![stored(-2.0); dims.len_in()], &ones).argmax, dims);
 
-    // Half of the map rounds to the negative zero, which is no less than the other: of a quarter of the least number.
-    let mut least = T::default();
-    let bytes = bytemuck::bytes_of_mut(&mut least);
-    (bytes[0], bytes[size_of::<T>() - 1]) = (0x01, 0x80);
-    assert!(exact(&[least])[0] < 0.0, "a negative number");
-    let x: Vec<T> = (0..dims.len_in()).map(|i| if i / 3 / 2 % 2 == 0 { least } else { T::default() }).collect();
-    let pooled = forward(D::get(), dims, &x, &middle(8, 0.25));
-    assert_eq!(exact(&pooled.y), [0.0; 32]);
-    assert_first(&pooled.argmax, 8);
+        // Half of the map rounds to the negative zero, which is no less than the other: of a quarter of the least number.
+        let mut least = T::default();
+        let bytes = bytemuck::bytes_of_mut(&mut least);
+        (bytes[0], bytes[size_of::<T>() - 1]) = (0x01, 0x80);
+        assert!(exact(&[least])[0] < 0.0, "a negative number");
+        let x: Vec<T> = (0..dims.len_in()).map(|i| if i / 3 / 2 % 2 == 0 { least } else { T::default() }).collect();
+        let pooled = forward(D::get(), dims, &x, &middle(dims.k, 0.25));
+        assert!(exact(&pooled.y).iter().all(|&y| y == 0.0), "{dims:?}");
+        assert_first(&pooled.argmax, dims);
+
+        let (least, ones) = (vec![stored::<T>(f64::NEG_INFINITY); dims.len_in()], vec![stored(1.0); dims.len_filter()]);
+        let pooled = forward(D::get(), dims, &least, &ones);
+        assert!(exact(&pooled.y).iter().all(|&y| y == f64::NEG_INFINITY), "{dims:?}");
+        assert_first(&pooled.argmax, dims);
+    }
 
     let dims = conv([1, 4, 4], [1, 1], [1, 1], 1, 0);
     let pooled = forward(D::get(), dims, &[stored::<T>(f64::NEG_INFINITY); 16], &[stored(1.0)]);
-    assert_first(&pooled.argmax, 1);
+    assert_first(&pooled.argmax, dims);
     assert_eq!(exact(&pooled.y), [f64::NEG_INFINITY; 4]);
 }
 
@@ -250,8 +270,21 @@ fn gradient() {
 }
 
 fn a_nan_reaches_what_reads_it<D: Tested<T>, T: Element>() {
-    // Pixel (6, 6) is read by rows and columns 2 to 4 of the map, which lie in windows 1 and 2.
-    let (dims, mut draws) = (stem([1, 22, 22], 24), Draws::new(3));
+    for dims in [stem([1, 22, 22], 24), stem([1, 22, 32], 16), stem([2, 22, 32], 16)] {
+        a_nan_reaches_what_reads_it_in::<D, T>(dims);
+    }
+    // Of one channel and one tap nothing spreads: the middle of 3 x 3 pixels lies in all four windows, which it wins.
+    let dims = conv([1, 3, 3], [1, 1], [1, 1], 1, 0);
+    let mut x = Draws::new(4).values::<T>(9);
+    x[4] = stored(f64::NAN);
+    let pooled = forward(D::get(), dims, &x, &[stored::<T>(1.0)]);
+    assert_nan_where("y", &pooled.y, |_| true);
+    assert_eq!(pooled.argmax, [8, 6, 2, 0]);
+}
+
+fn a_nan_reaches_what_reads_it_in<D: Tested<T>, T: Element>(dims: ConvDims) {
+    // Pixel (6, 6) of the first image is read by rows and columns 2 to 4 of the map, which lie in windows 1 and 2.
+    let mut draws = Draws::new(3);
     let (k, q) = (dims.k, PoolDims::behind(&dims).q());
     let (x, w) = (draws.values::<T>(dims.len_in()), draws.values::<T>(dims.len_filter()));
     let poisoned = |values: &[T], i: usize| {
@@ -259,7 +292,7 @@ fn a_nan_reaches_what_reads_it<D: Tested<T>, T: Element>() {
         values[i] = stored(f64::NAN);
         values
     };
-    let nan_x = poisoned(&x, (6 * 22 + 6) * 3 + 1);
+    let nan_x = poisoned(&x, (6 * dims.w + 6) * 3 + 1);
     let pooled = forward(D::get(), dims, &nan_x, &w);
     let near = |i: usize| (1..3).contains(&(i / k / q)) && (1..3).contains(&(i / k % q));
     assert_nan_where("y", &pooled.y, near);
@@ -280,13 +313,6 @@ fn a_nan_reaches_what_reads_it<D: Tested<T>, T: Element>() {
     assert_nan_where("dw", &dw, |i| i % 3 == 1 && i / 3 % 7 % 2 == 1 && i / 21 % 7 % 2 == 1);
     let nan_dy = HostGrad::Plain(poisoned(&dy, (3 * q + 3) * k + 11));
     assert_nan_where("dw", &backward_filter(D::get(), dims, &x, &nan_dy, &argmax), |i| i / (49 * 3) == 11);
-
-    // Of one channel and one tap nothing spreads: the middle of 3 x 3 pixels lies in all four windows, which it wins.
-    let dims = conv([1, 3, 3], [1, 1], [1, 1], 1, 0);
-    let (x, one) = (poisoned(&draws.values::<T>(9), 4), [stored::<T>(1.0)]);
-    let pooled = forward(D::get(), dims, &x, &one);
-    assert_nan_where("y", &pooled.y, |_| true);
-    assert_eq!(pooled.argmax, [8, 6, 2, 0]);
 }
 
 fn assert_nan_where<S: Element>(what: &str, values: &[S], expected: impl Fn(usize) -> bool) {

@@ -3,6 +3,7 @@
 mod ceilings;
 mod measure;
 mod report;
+mod roofline;
 mod trace;
 mod tune;
 mod yardstick;
@@ -33,8 +34,8 @@ const DATA: &str = "synthetic:";
 /// Usage, input, out of memory, a Python without PyTorch.
 pub fn run(arguments: &Bench) -> anyhow::Result<Exit> {
     let settings = settings(arguments.task, &arguments.flags.request)?;
-    if let Some(path) = &arguments.trace {
-        check_folder(path)?;
+    for (flag, path) in [("--trace", &arguments.trace), ("--roofline", &arguments.roofline)] {
+        path.as_deref().map_or(Ok(()), |path| check_folder(flag, path))?;
     }
     let parts = match arguments.task {
         Timed::Pretrain => data::for_pretraining(&settings.data),
@@ -71,6 +72,9 @@ pub fn run(arguments: &Bench) -> anyhow::Result<Exit> {
         write_file(path, trace::of(&found).to_string().as_bytes())?;
     }
     let [device, precision] = chosen.names();
+    if let Some(path) = &arguments.roofline {
+        write_file(path, roofline::svg(&found).as_bytes())?;
+    }
     let report = Report { subject: &subject, preset: &settings.model.preset, device, precision, found: &found };
     screen::print(&if arguments.json { format!("{:#}\n", report.as_json()) } else { report.as_text() })?;
     Ok(Exit::Done)
@@ -94,10 +98,10 @@ fn settings(task: Timed, request: &Request) -> anyhow::Result<Settings> {
 }
 
 /// Refuses a place where no file can be written, before anything is measured.
-fn check_folder(file: &Path) -> anyhow::Result<()> {
+fn check_folder(flag: &str, file: &Path) -> anyhow::Result<()> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if folder.is_dir() && !file.is_dir() {
         return Ok(());
     }
-    Err(Problem::usage(format!("--trace {}: expected the name of a file in a folder that there is", file.display())))
+    Err(Problem::usage(format!("{flag} {}: expected the name of a file in a folder that there is", file.display())))
 }

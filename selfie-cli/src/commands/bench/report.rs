@@ -35,14 +35,18 @@ pub struct Report<'a> {
 
 /// Calls of a step that are one line, and their sums.
 #[derive(Clone, Debug)]
-struct Group {
-    pass: &'static str,
+pub struct Group {
+    /// The pass that was called.
+    pub pass: &'static str,
     /// None for all shapes of the pass.
-    shape: Option<String>,
+    pub shape: Option<String>,
     calls: usize,
-    seconds: f64,
-    flops: u64,
-    bytes: u64,
+    /// Of a step, the mean.
+    pub seconds: f64,
+    /// See [`selfie_kernels::Cost`].
+    pub flops: u64,
+    /// Likewise.
+    pub bytes: u64,
     /// Seconds that it takes at the ceilings.
     least: f64,
     /// The part of them, were there no bytes to move.
@@ -63,7 +67,7 @@ impl Group {
     }
 
     /// What of the ceiling is reached.
-    fn roofline(&self) -> f64 {
+    pub fn roofline(&self) -> f64 {
         self.least / self.seconds
     }
 
@@ -91,7 +95,7 @@ impl Group {
 }
 
 /// The calls of a step, alike ones together, those that take longest first; and the same by pass alone.
-fn groups(found: &Found) -> [Vec<Group>; 2] {
+pub fn groups(found: &Found) -> [Vec<Group>; 2] {
     let mut groups: [Vec<Group>; 2] = [Vec::new(), Vec::new()];
     for (call, seconds) in &found.passes.calls {
         let cost = &call.cost;
@@ -255,7 +259,7 @@ pub fn name(task: Timed) -> String {
 }
 
 /// A part of a whole.
-fn percent(part: f64) -> String {
+pub fn percent(part: f64) -> String {
     format!("{:.1}%", 100.0 * part)
 }
 
@@ -270,7 +274,7 @@ pub fn significant(number: f64) -> String {
 }
 
 /// `1.23 TF/s` and the like.
-fn quantity(number: f64, unit: &str) -> String {
+pub fn quantity(number: f64, unit: &str) -> String {
     let (scaled, prefix) = match number {
         ..1e6 => (number / 1e3, "k"),
         ..1e9 => (number / 1e6, "M"),

@@ -4,13 +4,10 @@ use std::fmt::Write as _;
 
 use super::table::{Row, Table};
 use crate::statistics::Interval;
-use crate::svg::escaped;
+use crate::svg::{COLOURS, escaped};
 
 /// What every writer to a `String` is.
 const INFALLIBLE: &str = "writing to a string cannot fail";
-
-/// Told apart by the colour-blind as well: Okabe and Ito (2008), without yellow, which is too light for lines.
-const COLOURS: [&str; 7] = ["#555555", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
 
 /// Of a panel, in the picture's units. A budget takes this much of its width.
 const BUDGET: f64 = 110.0;

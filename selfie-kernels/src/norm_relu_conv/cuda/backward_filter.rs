@@ -75,21 +75,32 @@ impl Gradient {
 /// Where the splits of a filter's gradient go.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Splits {
-    /// How many there are.
+    /// How many there are; of lines of taps that are cut each for itself, the most.
     pub(crate) count: usize,
+    /// How many there are of each line of taps.
+    pub(crate) of_lines: [usize; 3],
     /// `[count, len]`: the gradient itself if there is one split.
     pub(crate) out: Address,
     dw: Address,
     len: usize,
+    /// Elements of one line of a filter's taps; all, where lines are cut alike.
+    line: usize,
 }
 
 impl Splits {
     /// `tiles` of pixels, shared out so that `resident` blocks, each of which has one of `parts` of the filter, keep the
     /// whole device busy; as many as the workspace holds.
     pub(crate) fn new(cuda: &Cuda, dw: Address, len: usize, tiles: usize, parts: usize, resident: usize) -> Self {
+        Self::of_lines(cuda, dw, [len; 2], [(resident / parts).min(tiles); 3])
+    }
+
+    /// So many of each line of taps of 3x3 filters, or as many as the workspace holds, at least one; of a gradient of `len`
+    /// elements, of which a line of one filter has `line`.
+    pub(crate) fn of_lines(cuda: &Cuda, dw: Address, [len, line]: [usize; 2], counts: [usize; 3]) -> Self {
         let room = cuda.workspace_bytes() / (len * size_of::<f32>());
-        let count = (resident / parts).min(tiles).min(room).max(1);
-        Self { count, out: if count == 1 { dw } else { cuda.workspace() }, dw, len }
+        let of_lines = counts.map(|count| count.min(room).max(1));
+        let count = of_lines.into_iter().fold(1, usize::max);
+        Self { count, of_lines, out: if count == 1 { dw } else { cuda.workspace() }, dw, len, line }
     }
 
     /// Bytes of the workspace that they take.
@@ -104,9 +115,11 @@ impl Splits {
         }
         // Long sums of few elements need more threads than there are elements: 1, 2, 4 or 8 for each, as a block is divided.
         let lanes = 1 << (self.count / 2).clamp(1, 8).ilog2();
-        let (parts, sum, len, splits) = (self.out, self.dw, self.len as u64, narrow(self.count)?);
+        let [first, second, third] = self.of_lines.map(narrow);
+        let (parts, sum, len, line) = (self.out, self.dw, self.len as u64, self.line as u64);
+        let splits = [first?, second?, third?];
         let grid = Grid::line(blocks(self.len, FILTER_THREADS / lanes), FILTER_THREADS);
-        let args = SumArgs { parts, sum, len, splits, lanes: narrow(lanes)? };
+        let args = SumArgs { parts, sum, len, line, splits, lanes: narrow(lanes)? };
         cuda.launch_plain(MODULE, "filter_gradient_add_splits", grid, &args)
     }
 }
@@ -157,7 +170,8 @@ struct SumArgs {
     parts: Address,
     sum: Address,
     len: u64,
-    splits: i32,
+    line: u64,
+    splits: [i32; 3],
     lanes: i32,
 }
 

@@ -101,16 +101,17 @@ struct StripArgs {
     out: Address,
     c: i32,
     k: i32,
-    splits: i32,
+    splits: [i32; 3],
     height: i32,
     strips: i32,
     strips_across: i32,
     width: i32,
     images: i32,
+    edge: i32,
     stages: i32,
     adds: i32,
     rounds: i32,
-    unused: i32,
+    unused: [i32; 14],
 }
 
 /// A kernel of `backward_filter_sm90.cu` for 3x3 filters: what a block makes.
@@ -123,18 +124,47 @@ enum StripKernel {
 }
 
 impl StripKernel {
-    const ALL: [Self; 2] = [Self::NineTaps, Self::ThreeTaps];
+    /// Those that take a shape, and how they cut the sum; the faster one first.
+    fn all(d: &ConvDims, multiprocessors: usize, shared_bytes: usize) -> Vec<(Self, Strip)> {
+        let kernels = [Self::NineTaps, Self::ThreeTaps].into_iter();
+        let strips = kernels.filter_map(|kernel| Some((kernel, Strip::of(kernel, d, shared_bytes)?)));
+        let mut strips: Vec<_> = strips.collect();
+        strips.sort_by_key(|(kernel, strip)| kernel.time(*strip, d, multiprocessors));
+        strips
+    }
 
-    /// The faster one of a shape: three taps do an eighth more in the same time, where channels and filters fill a block and
-    /// blocks the device.
-    fn rule(d: &ConvDims, multiprocessors: usize) -> Self {
-        // Of the multiprocessors' time, in thousandths.
-        let busy = |kernel: Self| {
-            let blocks = kernel.parts(d) * (multiprocessors / kernel.parts(d)).max(1);
-            1000 * blocks / blocks.next_multiple_of(multiprocessors)
+    /// Of the longest block, times how many a multiprocessor has: products of 64 channels by 64 filters, an eighth of their
+    /// time each. Three taps do an eighth more in the same time.
+    fn time(self, strip: Strip, d: &ConvDims, multiprocessors: usize) -> usize {
+        let splits = self.splits(strip, d, multiprocessors);
+        let lines = lines_of_taps(d).map(|lines| lines * strip.count(d));
+        let busiest = match self {
+            Self::NineTaps => 8 * lines.iter().sum::<usize>().div_ceil(splits[0]),
+            Self::ThreeTaps => 7 * 4 * lines.iter().zip(splits).fold(0, |most, (l, s)| most.max(l.div_ceil(s))),
         };
-        let is_narrow = d.c == STEP || d.k == STEP;
-        if is_narrow || busy(Self::ThreeTaps) * 8 < busy(Self::NineTaps) * 7 { Self::NineTaps } else { Self::ThreeTaps }
+        self.blocks(d, splits).div_ceil(multiprocessors) * busiest * strip.products(d)
+    }
+
+    /// How many blocks share the sum over a strip's lines, of each line of taps: so many that all end at about the same time,
+    /// for of small maps the outer taps have less to do.
+    fn splits(self, strip: Strip, d: &ConvDims, multiprocessors: usize) -> [usize; 3] {
+        let (blocks, strips) = (multiprocessors / self.squares(d), strip.count(d));
+        if self == Self::NineTaps {
+            return [blocks.min(strips * d.p()).max(1); 3];
+        }
+        let steps = lines_of_taps(d).map(|lines| lines * strips);
+        let mut splits = [1; 3];
+        for _ in 3..blocks {
+            let may_be_cut = (0..3).filter(|&line| splits[line] < steps[line]);
+            if let Some(busiest) = may_be_cut.max_by_key(|&line| steps[line].div_ceil(splits[line])) {
+                splits[busiest] += 1;
+            }
+        }
+        splits
+    }
+
+    fn blocks(self, d: &ConvDims, splits: [usize; 3]) -> usize {
+        self.squares(d) * if self == Self::NineTaps { splits[0] } else { splits.iter().sum() }
     }
 
     fn name(self) -> &'static str {
@@ -146,10 +176,9 @@ impl StripKernel {
         if self == Self::NineTaps { 64 } else { 128 }
     }
 
-    /// Parts of the filter's gradient.
-    fn parts(self, d: &ConvDims) -> usize {
-        let squares = d.c.div_ceil(self.side()) * d.k.div_ceil(self.side());
-        if self == Self::NineTaps { squares } else { 3 * squares }
+    /// Parts of the filter's gradient, of all its taps.
+    fn squares(self, d: &ConvDims) -> usize {
+        d.c.div_ceil(self.side()) * d.k.div_ceil(self.side())
     }
 
     fn threads(self) -> usize {
@@ -171,38 +200,72 @@ struct Strip {
     stages: usize,
 }
 
-/// Columns of the gradient beside a strip.
-const fn columns_beside(stride: usize) -> usize {
-    if stride == 1 { 2 } else { 1 }
+/// Of how many of the gradient's lines each line of taps has one of x.
+fn lines_of_taps(d: &ConvDims) -> [usize; 3] {
+    let last = if d.stride == 1 { 1 } else { 0 };
+    [d.p() - 1, d.p(), d.p() - last]
 }
 
+/// Pixels of a product.
+const PRODUCT: usize = 16;
+
 impl Strip {
-    /// As wide as shared memory allows, for there are columns beside each, and of images that are there.
+    /// With the fewest products; then, as there are columns beside all but whole lines, as wide as shared memory allows.
     fn of(kernel: StripKernel, d: &ConvDims, shared_bytes: usize) -> Option<Self> {
         const MOST_STAGES: usize = 8;
         const BARRIERS: usize = 2 * size_of::<u64>();
-        const PIXELS_OF_A_PRODUCT: usize = 16;
+        // Of whole lines, that are no worse for being of fewer images.
+        const ENOUGH_STAGES: usize = 3;
         let widths = (1..=d.q()).filter(|width| d.q().is_multiple_of(*width));
         let strips = widths.flat_map(|width| [8, 16, 32, 64].map(|images| Self { width, images, stages: 0 }));
         strips
-            .filter(|strip| (strip.width * strip.images).is_multiple_of(PIXELS_OF_A_PRODUCT))
+            .filter(|strip| (strip.width * strip.images).is_multiple_of(PRODUCT))
             .map(|strip| Self {
-                stages: (shared_bytes / (strip.stage_bytes(kernel, d.stride) + BARRIERS)).min(MOST_STAGES),
+                stages: (shared_bytes / (strip.stage_bytes(kernel, d) + BARRIERS)).min(MOST_STAGES),
                 ..strip
             })
             .filter(|strip| strip.stages >= kernel.least_stages(d.stride))
-            .min_by_key(|strip| (d.n.next_multiple_of(strip.images), Reverse((strip.width, strip.images))))
+            .min_by_key(|strip| {
+                let waits = strip.edge(d) > 0 && strip.stages < ENOUGH_STAGES;
+                (strip.count(d) * strip.products(d), waits, Reverse((strip.width, strip.images)))
+            })
     }
 
-    fn stage_bytes(self, kernel: StripKernel, stride: usize) -> usize {
-        let lines = if kernel == StripKernel::NineTaps { stride } else { 1 };
+    /// Of the batch.
+    fn count(self, d: &ConvDims) -> usize {
+        d.n.div_ceil(self.images) * (d.q() / self.width)
+    }
+
+    /// Products of a line's outer columns, which leave out the taps that lie outside of the map; none where a strip is no whole
+    /// line, or products are of several columns.
+    fn edge(self, d: &ConvDims) -> usize {
+        if self.width == d.q() && self.images.is_multiple_of(PRODUCT) { self.images / PRODUCT } else { 0 }
+    }
+
+    /// Columns of the gradient beside the strip.
+    fn columns_beside(self, d: &ConvDims) -> usize {
+        match d.stride {
+            _ if self.edge(d) > 0 => 0,
+            1 => 2,
+            _ => 1,
+        }
+    }
+
+    /// Pairs of a pixel of a line and a tap of a line of taps.
+    fn products(self, d: &ConvDims) -> usize {
+        let outside = if d.stride == 1 { 2 } else { 1 };
+        self.images * (3 * self.width - if self.edge(d) > 0 { outside } else { 0 })
+    }
+
+    fn stage_bytes(self, kernel: StripKernel, d: &ConvDims) -> usize {
+        let lines = if kernel == StripKernel::NineTaps { d.stride } else { 1 };
         let parts = kernel.side() / 64;
-        let columns = parts * (lines * stride * self.width + self.width + columns_beside(stride));
+        let columns = parts * (lines * d.stride * self.width + self.width + self.columns_beside(d));
         columns * self.images * 2 * STEP
     }
 
-    fn shared_bytes(self, kernel: StripKernel, stride: usize) -> usize {
-        self.stages * (self.stage_bytes(kernel, stride) + 2 * size_of::<u64>())
+    fn shared_bytes(self, kernel: StripKernel, d: &ConvDims) -> usize {
+        self.stages * (self.stage_bytes(kernel, d) + 2 * size_of::<u64>())
     }
 
     /// Columns, each so many bytes from the next, of the maps `[n, h, w, c]` at an address, images innermost.
@@ -347,17 +410,14 @@ impl BackwardFilter {
             return Vec::new();
         }
         let multiprocessors = cuda.facts().multiprocessors;
-        let rule = StripKernel::rule(&d, multiprocessors);
-        let strips = |kernel: StripKernel| {
-            let strip = Strip::of(kernel, &d, cuda.facts().shared_bytes)?;
-            let steps = d.n.div_ceil(strip.images) * d.q() / strip.width * d.p();
-            let splits = Splits::new(cuda, dw, d.len_filter(), steps, kernel.parts(&d), multiprocessors);
+        let strips = |(kernel, strip): (StripKernel, Strip)| {
+            let splits = kernel.splits(strip, &d, multiprocessors);
+            let splits = Splits::of_lines(cuda, dw, [d.len_filter(), 3 * d.c], splits);
             // Both are powers of two.
             let whole_images = strip.images.max(images_of_whole_tiles(&d));
-            Some(Strips { kernel, strip, splits, whole_images })
+            Strips { kernel, strip, splits, whole_images }
         };
-        let others = StripKernel::ALL.into_iter().filter(|&kernel| kernel != rule);
-        std::iter::once(rule).chain(others).map_while(strips).collect()
+        StripKernel::all(&d, multiprocessors, cuda.facts().shared_bytes).into_iter().map(strips).collect()
     }
 
     /// 3x3 filters, of some images; what they are multiplied to comes to what those before them were.
@@ -368,31 +428,31 @@ impl BackwardFilter {
         (first, d): (usize, ConvDims),
         dy: Address,
     ) -> Result<()> {
-        let strips_across = d.q() / strip.width;
         let x = self.x.offset(first * d.h * d.w * d.c * 2);
         let map_x = |x| strip.map(cuda, x, &d, strip.width, d.stride);
         let of_dy = ConvDims { c: d.k, h: d.p(), w: d.q(), ..d };
         let args = StripArgs {
             x: map_x(x)?,
             x_odd: map_x(if d.stride == 1 { x } else { x.offset(d.c * 2) })?,
-            dy: strip.map(cuda, dy, &of_dy, strip.width + columns_beside(d.stride), 1)?,
+            dy: strip.map(cuda, dy, &of_dy, strip.width + strip.columns_beside(&d), 1)?,
             norm: self.coef,
             out: splits.out,
             c: d.c as i32,
             k: d.k as i32,
-            splits: splits.count as i32,
+            splits: splits.of_lines.map(|count| count as i32),
             height: d.p() as i32,
-            strips: (d.n.div_ceil(strip.images) * strips_across) as i32,
-            strips_across: strips_across as i32,
+            strips: strip.count(&d) as i32,
+            strips_across: (d.q() / strip.width) as i32,
             width: strip.width as i32,
             images: strip.images as i32,
+            edge: strip.edge(&d) as i32,
             stages: strip.stages as i32,
             adds: i32::from(first > 0),
             rounds: 1,
-            unused: 0,
+            unused: [0; 14],
         };
-        let blocks = [kernel.parts(&d) * splits.count, 1, 1];
-        let shared_bytes = strip.shared_bytes(kernel, d.stride);
+        let blocks = [kernel.blocks(&d, splits.of_lines), 1, 1];
+        let shared_bytes = strip.shared_bytes(kernel, &d);
         let grid = Grid { blocks, threads: kernel.threads(), shared_bytes };
         let strided = if d.stride == 1 { "" } else { "_strided" };
         let name = format!("norm_relu_conv_backward_filter_hopper_{}{strided}", kernel.name());
@@ -406,37 +466,57 @@ mod tests {
 
     const H200: (usize, usize) = (132, 227 << 10);
 
-    fn plan(n: usize, side: usize, [c, k]: [usize; 2], stride: usize) -> (StripKernel, usize, usize) {
+    /// Kernel, columns and images of a strip, and splits of each line of taps.
+    fn plan(n: usize, side: usize, [c, k]: [usize; 2], stride: usize) -> (StripKernel, [usize; 2], [usize; 3]) {
         let (multiprocessors, shared_bytes) = H200;
-        let dims = ConvDims { n, h: side, w: side, c, k, r: 3, s: 3, stride, pad: 1 };
-        let kernel = StripKernel::rule(&dims, multiprocessors);
-        let strip = Strip::of(kernel, &dims, shared_bytes).expect("a strip fits");
-        assert!(strip.shared_bytes(kernel, stride) <= shared_bytes);
-        (kernel, strip.width, strip.images)
+        let d = ConvDims { n, h: side, w: side, c, k, r: 3, s: 3, stride, pad: 1 };
+        let (kernel, strip) = StripKernel::all(&d, multiprocessors, shared_bytes)[0];
+        assert!(strip.shared_bytes(kernel, &d) <= shared_bytes);
+        let splits = kernel.splits(strip, &d, multiprocessors);
+        assert!(kernel.blocks(&d, splits) <= multiprocessors, "one wave");
+        (kernel, [strip.width, strip.images], splits)
     }
 
     /// What was fastest of what was measured for a ResNet-50 on an H200, or lies beside it.
     #[test]
     fn strips_of_a_resnet() {
         use StripKernel::{NineTaps, ThreeTaps};
-        assert_eq!(plan(256, 56, [64, 64], 1), (NineTaps, 28, 8));
-        assert_eq!(plan(256, 28, [128, 128], 1), (ThreeTaps, 14, 8));
-        assert_eq!(plan(256, 14, [256, 256], 1), (ThreeTaps, 14, 8));
-        assert_eq!(plan(256, 7, [512, 512], 1), (NineTaps, 7, 32));
-        assert_eq!(plan(256, 56, [128, 128], 2), (ThreeTaps, 14, 8));
-        assert_eq!(plan(256, 28, [256, 256], 2), (ThreeTaps, 14, 8));
-        assert_eq!(plan(256, 14, [512, 512], 2), (NineTaps, 7, 16));
-        assert_eq!(plan(8192, 4, [128, 128], 1), (ThreeTaps, 4, 16));
-        assert_eq!(plan(8192, 2, [256, 256], 1), (ThreeTaps, 2, 32));
+        assert_eq!(plan(256, 56, [64, 64], 1), (NineTaps, [28, 8], [132; 3]));
+        assert_eq!(plan(256, 28, [128, 128], 1), (ThreeTaps, [14, 8], [43, 45, 44]));
+        assert_eq!(plan(256, 14, [256, 256], 1), (ThreeTaps, [14, 8], [11, 11, 11]));
+        assert_eq!(plan(256, 7, [512, 512], 1), (NineTaps, [7, 32], [2; 3]));
+        assert_eq!(plan(256, 56, [128, 128], 2), (ThreeTaps, [14, 8], [43, 44, 45]));
+        assert_eq!(plan(256, 28, [256, 256], 2), (ThreeTaps, [14, 8], [11, 11, 11]));
+        assert_eq!(plan(256, 14, [512, 512], 2), (NineTaps, [7, 16], [2; 3]));
+    }
+
+    /// Of a ResNet-50 on 16 patches of each of 512 images: each line of taps has blocks as it has lines.
+    #[test]
+    fn strips_of_patches() {
+        use StripKernel::{NineTaps, ThreeTaps};
+        assert_eq!(plan(8192, 8, [64, 64], 1), (NineTaps, [8, 32], [132; 3]));
+        assert_eq!(plan(8192, 8, [128, 128], 2), (ThreeTaps, [4, 16], [36, 48, 48]));
+        assert_eq!(plan(8192, 4, [128, 128], 1), (ThreeTaps, [4, 32], [39, 52, 41]));
+        assert_eq!(plan(8192, 4, [256, 256], 2), (ThreeTaps, [2, 32], [7, 13, 13]));
+        assert_eq!(plan(8192, 2, [256, 256], 1), (ThreeTaps, [2, 64], [8, 16, 9]));
     }
 
     /// Those of the cases that the operation's tests run, on the emulated device's multiprocessors.
     #[test]
     fn every_kernel_has_a_case() {
         let kernel = |[c, k]: [usize; 2]| {
-            StripKernel::rule(&ConvDims { n: 9, h: 6, w: 14, c, k, r: 3, s: 3, stride: 1, pad: 1 }, 3)
+            let d = ConvDims { n: 3, h: 6, w: 7, c, k, r: 3, s: 3, stride: 1, pad: 1 };
+            StripKernel::all(&d, 3, H200.1)[0].0
         };
         assert_eq!([[64, 64], [64, 128], [128, 64]].map(kernel), [StripKernel::NineTaps; 3]);
-        assert_eq!([[128, 128], [192, 320], [128, 192]].map(kernel), [StripKernel::ThreeTaps; 3]);
+        assert_eq!([[128, 128], [320, 128], [128, 320]].map(kernel), [StripKernel::ThreeTaps; 3]);
+    }
+
+    /// The same for those that are run on a larger device: there the middle line of taps has more splits than the others.
+    #[test]
+    fn lines_of_taps_are_cut_differently() {
+        let d = ConvDims { n: 70, h: 2, w: 2, c: 128, k: 128, r: 3, s: 3, stride: 1, pad: 1 };
+        let (kernel, strip) = StripKernel::all(&d, 7, H200.1)[0];
+        assert_eq!((kernel, kernel.splits(strip, &d, 7)), (StripKernel::ThreeTaps, [2, 3, 2]));
     }
 }

@@ -1,3 +1,5 @@
+mod hopper;
+
 use super::{BackwardFilter, Forward, PoolDims};
 use crate::cuda::{Address, CudaElement, GradArgs, Grid, TILE_CHANNELS, blocks};
 use crate::norm_relu_conv::cuda::backward_filter::{Gradient, Splits, narrow};
@@ -11,8 +13,15 @@ const THREADS: usize = 256;
 pub(crate) fn stem_pool_forward<T: CudaElement>(cuda: &Cuda, args: Forward<'_, Cuda, T>) -> Result<()> {
     let Forward { dims, x, w, map, y, argmax, stats } = args;
     let pool = PoolDims::behind(&dims);
-    let stats = stats.map(|stats| stats.make(Cut::plain(pool.rows_out()), pool.c)).into();
     let (x, w, y, argmax) = (x.into(), w.into(), y.into(), argmax.into());
+    if let Some(mut stream) = hopper::Stream::of::<T>(cuda, &dims, x, &[y, argmax])? {
+        let cut = stream.cut(cuda);
+        let own = cut.is_some();
+        let stats = stats.map(|stats| stats.make(cut.unwrap_or(Cut::plain(pool.rows_out())), pool.c)).into();
+        stream.pool::<T>(cuda, w, [y, argmax], if own { stats } else { Address::NONE })?;
+        return if own { Ok(()) } else { pooled_stats::<T>(cuda, &pool, y, stats) };
+    }
+    let stats = stats.map(|stats| stats.make(Cut::plain(pool.rows_out()), pool.c)).into();
     match Stream::forward::<T>(cuda, &dims, x, [y, argmax])? {
         Some(stream) => {
             stream.pool::<T>(cuda, ForwardArgs { stream, w, y, argmax })?;
@@ -31,6 +40,9 @@ pub(crate) fn stem_pool_forward<T: CudaElement>(cuda: &Cuda, args: Forward<'_, C
 pub(crate) fn stem_pool_backward_filter<T: CudaElement>(cuda: &Cuda, args: BackwardFilter<'_, Cuda, T>) -> Result<()> {
     let BackwardFilter { dims, x, dy, argmax, map, dw } = args;
     let (x, argmax, dw, grad) = (x.into(), argmax.into(), dw.into(), Gradient::new(dy));
+    if let Some(stream) = hopper::Stream::of::<T>(cuda, &dims, x, &[grad.dz, grad.x, argmax])? {
+        return stream.filter_gradient::<T>(cuda, &dims, grad, argmax, dw);
+    }
     if let Some(stream) = Stream::backward::<T>(cuda, &dims, x, [grad.dz, grad.x, argmax])? {
         return stream.filter_gradient::<T>(cuda, &dims, grad, argmax, dw);
     }

@@ -226,13 +226,13 @@ fn a_driver_that_computes_nothing() {
 #[test]
 fn kernels_are_machine_code_or_ptx() {
     for (behaviour, files, words) in [
-        ("capability=90", 21, &["machine code for sm_90a"][..]),
+        ("capability=90", 22, &["machine code for sm_90a"][..]),
         ("capability=80", 17, &["machine code for sm_80"]),
         ("capability=89", 17, &["machine code for sm_86"]),
         ("capability=87", 17, &["PTX", "no machine code for compute capability 8.7"]),
         (
             "code=209",
-            21,
+            22,
             &["PTX", "machine code for sm_90a cannot be loaded: the driver refuses it: CUDA_ERROR_NO_BINARY_FOR_GPU"],
         ),
     ] {

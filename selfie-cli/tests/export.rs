@@ -37,6 +37,15 @@ fn every_format_is_written_and_checked() {
             assert!(answer["loading"].as_str().expect("lines").contains(text(&out)), "{answer}");
             export.says(&["wrote", "checked", "bit for bit"]);
         }
+        let alone = run.join("alone.safetensors");
+        works(&format!("export {} --to timm -o {}", text(&run), text(&alone)));
+        // Behind the header, whose metadata come in any order.
+        let numbers = |file: PathBuf| {
+            let bytes = fs::read(file).expect("a file");
+            let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+            bytes[8 + header..].to_vec()
+        };
+        assert!(numbers(alone) == numbers(run.join("x.safetensors")), "the same tensors");
         let tensors = fs::read(run.join("timm/model.safetensors")).expect("written");
         assert_eq!(tensors, fs::read(run.join("weights/model.safetensors")).expect("written"));
         let (own, config) = (run.join("weights/config.json"), run.join("timm/config.json"));

@@ -7,7 +7,8 @@ use selfie_model::Format;
 
 pub(super) const EXPORT_HELP: &str = "\
 What is written:
-  timm         a folder for timm.create_model(\"local-dir:..\"): model.safetensors, config.json, README.md
+  timm         a folder for timm.create_model(\"local-dir:..\"): model.safetensors, config.json, README.md;
+               where PATH ends in .safetensors, that file alone
   onnx         opset 17; in: `images`, float32 [batch, 3, side, side], normalised; out: `logits` [batch, classes] of a
                classifier, and `embedding` [batch, width]; mean, std, size and classes in the metadata
   safetensors  one file with timm's names, and what config.json says in its metadata; `selfie finetune --init` takes it

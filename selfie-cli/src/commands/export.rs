@@ -15,10 +15,15 @@ use crate::screen;
 /// Usage, input, and what the system refuses.
 pub fn run(arguments: &args::Export) -> anyhow::Result<Exit> {
     let args::Export { source, to, out, check, overwrite, json, threads } = arguments;
-    let (format, existing) = (Format::from(*to), Existing::new(*overwrite));
-    match to {
-        To::Timm => destination::check_folder(out, existing)?,
-        To::Onnx | To::Safetensors => destination::check("--out", out, std::slice::from_ref(out), existing)?,
+    let format = match to {
+        // Whoever names such a file for timm wants it alone: the tensors have timm's names in either.
+        To::Timm if out.extension().is_some_and(|end| end == "safetensors") => Format::Safetensors,
+        _ => Format::from(*to),
+    };
+    let existing = Existing::new(*overwrite);
+    match format {
+        Format::Timm => destination::check_folder(out, existing)?,
+        Format::Onnx | Format::Safetensors => destination::check("--out", out, std::slice::from_ref(out), existing)?,
     }
     let weights = Export::read(source)?;
     let reporter = Reporter::new(Voice::Full);

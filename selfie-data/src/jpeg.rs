@@ -14,11 +14,6 @@ use std::time::Duration;
 use image::RgbImage;
 use image::metadata::Orientation;
 use jpeg_decoder::{ColorTransform, Decoder};
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::errors::DecodeErrors;
-use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
 
 use crate::exif;
 
@@ -56,22 +51,6 @@ pub(crate) fn walk(bytes: &[u8], check: impl Fn(usize, usize) -> Result<(), Stri
 
 /// The RGB pixels of what was walked.
 fn pixels(walked: &Walked<'_>) -> Result<Vec<u8>, String> {
-    match walked.is_plain {
-        true => plain_pixels(&walked.stream).map_or_else(|_| any_pixels(walked), Ok),
-        false => any_pixels(walked),
-    }
-}
-
-/// Those of a picture in one scan, as cameras write it, by the faster decoder.
-fn plain_pixels(stream: &[u8]) -> Result<Vec<u8>, DecodeErrors> {
-    let options = DecoderOptions::default().set_strict_mode(true).jpeg_set_out_colorspace(ColorSpace::RGB);
-    // What is allowed was checked.
-    let options = options.set_max_width(usize::from(u16::MAX)).set_max_height(usize::from(u16::MAX));
-    JpegDecoder::new_with_options(ZCursor::new(stream), options).decode()
-}
-
-/// Those of any picture: the faster decoder gets scans of single components, and rare sampling factors, wrong.
-fn any_pixels(walked: &Walked<'_>) -> Result<Vec<u8>, String> {
     // A decoder's threads are its own; what the system refuses once it may give a moment later.
     const TRIES: u32 = 5;
     for attempt in 0.. {
@@ -111,8 +90,6 @@ struct Walked<'a> {
     width: usize,
     components: usize,
     colours: ColorTransform,
-    /// Whether it is one sequential scan of a layout that cameras write.
-    is_plain: bool,
     /// What follows `Exif\0` and a byte in each segment that begins so.
     exif: Vec<&'a [u8]>,
     /// The file less its application segments and all that is not the image's.
@@ -384,7 +361,6 @@ impl<'a> Walk<'a> {
             height: frame.height,
             width: frame.width,
             components: frame.components.len(),
-            is_plain: frame.is_plain(self.scans, colours),
             colours,
             exif: self.exif,
             stream: self.stream,
@@ -432,18 +408,6 @@ fn next_marker(bytes: &[u8], from: usize) -> Option<usize> {
 }
 
 impl Frame {
-    /// Grey, or luma and chroma with as many samples of chroma as of luma, or half as many across, down or both.
-    fn is_plain(&self, scans: usize, colours: ColorTransform) -> bool {
-        let factors: Vec<_> = self.components.iter().map(|component| component.factors).collect();
-        let is_usual = match (colours, factors.as_slice()) {
-            (ColorTransform::Grayscale | ColorTransform::YCbCr, [luma, chroma @ ..]) => {
-                luma.iter().all(|factor| *factor <= 2) && chroma.iter().all(|chroma| *chroma == [1, 1])
-            }
-            _ => false,
-        };
-        is_usual && scans == 1 && self.process == Process::Sequential
-    }
-
     fn parse(process: Process, content: &[u8]) -> Result<Self, String> {
         let Some((&[precision, h1, h0, w1, w0, count], listed)) = content.split_first_chunk() else {
             return Err(wrong_length("frame header"));

@@ -1,6 +1,7 @@
 //! The stem on GPUs of compute capability 9.0, by `stem_pool_sm90.cu`.
 
 use super::super::PoolDims;
+use super::is_fused;
 use crate::cuda::{Address, CudaElement, Grid, blocks};
 use crate::norm_relu_conv::cuda::backward_filter::{Gradient, Splits, narrow};
 use crate::partials::{Cut, SUM_ROWS};
@@ -58,17 +59,15 @@ struct FilterArgs {
 }
 
 impl Stream {
-    /// None where the kernels do not take it: they are for `bf16`, 7x7 with stride 2, and rows that runs fill.
+    /// None where the kernels do not take it: beside [`is_fused`], they are for rows that runs fill.
     pub(super) fn of<T: CudaElement>(
         cuda: &Cuda,
         d: &ConvDims,
         x: Address,
         others: &[Address],
     ) -> Result<Option<Self>> {
-        let shape = [d.c, d.r, d.s, d.stride, d.pad] == [3, 7, 7, 2, 3] && d.q() <= COLUMNS;
         let whole = d.w.is_multiple_of(2 * RUN) && d.k.is_multiple_of(16);
-        let aligned = x.is_aligned() && others.iter().all(|place| place.is_aligned());
-        if !cuda.facts().hopper || T::OPERAND_EPSILON == 0.0 || !shape || !whole || !aligned {
+        if !cuda.facts().hopper || !is_fused::<T>(d, x, others) || d.q() > COLUMNS || !whole {
             return Ok(None);
         }
         let (pool, slots) = (PoolDims::behind(d), (COLUMNS / d.q()).min(d.n));

@@ -108,6 +108,14 @@ fn pooled_stats<T: CudaElement>(cuda: &Cuda, pool: &PoolDims, y: Address, stats:
     cuda.launch::<T>(MODULE, "stem_pool_stats", tiles(pool), &args)
 }
 
+/// Whether there are fused kernels for it, as far as they agree: `bf16`, 7x7 with stride 2, and all of it aligned.
+fn is_fused<T: CudaElement>(d: &ConvDims, x: Address, others: &[Address]) -> bool {
+    T::OPERAND_EPSILON != 0.0
+        && [d.c, d.r, d.s, d.stride, d.pad] == [3, 7, 7, 2, 3]
+        && x.is_aligned()
+        && others.iter().all(|place| place.is_aligned())
+}
+
 /// Filters of a block of the fused kernels, columns of their tiles, and how many tiles there are.
 const FILTERS: usize = 64;
 const TILE: usize = 16;
@@ -197,7 +205,7 @@ impl Stream {
         Self::new::<T>(cuda, d, x, &others, columns, Self::WORK + Self::COEFFICIENTS)
     }
 
-    /// None where the kernels do not take it: they are for `bf16`, 7x7 with stride 2, and pairs of pixels.
+    /// None where the kernels do not take it: beside [`is_fused`], they are for pairs of pixels.
     fn new<T: CudaElement>(
         cuda: &Cuda,
         d: &ConvDims,
@@ -206,9 +214,7 @@ impl Stream {
         columns: Columns,
         work: usize,
     ) -> Result<Option<Self>> {
-        let shape = [d.c, d.r, d.s, d.stride, d.pad] == [3, 7, 7, 2, 3] && d.w.is_multiple_of(2);
-        let aligned = x.is_aligned() && others.iter().all(|place| place.is_aligned());
-        if T::OPERAND_EPSILON == 0.0 || !shape || !d.k.is_multiple_of(8) || !aligned {
+        if !is_fused::<T>(d, x, others) || !d.w.is_multiple_of(2) || !d.k.is_multiple_of(8) {
             return Ok(None);
         }
         let Columns { tiles, segments, step, width } = columns;

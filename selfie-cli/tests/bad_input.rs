@@ -1,10 +1,10 @@
 //! What goes wrong in the field: each with its exit code, and a message that helps.
 
-mod support;
-
 use std::fs;
 
-use support::{fails, ran, selfie, text, works, write, write_images};
+#[cfg(target_os = "linux")]
+use crate::support::behind;
+use crate::support::{fails, ran, selfie, text, works, write, write_images};
 
 #[test]
 fn data_that_are_not_there() {
@@ -103,13 +103,7 @@ fn memory_that_the_system_refuses() {
         "pretrain --data synthetic:train=300,test=8 --out {} --preset small --batch 256 --steps 2 --threads 2",
         text(&folder.path().join("run"))
     );
-    let limited = "ulimit -v 400000; exec \"$0\" \"$@\"";
-    let mut command = std::process::Command::new("sh");
-    let bare = selfie("");
-    for (name, _) in bare.get_envs().filter(|(_, value)| value.is_none()) {
-        command.env_remove(name);
-    }
-    let found = ran(command.args(["-c", limited]).arg(bare.get_program()).args(line.split_whitespace()));
+    let found = ran(&mut behind("ulimit -v 400000; exec \"$0\" \"$@\"", &selfie(&line)));
     assert_eq!(found.code, Some(5), "{}", found.err);
     found.says(&["out of memory", "lower --batch"]);
 }
@@ -135,14 +129,8 @@ impl ControlGroup {
 
     /// Runs `line` in it.
     fn ran(&self, line: &str) -> support::Ran {
-        let bare = selfie("");
-        let enter = "echo $$ > \"$0\"; exec \"$@\"";
-        let mut command = std::process::Command::new("sh");
-        for (name, _) in bare.get_envs().filter(|(_, value)| value.is_none()) {
-            command.env_remove(name);
-        }
-        command.args(["-c", enter]).arg(self.0.join("cgroup.procs")).arg(bare.get_program());
-        ran(command.args(line.split_whitespace()))
+        let enter = format!("echo $$ > '{}'; exec \"$0\" \"$@\"", self.0.join("cgroup.procs").display());
+        ran(&mut behind(&enter, &selfie(line)))
     }
 }
 

@@ -1,11 +1,9 @@
 //! `bench`: its numbers hang together, its trace is one, and PyTorch's side is asked as it should be.
 
-mod support;
-
 use std::fs;
 
+use crate::support::{Ran, fails, text, works};
 use serde_json::Value;
-use support::{Ran, fails, text, works};
 
 /// Seconds that belong together, up to the rounding of sums.
 const ROUNDING: f64 = 1e-9;

@@ -1,9 +1,7 @@
 //! Help, configuration and its errors, as a user meets them.
 
-mod support;
-
+use crate::support::{fails, ran, selfie, text, works, write};
 use serde_json::Value;
-use support::{fails, ran, selfie, text, works, write};
 
 #[test]
 fn help_teaches() {

@@ -1,12 +1,10 @@
 //! Data as people have them: parts by other names, classes without test images, a part given alone.
 
-mod support;
-
 use std::fs;
 use std::path::Path;
 
+use crate::support::{bitmap_of, fails, text, works, write};
 use serde_json::json;
-use support::{bitmap_of, fails, text, works, write};
 
 /// Two different pictures of 32 x 32 pixels in each of the folders.
 fn write_pictures(root: &Path, folders: &[&str]) {

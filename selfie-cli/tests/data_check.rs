@@ -1,12 +1,10 @@
 //! `data check` over a folder that has every fault, and over images that have none.
 
-mod support;
-
 use std::fs;
 use std::path::Path;
 
+use crate::support::{bitmap_of, fails, text, works, write};
 use serde_json::{Value, json};
-use support::{bitmap_of, fails, text, works, write};
 
 /// A picture of 40 x 40 pixels, different for each number.
 fn picture(number: u32) -> Vec<u8> {

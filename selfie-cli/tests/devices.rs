@@ -1,16 +1,12 @@
 //! Machines without a GPU that can be used: no driver, and drivers that are broken in every way, which a library of our own
 //! plays (`support/libcuda.rs`).
-#![cfg(target_os = "linux")]
-
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use support::{Ran, ran, selfie, text, write};
+use crate::support::{Ran, ran, selfie, text, write};
 
 /// The names under which cudarc and the system look for a driver.
 const NAMES: [&str; 2] = ["libcuda.so", "libcuda.so.1"];

@@ -1,12 +1,10 @@
 //! `embed`: its files, read by code that knows nothing of ours.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::{fails, text, works, write, write_images};
 use serde_json::Value;
-use support::{fails, text, works, write, write_images};
 
 const DATA: &str = "synthetic:train=30,test=10,classes=3";
 

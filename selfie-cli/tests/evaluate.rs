@@ -1,12 +1,10 @@
 //! `evaluate`: what it says of one run and of several, and the matrix as a file.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::{bitmap_of, fails, text, works, write};
 use serde_json::Value;
-use support::{bitmap_of, fails, text, works, write};
 
 const DATA: &str = "synthetic:train=40,test=30,classes=4";
 

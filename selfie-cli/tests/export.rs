@@ -1,11 +1,9 @@
 //! `export`: files for other programs, and back by `--init`.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use support::{fails, ran, selfie, text, works, write};
+use crate::support::{fails, ran, selfie, text, works, write};
 
 const DATA: &str = "synthetic:train=30,test=10,classes=3";
 

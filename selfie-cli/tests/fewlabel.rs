@@ -1,16 +1,14 @@
 //! `fewlabel`: the table is what its runs say, whatever happened on the way.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use crate::support::moments::{Moments, number};
+use crate::support::{fails, ran, selfie, text, works, write, write_images};
 use serde_json::Value;
-use support::moments::{Moments, number};
-use support::{fails, ran, selfie, text, works, write, write_images};
 
 const DATA: &str = "synthetic:train=60,test=200,classes=4";
 

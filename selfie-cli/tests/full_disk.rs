@@ -1,14 +1,12 @@
 //! A disk that is full, whenever it happens to be: the run says so, nothing already saved is damaged, and the same
 //! command goes on once there is room.
 
-mod support;
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use support::traces::assert_same;
-use support::{ran, selfie, text, works};
+use crate::support::traces::assert_same;
+use crate::support::{ran, selfie, text, works};
 
 const DATA: &str = "synthetic:train=40,test=8,classes=4";
 

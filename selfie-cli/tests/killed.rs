@@ -2,16 +2,14 @@
 //!
 //! `SELFIE_KILLS` says how many kills each case takes (10 unless told), `SELFIE_KILL_SEED` repeats a failed one.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use support::moments::{Moments, number};
-use support::traces::assert_same;
-use support::{selfie, text, works, write, write_images};
+use crate::support::moments::{Moments, number};
+use crate::support::traces::assert_same;
+use crate::support::{selfie, text, works, write, write_images};
 
 /// Runs `command --out FOLDER` to the end on one thread, then on two with kills, and compares. As many kills as are asked
 /// for, and more until one came behind a checkpoint: with few, all may come before.

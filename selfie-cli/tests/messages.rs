@@ -1,17 +1,13 @@
 //! Messages that nobody reads: the reader is gone, asleep or full. No run ends or waits for it, and what a run says of
 //! itself in its folder is true.
-#![cfg(unix)]
-
-mod support;
-
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support::{behind, selfie, text, works};
 use serde_json::Value;
-use support::{selfie, text, works};
 
 const DATA: &str = "synthetic:train=60,test=20,classes=4";
 
@@ -141,9 +137,7 @@ fn a_signal_saves_though_the_reader_is_gone() {
 fn a_hang_up_that_is_ignored() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let out = folder.path().join("run");
-    let run = pretrain(&out, 30);
-    let mut ignoring = Command::new("sh");
-    ignoring.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]).arg(run.get_program()).args(run.get_args());
+    let mut ignoring = behind("trap '' HUP; exec \"$0\" \"$@\"", &pretrain(&out, 30));
     let child = ignoring.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
     wait_until(|| out.join("state/last").exists());
     signal(&child, "HUP");

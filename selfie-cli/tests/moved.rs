@@ -1,14 +1,12 @@
 //! What a run was given lies elsewhere when it goes on: images, first weights, the list of labels. And the commands that
 //! a run prints, wherever it is.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::traces::assert_same;
-use support::{fails, ran, selfie, text, works, write, write_images};
+use crate::support::traces::assert_same;
+use crate::support::{fails, ran, selfie, text, works, write, write_images};
 
 const SCHEDULE: &str = "--preset tiny --batch 4 --image-size 32 --log-every 1 --eval-every 0 --save-every 2";
 

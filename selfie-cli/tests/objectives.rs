@@ -1,16 +1,14 @@
 //! The objective's switches on the command line: an attention head from its training to its use, negatives of the batch, and
 //! the probe of a pretraining that runs.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use crate::support::traces::{assert_same, traces};
+use crate::support::{fails, selfie, text, works};
 use serde_json::Value;
-use support::traces::{assert_same, traces};
-use support::{fails, selfie, text, works};
 
 const DATA: &str = "synthetic:train=60,test=20,classes=4";
 

@@ -1,12 +1,10 @@
 //! `neighbors` and `map`: what lies near what, as a list, a sheet of pictures and a page.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::{bitmap_of, fails, text, works, write};
 use serde_json::Value;
-use support::{bitmap_of, fails, text, works, write};
 
 const DATA: &str = "synthetic:train=30,test=10,classes=3";
 

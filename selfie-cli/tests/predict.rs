@@ -1,14 +1,12 @@
 //! `predict`: classes of files, as `evaluate` would give them.
 
-mod support;
-
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use crate::support::{Ran, bitmap_of, fails, ran, selfie, text, works, write};
 use serde_json::Value;
-use support::{Ran, bitmap_of, fails, ran, selfie, text, works, write};
 
 /// Images of 32 pixels in two class folders of a training and a test part: dark ones and bright ones.
 fn data(folder: &Path) -> PathBuf {

@@ -1,12 +1,10 @@
 //! `probe`: against computations of its own on the vectors that `embed` writes.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::{fails, ran, selfie, text, works, write_images};
 use serde_json::Value;
-use support::{fails, ran, selfie, text, works, write_images};
 
 const DATA: &str = "synthetic:train=120,test=60,classes=3";
 

@@ -1,15 +1,13 @@
 //! Training end to end on made-up images, and its exactness: the same bytes whatever happens on the way.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support::traces::{assert_same, traces};
+use crate::support::{fails, selfie, text, works, write_images};
 use serde_json::Value;
-use support::traces::{assert_same, traces};
-use support::{fails, selfie, text, works, write_images};
 
 const DATA: &str = "synthetic:train=60,test=20,classes=4";
 

@@ -8,7 +8,7 @@ use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView, View}
 use selfie_data::Foreign;
 use selfie_kernels::Wide;
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 #[cfg(target_endian = "big")]
@@ -201,8 +201,14 @@ pub(crate) fn serialize_items<'a, W: Wide, S: AsRef<str> + Ord + std::fmt::Displ
     items: impl Iterator<Item = (S, Item<'a, W>)>,
     metadata: impl IntoIterator<Item = (&'static str, String)>,
 ) -> Vec<u8> {
-    let metadata: HashMap<_, _> = metadata.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
-    safetensors::serialize(items, Some(metadata)).expect("names are unique, and lengths come from the shapes")
+    let metadata: BTreeMap<_, _> = metadata.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
+    let mut file = safetensors::serialize(items, Some(metadata.clone().into_iter().collect()))
+        .expect("names are unique, and lengths come from the shapes");
+    // They come first, in any order, as the library keeps them in a `HashMap`: sorted they are as many bytes.
+    let sorted = serde_json::to_vec(&metadata).expect("strings");
+    let behind = size_of::<u64>() + br#"{"__metadata__":"#.len();
+    file[behind..][..sorted.len()].copy_from_slice(&sorted);
+    file
 }
 
 /// A tensor on its way into a file.
@@ -291,6 +297,21 @@ mod tests {
         let (table, flat) = (table(), flat(0.5f64));
         let bytes = || serialize(&[(&table, &flat[..])], |_| true);
         assert_eq!(bytes(), bytes());
+    }
+
+    #[test]
+    fn metadata_come_in_the_order_of_their_keys() {
+        let (table, flat) = (table(), flat(0.5f64));
+        let about = ["a", "b", "c", "d", "e", "f"].map(|key| (key, format!("\"{key}\"")));
+        let bytes = serialize_items(stored(&table, &flat), about.clone());
+        let (_, header) = SafeTensors::read_metadata(&bytes).expect("our own");
+        let read = header.metadata().clone().expect("written");
+        assert_eq!(read, about.map(|(key, value)| (key.to_string(), value)).into());
+        let places = about.map(|(key, _)| {
+            let entry = format!("\"{key}\":\"\\\"");
+            bytes.windows(entry.len()).position(|at| at == entry.as_bytes()).expect("in the header")
+        });
+        assert!(places.is_sorted(), "{places:?}");
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! One training step, and three, against PyTorch: see `fixtures/README.md`.
 
-mod support;
-
+use crate::support::{cuda, download};
 use half::bf16;
 use selfie_kernels::{Backend, Cpu, Element, Len, Wide};
 use selfie_model::{
@@ -12,7 +11,6 @@ use serde_json::Value;
 use std::cmp::Ordering::{Equal, Less};
 use std::collections::BTreeMap;
 use std::path::Path;
-use support::{cuda, download};
 
 type Tensors = BTreeMap<String, Vec<f64>>;
 

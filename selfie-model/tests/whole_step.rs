@@ -7,8 +7,7 @@
 //! The networks are such that rounding stays small: channels are moved away from the ReLU's edge ([`moved`]), logits are small
 //! and the rate is so low that a step does not magnify the difference of the one before.
 
-mod support;
-
+use crate::support::{cuda, download};
 use half::bf16;
 use selfie_kernels::{Backend, Cpu, Cuda, Element, Wide};
 use selfie_model::{
@@ -16,7 +15,6 @@ use selfie_model::{
     Purpose, Query, Selfie, Stem, Table, Update,
 };
 use std::collections::BTreeMap;
-use support::{cuda, download};
 
 /// Enough for a device to work plainly, to record, and to repeat what it recorded.
 const STEPS: usize = 4;

@@ -20,6 +20,20 @@ pub(crate) fn selfie(line: &str) -> Command {
     command
 }
 
+/// The same command behind a shell's `script`, whose last word is `exec "$0" "$@"`.
+#[cfg(unix)]
+pub(crate) fn behind(script: &str, command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell.args(["-c", script]).arg(command.get_program()).args(command.get_args());
+    shell
+}
+
 /// What a run of the binary left.
 #[derive(Debug)]
 pub(crate) struct Ran {

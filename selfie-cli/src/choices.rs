@@ -183,6 +183,8 @@ fn read(file: &Path) -> Found {
     let read = || -> anyhow::Result<Option<Table>> {
         match fs::metadata(file) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            // A pipe would have no end.
+            Ok(about) if !about.is_file() => return Err(anyhow!("it is no file")),
             Ok(about) if about.len() > MOST_BYTES => return Err(anyhow!("{} bytes, more than any table", about.len())),
             _ => {}
         }
@@ -237,5 +239,7 @@ mod tests {
         }
         fs::File::create(&file).and_then(|file| file.set_len(MOST_BYTES + 1)).expect("a large file");
         assert!(matches!(read(&file), Found::Ignored(_)));
+        fs::remove_file(&file).and_then(|()| fs::create_dir(&file)).expect("a folder");
+        assert!(matches!(read(&file), Found::Ignored(why) if why.ends_with("it is no file")));
     }
 }

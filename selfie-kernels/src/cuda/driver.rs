@@ -141,6 +141,16 @@ impl Windows {
 #[derive(Debug, Clone, Copy, bytemuck::NoUninit)]
 pub(crate) struct TensorMap(pub(crate) [u8; 128]);
 
+/// When a kernel begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// Beside the last blocks of the kernel before, where that is what comes before it. It waits for its end before it does
+    /// anything (`KERNEL` of `device.h`): what is hidden is what a launch takes, and blocks take to begin.
+    Early,
+    /// When the kernel before has ended.
+    InTurn,
+}
+
 /// A kernel call.
 #[derive(Debug)]
 pub(crate) struct Call<'a> {
@@ -185,6 +195,8 @@ pub(crate) trait Driver: Debug + Send + Sync {
     fn map_windows(&self, windows: &Windows) -> Result<TensorMap>;
     /// Loads `<module>.cu`, if it is not loaded, and tells how; a launch does so too.
     fn load(&self, module: &'static str) -> Result<Form>;
+    /// When a kernel begins, at the earliest; loads it.
+    fn start(&self, module: &'static str, kernel: &str) -> Result<Start>;
     /// Queues a kernel.
     fn launch(&self, call: &Call<'_>) -> Result<()>;
     /// Waits for everything queued.

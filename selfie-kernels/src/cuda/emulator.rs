@@ -1,7 +1,7 @@
 //! The emulator as a driver: the kernels' own sources, compiled for the CPU by `cuda/emulator/build`, in a library that
 //! this module loads. It needs no GPU, and finds missing barriers, strayed addresses and races that a GPU would hide.
 
-use super::driver::{Address, Boxes, Call, Driver, Facts, Replay, TensorMap, Windows};
+use super::driver::{Address, Boxes, Call, Driver, Facts, Replay, Start, TensorMap, Windows};
 use super::modules::Form;
 use super::stuck::{STUCK_THREADS, StuckThread, told};
 use crate::profile::Timeline;
@@ -254,6 +254,10 @@ impl Driver for Emulator {
 
     fn load(&self, _module: &'static str) -> Result<Form> {
         Ok(Form::Emulated)
+    }
+
+    fn start(&self, _module: &'static str, _kernel: &str) -> Result<Start> {
+        Ok(Start::InTurn)
     }
 
     fn launch(&self, call: &Call<'_>) -> Result<()> {

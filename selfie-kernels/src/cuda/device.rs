@@ -26,6 +26,7 @@ pub(crate) const LEAST_CAPABILITY: u32 = 80;
 pub(crate) struct Device {
     context: Arc<CudaContext>,
     queue: Arc<Queue>,
+    branch: Branch,
     /// What runs beside it: copies of [`Driver::stage`].
     copies: Arc<CudaStream>,
     facts: Facts,
@@ -68,6 +69,18 @@ impl Queue {
         let is_behind_kernel = self.is_behind_kernel.swap(true, Ordering::Relaxed);
         (&self.stream, if is_behind_kernel { start } else { Start::InTurn })
     }
+}
+
+/// A second queue, for what [`Driver::branch`] says.
+#[derive(Debug)]
+struct Branch {
+    queue: Arc<Queue>,
+    /// Whether calls go there.
+    is_open: AtomicBool,
+    /// Behind what it waits for.
+    forked: CudaEvent,
+    /// Behind its own work.
+    done: CudaEvent,
 }
 
 /// What is loaded.
@@ -233,9 +246,11 @@ impl Device {
         })?;
         // SAFETY: nothing is allocated yet, and this backend orders its work itself: one queue, and events for staging.
         unsafe { context.disable_event_tracking() };
-        let queue = Arc::new(Queue::new(&context).map_err(|e| failed("no stream", e))?);
+        let queue = || Queue::new(&context).map(Arc::new).map_err(|e| failed("no stream", e));
         let copies = context.new_stream().map_err(|e| failed("no stream", e))?;
         let event = || context.new_event(None).map_err(|e| failed("no event", e));
+        let branch = Branch { queue: queue()?, is_open: AtomicBool::new(false), forked: event()?, done: event()? };
+        let queue = queue()?;
         let staging = Staging { pinned: HashMap::new(), staged: event()?, taken: event()?, pending: Pending::Nothing };
         let watch = if facts.hopper {
             let watch = Watch::new(&context).map_err(|e| failed("no page-locked memory", e))?;
@@ -247,12 +262,17 @@ impl Device {
         let wait = if is_set("SELFIE_SYNC", "1") { Wait::EachLaunch } else { Wait::Never };
         let start = if is_set("SELFIE_OVERLAP", "0") { Start::InTurn } else { Start::Early };
         let (kernels, staging) = (Mutex::default(), Mutex::new(staging));
-        Ok(Self { context, queue, copies, facts, kernels, watch, staging, wait, start })
+        Ok(Self { context, queue, branch, copies, facts, kernels, watch, staging, wait, start })
     }
 
     /// An error of the driver in words.
     fn failed(&self, what: &str, e: DriverError) -> Error {
         told_or(self.watch.as_ref(), || Error::Device { device: self.facts.name.clone(), reason: reason(what, e) })
+    }
+
+    /// Where calls go.
+    fn open_queue(&self) -> &Queue {
+        if self.branch.is_open.load(Ordering::Relaxed) { &self.branch.queue } else { &self.queue }
     }
 
     fn bind(&self) -> Result<()> {
@@ -487,7 +507,7 @@ impl Driver for Device {
             self.take_staged()?;
         }
         // SAFETY: both are live views of as many bytes.
-        unsafe { result::memcpy_dtod_async(to.0, from.0, bytes, self.queue.for_other_work().cu_stream()) }
+        unsafe { result::memcpy_dtod_async(to.0, from.0, bytes, self.open_queue().for_other_work().cu_stream()) }
             .map_err(|e| self.failed("a copy", e))?;
         if recording { Ok(()) } else { self.mark_taken() }
     }
@@ -495,7 +515,7 @@ impl Driver for Device {
     fn fill(&self, to: Address, byte: u8, bytes: usize) -> Result<()> {
         self.bind()?;
         // SAFETY: `to` is a live view of as many bytes.
-        unsafe { result::memset_d8_async(to.0, byte, bytes, self.queue.for_other_work().cu_stream()) }
+        unsafe { result::memset_d8_async(to.0, byte, bytes, self.open_queue().for_other_work().cu_stream()) }
             .map_err(|e| self.failed("a fill", e))
     }
 
@@ -576,7 +596,7 @@ impl Driver for Device {
         };
         let mut params = [call.args.as_ptr().cast_mut().cast::<c_void>()];
         let [x, y, z] = call.grid;
-        let (stream, start) = self.queue.for_kernel(start);
+        let (stream, start) = self.open_queue().for_kernel(start);
         let mut early = begin_early();
         let config = sys::CUlaunchConfig {
             gridDimX: x,
@@ -605,6 +625,25 @@ impl Driver for Device {
     fn start(&self, module: &'static str, kernel: &str) -> Result<Start> {
         self.bind()?;
         self.function(module, kernel).map(|(_, start)| start)
+    }
+
+    fn branch(&self) -> Result<()> {
+        let Branch { queue, is_open, forked, .. } = &self.branch;
+        let forked_off = forked.record(self.queue.for_other_work()).and_then(|()| queue.for_other_work().wait(forked));
+        forked_off.map_err(|e| self.failed("cannot begin a branch", e))?;
+        is_open.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn trunk(&self) -> Result<()> {
+        let Branch { queue, is_open, done, .. } = &self.branch;
+        is_open.store(false, Ordering::Relaxed);
+        done.record(queue.for_other_work()).map_err(|e| self.failed("cannot end a branch", e))
+    }
+
+    fn join(&self) -> Result<()> {
+        let queue = self.queue.for_other_work();
+        queue.wait(&self.branch.done).map_err(|e| self.failed("cannot wait for a branch", e))
     }
 
     fn sync(&self) -> Result<()> {

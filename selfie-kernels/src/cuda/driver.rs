@@ -168,7 +168,8 @@ pub(crate) struct Call<'a> {
     pub(crate) args: &'a [u8],
 }
 
-/// A device with one queue of work. Calls are answered in their order; only [`Driver::stage`] runs beside it.
+/// A device with one queue of work. Calls are answered in their order; only [`Driver::stage`] runs beside it, and what lies
+/// between [`Driver::branch`] and [`Driver::join`].
 pub(crate) trait Driver: Debug + Send + Sync {
     /// What it is.
     fn facts(&self) -> &Facts;
@@ -199,6 +200,13 @@ pub(crate) trait Driver: Debug + Send + Sync {
     fn start(&self, module: &'static str, kernel: &str) -> Result<Start>;
     /// Queues a kernel.
     fn launch(&self, call: &Call<'_>) -> Result<()>;
+    /// Kernels, copies on the device and fills from here to [`Driver::trunk`] run behind what was queued before, and beside
+    /// those from there to [`Driver::join`]. A branch has no branches.
+    fn branch(&self) -> Result<()>;
+    /// Ends what [`Driver::branch`] began.
+    fn trunk(&self) -> Result<()>;
+    /// What is queued from here on comes behind both.
+    fn join(&self) -> Result<()>;
     /// Waits for everything queued.
     fn sync(&self) -> Result<()>;
     /// From here to [`Driver::end_recording`] kernels, copies on the device and fills are written down, not run. Uploads,

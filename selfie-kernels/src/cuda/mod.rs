@@ -163,6 +163,17 @@ impl Cuda {
         }
     }
 
+    /// Does both, one beside the other. Neither may touch what the other writes: no part of the workspace either, and no
+    /// tickets.
+    pub(crate) fn beside(&self, branch: impl FnOnce() -> Result<()>, trunk: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.driver.branch()?;
+        let branched = branch();
+        // Whatever becomes of a side, the two are joined again.
+        let done = self.driver.trunk().and_then(|()| trunk());
+        self.driver.join()?;
+        branched.and(done)
+    }
+
     /// Scratch of an operation, of any content; aligned to 256 bytes.
     pub(crate) fn workspace(&self) -> Address {
         self.workspace.address

@@ -70,11 +70,17 @@ impl Machine {
         Self::with(&bytes, "")
     }
 
-    /// Runs the binary there; `FAKE_CUDA` is for the library.
-    fn runs(&self, line: &str) -> Ran {
+    /// The binary there; `FAKE_CUDA` is for the library.
+    fn command(&self, line: &str) -> Command {
         let mut command = selfie(line);
         command.env("LD_LIBRARY_PATH", self.folder.path()).env("FAKE_CUDA", &self.behaviour);
         command.env("XDG_CACHE_HOME", self.folder.path().join("cache"));
+        command
+    }
+
+    /// Runs it.
+    fn runs(&self, line: &str) -> Ran {
+        let mut command = self.command(line);
         if self.behaviour.starts_with("hang") {
             command.env("SELFIE_CUDA_PROBE_SECONDS", "1");
         }
@@ -246,6 +252,30 @@ fn kernels_are_machine_code_or_ptx() {
         assert!(machine.runs("doctor").out.contains(&line), "{behaviour}: {line}");
     }
     Machine::that("module=222").has_no_gpu(&["kernels bn_commit.cu", "UNSUPPORTED_PTX_VERSION", "newer"]);
+}
+
+/// The playing driver refuses the launch of a kernel that would begin early and does not wait; of one that does it answers
+/// what `early` says.
+#[test]
+fn kernels_that_wait_begin_early() {
+    for (behaviour, early, code) in [
+        ("capability=90", true, 1),
+        ("capability=120", true, 1),
+        ("capability=80", false, 4),
+        // PTX for 9.0 waits, that of the other kernels does not.
+        ("code=209", false, 1),
+        ("code=209,capability=120", false, 4),
+    ] {
+        let machine = Machine::that(&format!("{behaviour},early=719"));
+        assert_eq!(machine.runs("doctor --json").json()["kernels"]["begin_early"], early, "{behaviour}");
+        let ran = machine.runs(&pretrain(machine.folder.path(), "cuda").replace("tiny", "small"));
+        assert_eq!(ran.code, Some(code), "{behaviour}: {}{}", ran.out, ran.err);
+    }
+    let machine = Machine::that("early=719");
+    let mut plainly = machine.command("doctor --json");
+    assert_eq!(ran(plainly.env("SELFIE_OVERLAP", "0")).json()["kernels"]["begin_early"], false);
+    let mut plainly = machine.command(&pretrain(machine.folder.path(), "cuda"));
+    assert_eq!(ran(plainly.env("SELFIE_OVERLAP", "0")).code, Some(4));
 }
 
 /// The driver only knows that a launch failed; where its threads waited is what the kernel has told.

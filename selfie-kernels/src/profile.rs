@@ -1,7 +1,8 @@
 //! What a device did, pass by pass, and how long each took.
 //!
 //! A device that is [`Profile::profiled`] marks the time before and behind every pass. On a GPU the marks are events of its
-//! queue: they stand in a recorded step, too, so that what is timed is the step as it is trained, without the host.
+//! queue: they stand in a recorded step, too, so that what is timed is the step as it is trained, without the host; but
+//! that no pass begins beside the end of the one before, as an event waits for whole kernels.
 
 use crate::{Cost, Memory, Result};
 use std::fmt;

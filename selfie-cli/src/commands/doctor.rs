@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use selfie_kernels::Cuda;
-use selfie_kernels::cuda::{self, GpuFacts};
+use selfie_kernels::cuda::{self, GpuFacts, KernelStart};
 use serde_json::{Value, json};
 
 use crate::args::Doctor;
@@ -57,6 +57,7 @@ struct Kernels {
     files: BTreeMap<String, Vec<&'static str>>,
     /// That it took.
     seconds: f64,
+    start: KernelStart,
 }
 
 impl Kernels {
@@ -66,7 +67,7 @@ impl Kernels {
         for (file, form) in cuda.load_kernels()? {
             files.entry(form.to_string()).or_default().push(file);
         }
-        Ok(Self { files, seconds: began.elapsed().as_secs_f64() })
+        Ok(Self { files, seconds: began.elapsed().as_secs_f64(), start: cuda.kernel_start()? })
     }
 
     fn in_words(&self) -> String {
@@ -74,7 +75,19 @@ impl Kernels {
             [file] => format!("{file}, {form}"),
             _ => format!("{} files, {form}", files.len()),
         });
-        format!("kernels   {}, in {:.2} s\n", lines.collect::<Vec<_>>().join("\n          "), self.seconds)
+        let start = match self.start {
+            KernelStart::Early => "each begins beside the end of the one before",
+            KernelStart::InTurn => "each begins when the one before has ended",
+        };
+        format!(
+            "kernels   {}, in {:.2} s\n          {start}\n",
+            lines.collect::<Vec<_>>().join("\n          "),
+            self.seconds
+        )
+    }
+
+    fn as_json(&self) -> Value {
+        json!({ "files": self.files, "seconds": self.seconds, "begin_early": self.start == KernelStart::Early })
     }
 }
 
@@ -169,7 +182,7 @@ fn as_json(
             let notes: Vec<_> = chosen.notes().collect();
             json!({ "device": device, "precision": precision, "notes": notes, "table": chosen.table.as_ref().map(Table::about) })
         }),
-        "kernels": kernels.map(|kernels| json!({ "files": kernels.files, "seconds": kernels.seconds })),
+        "kernels": kernels.map(Kernels::as_json),
         "problem": chosen.as_ref().err().map(|error| format!("{error:#}")),
         "parity": parity.map(parity::Parity::as_json),
     })

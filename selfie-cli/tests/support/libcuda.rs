@@ -13,6 +13,7 @@ use std::time::Duration;
 type Answer = i32;
 type Handle = *mut c_void;
 const DONE: Answer = 0;
+const INVALID: Answer = 1;
 
 fn told(key: &str) -> Option<String> {
     let all = std::env::var("FAKE_CUDA").unwrap_or_default();
@@ -24,6 +25,10 @@ fn told(key: &str) -> Option<String> {
 
 fn number(key: &str, otherwise: i32) -> i32 {
     told(key).and_then(|value| value.parse().ok()).unwrap_or(otherwise)
+}
+
+fn capability() -> i32 {
+    number("capability", 90)
 }
 
 /// Waits for ever if `hang` is this place.
@@ -59,6 +64,38 @@ unsafe fn get_stuck() {
 static CLOCK: AtomicU64 = AtomicU64::new(0);
 const SLOW: u64 = 9;
 const TICK: Duration = Duration::from_micros(50);
+
+/// A function's handle: so many times what its PTX was made for, and its ticks.
+const MODULE: u64 = 1000;
+
+fn compiled_for(function: Handle) -> i32 {
+    (function as u64 / MODULE) as i32
+}
+
+/// `CUlaunchConfig`.
+#[repr(C)]
+pub struct Launch {
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared: u32,
+    stream: Handle,
+    attributes: *const Attribute,
+    count: u32,
+}
+
+/// `CUlaunchAttribute`.
+#[repr(C)]
+pub struct Attribute {
+    which: u32,
+    pad: u32,
+    value: [u64; 8],
+}
+
+impl Attribute {
+    fn begins_early(&self) -> bool {
+        self.which == 6 && self.value[0] as u32 == 1
+    }
+}
 
 /// When the recording began, and then how long it was.
 static RECORDED: AtomicU64 = AtomicU64::new(0);
@@ -106,7 +143,7 @@ driver! {
         DONE
     }
     cuDeviceGetAttribute(value: *mut i32, which: i32, _device: i32) {
-        let capability = number("capability", 90);
+        let capability = capability();
         unsafe {
             *value = match which {
                 16 => 4, // multiprocessors
@@ -160,7 +197,13 @@ driver! {
         let is_machine_code = unsafe { image.cast::<[u8; 4]>().read_unaligned() } == *b"\x7fELF";
         let refused = if is_machine_code { number("code", DONE) } else { DONE };
         match number("module", refused) {
-            DONE => unsafe { give(module) },
+            DONE => unsafe {
+                // A module is known by what its PTX was made for: it says so itself, and of machine code it goes without saying.
+                let of_ptx = || if name_of(image.cast()).contains(".target sm_90a") { 90 } else { 80 };
+                let compiled_for = if is_machine_code { capability().min(90) } else { of_ptx() };
+                *module = compiled_for as Handle;
+                DONE
+            },
             refused => refused,
         }
     }
@@ -172,24 +215,29 @@ driver! {
         }
         DONE
     }
-    cuModuleGetFunction(function: *mut Handle, _module: Handle, name: *const u8) {
-        // A function is known by its ticks.
+    cuModuleGetFunction(function: *mut Handle, module: Handle, name: *const u8) {
+        // A function is known by its module, and by its ticks.
         let is_slow = told("slow").is_some_and(|word| unsafe { name_of(name) }.contains(&word));
-        unsafe { *function = (if is_slow { SLOW } else { 1 }) as Handle };
+        let ticks = if is_slow { SLOW } else { 1 };
+        unsafe { *function = (module as u64 * MODULE + ticks) as Handle };
         DONE
     }
     cuModuleUnload(_module: Handle) { DONE }
-    cuFuncGetAttribute(value: *mut i32, _which: i32, _function: Handle) {
-        unsafe { *value = 0 };
+    cuFuncGetAttribute(value: *mut i32, which: i32, function: Handle) {
+        const PTX_VERSION: i32 = 5;
+        unsafe { *value = if which == PTX_VERSION { compiled_for(function) } else { 0 } };
         DONE
     }
     cuFuncSetAttribute(_function: Handle, _which: i32, _value: i32) { DONE }
-    cuLaunchKernel(
-        function: Handle, _grid_x: u32, _grid_y: u32, _grid_z: u32, _block_x: u32, _block_y: u32, _block_z: u32,
-        _shared: u32, _stream: Handle, _arguments: *mut Handle, _extra: *mut Handle
-    ) {
-        CLOCK.fetch_add(function as u64, Ordering::Relaxed);
-        number("launch", DONE)
+    cuLaunchKernelEx(config: *const Launch, function: Handle, _arguments: *mut Handle, _extra: *mut Handle) {
+        CLOCK.fetch_add(function as u64 % MODULE, Ordering::Relaxed);
+        let attributes = unsafe { std::slice::from_raw_parts((*config).attributes, (*config).count as usize) };
+        match attributes {
+            [] => number("launch", DONE),
+            [attribute] if attribute.begins_early() && compiled_for(function) >= 90 => number("early", DONE),
+            // Nothing else is asked for, and who does not wait must not begin early.
+            _ => INVALID,
+        }
     }
     cuGraphInstantiateWithFlags(instance: *mut Handle, _graph: Handle, _flags: u64) { unsafe { give(instance) } }
     cuGraphLaunch(_instance: Handle, _stream: Handle) {

@@ -2,7 +2,7 @@
 //!
 //! cudarc panics where the driver's library or one of its symbols is missing, so [`super::probe`] has looked first.
 
-use super::driver::{Address, Boxes, Call, Driver, Facts, Replay, TensorMap, Windows};
+use super::driver::{Address, Boxes, Call, Driver, Facts, Replay, Start, TensorMap, Windows};
 use super::modules::{self, Form, Image};
 use super::probe::{Probe, probe, within_limit};
 use super::stuck::{STUCK_THREADS, StuckThread, told};
@@ -15,6 +15,7 @@ use cudarc::nvrtc::Ptx;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::c_void;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Compute capability from which the kernels run: bf16 tensor cores and asynchronous copies.
@@ -24,8 +25,8 @@ pub(crate) const LEAST_CAPABILITY: u32 = 80;
 #[derive(Debug)]
 pub(crate) struct Device {
     context: Arc<CudaContext>,
-    /// The queue.
-    stream: Arc<CudaStream>,
+    queue: Arc<Queue>,
+    branch: Branch,
     /// What runs beside it: copies of [`Driver::stage`].
     copies: Arc<CudaStream>,
     facts: Facts,
@@ -35,6 +36,8 @@ pub(crate) struct Device {
     staging: Mutex<Staging>,
     /// Whether every launch is waited for (`SELFIE_SYNC=1`), to name the kernel that fails.
     wait: Wait,
+    /// When kernels begin that may begin early: in turn with `SELFIE_OVERLAP=0`, to measure what is gained.
+    start: Start,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,11 +46,49 @@ enum Wait {
     Never,
 }
 
+/// A queue of work. Kernels may begin early only right behind a kernel, never behind anything else.
+#[derive(Debug)]
+struct Queue {
+    stream: Arc<CudaStream>,
+    is_behind_kernel: AtomicBool,
+}
+
+impl Queue {
+    fn new(context: &Arc<CudaContext>) -> std::result::Result<Self, DriverError> {
+        Ok(Self { stream: context.new_stream()?, is_behind_kernel: AtomicBool::new(false) })
+    }
+
+    /// For something else than a kernel.
+    fn for_other_work(&self) -> &Arc<CudaStream> {
+        self.is_behind_kernel.store(false, Ordering::Relaxed);
+        &self.stream
+    }
+
+    /// For a kernel that may begin so, and when it does.
+    fn for_kernel(&self, start: Start) -> (&Arc<CudaStream>, Start) {
+        let is_behind_kernel = self.is_behind_kernel.swap(true, Ordering::Relaxed);
+        (&self.stream, if is_behind_kernel { start } else { Start::InTurn })
+    }
+}
+
+/// A second queue, for what [`Driver::branch`] says.
+#[derive(Debug)]
+struct Branch {
+    queue: Arc<Queue>,
+    /// Whether calls go there.
+    is_open: AtomicBool,
+    /// Behind what it waits for.
+    forked: CudaEvent,
+    /// Behind its own work.
+    done: CudaEvent,
+}
+
 /// What is loaded.
 #[derive(Debug, Default)]
 struct Kernels {
     modules: HashMap<&'static str, (Arc<CudaModule>, Form)>,
-    functions: HashMap<String, CudaFunction>,
+    /// When each may begin, too.
+    functions: HashMap<String, (CudaFunction, Start)>,
 }
 
 /// Where kernels tell who is stuck, and which kernels there were.
@@ -205,9 +246,11 @@ impl Device {
         })?;
         // SAFETY: nothing is allocated yet, and this backend orders its work itself: one queue, and events for staging.
         unsafe { context.disable_event_tracking() };
-        let stream = context.new_stream().map_err(|e| failed("no stream", e))?;
+        let queue = || Queue::new(&context).map(Arc::new).map_err(|e| failed("no stream", e));
         let copies = context.new_stream().map_err(|e| failed("no stream", e))?;
         let event = || context.new_event(None).map_err(|e| failed("no event", e));
+        let branch = Branch { queue: queue()?, is_open: AtomicBool::new(false), forked: event()?, done: event()? };
+        let queue = queue()?;
         let staging = Staging { pinned: HashMap::new(), staged: event()?, taken: event()?, pending: Pending::Nothing };
         let watch = if facts.hopper {
             let watch = Watch::new(&context).map_err(|e| failed("no page-locked memory", e))?;
@@ -215,17 +258,21 @@ impl Device {
         } else {
             None
         };
-        let wait = match std::env::var_os("SELFIE_SYNC") {
-            Some(value) if value == "1" => Wait::EachLaunch,
-            _ => Wait::Never,
-        };
+        let is_set = |variable: &str, to: &str| std::env::var_os(variable).is_some_and(|value| value == to);
+        let wait = if is_set("SELFIE_SYNC", "1") { Wait::EachLaunch } else { Wait::Never };
+        let start = if is_set("SELFIE_OVERLAP", "0") { Start::InTurn } else { Start::Early };
         let (kernels, staging) = (Mutex::default(), Mutex::new(staging));
-        Ok(Self { context, stream, copies, facts, kernels, watch, staging, wait })
+        Ok(Self { context, queue, branch, copies, facts, kernels, watch, staging, wait, start })
     }
 
     /// An error of the driver in words.
     fn failed(&self, what: &str, e: DriverError) -> Error {
         told_or(self.watch.as_ref(), || Error::Device { device: self.facts.name.clone(), reason: reason(what, e) })
+    }
+
+    /// Where calls go.
+    fn open_queue(&self) -> &Queue {
+        if self.branch.is_open.load(Ordering::Relaxed) { &self.branch.queue } else { &self.queue }
     }
 
     fn bind(&self) -> Result<()> {
@@ -263,26 +310,30 @@ impl Device {
         }
     }
 
-    /// The kernel, loaded at its first call.
-    fn function(&self, module: &'static str, kernel: &str) -> Result<sys::CUfunction> {
+    /// The kernel, loaded at its first call, and when it may begin.
+    fn function(&self, module: &'static str, kernel: &str) -> Result<(sys::CUfunction, Start)> {
+        // From which on kernels wait for earlier ones: `wait_for_earlier_kernels` of `device.h`.
+        const WAITS_FROM: i32 = 90;
         let mut kernels = self.kernels();
-        if let Some(function) = kernels.functions.get(kernel) {
-            return Ok(function.cu_function());
+        if let Some((function, start)) = kernels.functions.get(kernel) {
+            return Ok((function.cu_function(), *start));
         }
         let refused = |reason: String| Error::Module { module: format!("{module}.cu, {kernel}"), reason };
         let (loaded, _) = self.module(&mut kernels, module)?;
         let function = loaded.load_function(kernel).map_err(|e| refused(reason("not found", e)))?;
+        let attribute = |which| function.get_attribute(which).map_err(|e| refused(reason("no attribute", e)));
         // Static and dynamic shared memory together may pass what is given unasked: all that there is may be asked for.
-        let fixed = function
-            .get_attribute(FunctionAttribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)
-            .map_err(|e| refused(reason("no attribute", e)))?;
+        let fixed = attribute(FunctionAttribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?;
+        // The architecture that its PTX was made for, whatever was made of that: what `__CUDA_ARCH__` was in its source.
+        let compiled_for = attribute(FunctionAttribute::CU_FUNC_ATTRIBUTE_PTX_VERSION)?;
+        let start = if compiled_for >= WAITS_FROM { self.start } else { Start::InTurn };
         let most = self.facts.shared_bytes as i32 - fixed;
         function
             .set_attribute(FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most)
             .map_err(|e| refused(reason("no attribute", e)))?;
         let handle = function.cu_function();
-        kernels.functions.insert(kernel.to_owned(), function);
-        Ok(handle)
+        kernels.functions.insert(kernel.to_owned(), (function, start));
+        Ok((handle, start))
     }
 
     /// Lets the queue wait for what was staged.
@@ -290,18 +341,18 @@ impl Device {
         let mut staging = self.staging();
         let pending = std::mem::replace(&mut staging.pending, Pending::Nothing);
         if pending == Pending::Staged {
-            self.stream.wait(&staging.staged).map_err(|e| self.failed("cannot wait for a copy", e))?;
+            self.queue.for_other_work().wait(&staging.staged).map_err(|e| self.failed("cannot wait for a copy", e))?;
         }
         Ok(pending)
     }
 
     /// To be called behind work that may have read what was staged.
     fn mark_taken(&self) -> Result<()> {
-        self.staging().taken.record(&self.stream).map_err(|e| self.failed("cannot record an event", e))
+        self.staging().taken.record(self.queue.for_other_work()).map_err(|e| self.failed("cannot record an event", e))
     }
 
     fn is_recording(&self) -> Result<bool> {
-        let status = self.stream.capture_status().map_err(|e| self.failed("no status of the queue", e))?;
+        let status = self.queue.stream.capture_status().map_err(|e| self.failed("no status of the queue", e))?;
         Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
     }
 }
@@ -353,6 +404,14 @@ fn require_ordinal(ordinal: usize, devices: usize) -> Result<()> {
     Err(Error::Device { device: format!("GPU {ordinal}"), reason: format!("no such device: {there}") })
 }
 
+/// Of a launch: the kernel may begin beside the last blocks of the one before it, for whose end it waits itself.
+fn begin_early() -> sys::CUlaunchAttribute {
+    let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+    value.programmaticStreamSerializationAllowed = 1;
+    let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    sys::CUlaunchAttribute { id, pad: [0; 4], value }
+}
+
 /// What the driver answered, by the name that its manual has.
 fn reason(what: &str, e: DriverError) -> String {
     let lost = matches!(
@@ -401,7 +460,7 @@ impl Driver for Device {
     fn upload(&self, host: &[u8], to: Address) -> Result<()> {
         self.bind()?;
         // SAFETY: `to` is a live view of as many bytes; pageable memory has been read when the call returns.
-        unsafe { result::memcpy_htod_async(to.0, host, self.stream.cu_stream()) }
+        unsafe { result::memcpy_htod_async(to.0, host, self.queue.for_other_work().cu_stream()) }
             .map_err(|e| self.failed("an upload", e))
     }
 
@@ -436,7 +495,7 @@ impl Driver for Device {
     fn download(&self, from: Address, host: &mut [u8]) -> Result<()> {
         self.bind()?;
         // SAFETY: `from` is a live view of as many bytes; `host` is borrowed until the wait below.
-        unsafe { result::memcpy_dtoh_async(host, from.0, self.stream.cu_stream()) }
+        unsafe { result::memcpy_dtoh_async(host, from.0, self.queue.for_other_work().cu_stream()) }
             .map_err(|e| self.failed("a download", e))?;
         self.sync()
     }
@@ -448,7 +507,7 @@ impl Driver for Device {
             self.take_staged()?;
         }
         // SAFETY: both are live views of as many bytes.
-        unsafe { result::memcpy_dtod_async(to.0, from.0, bytes, self.stream.cu_stream()) }
+        unsafe { result::memcpy_dtod_async(to.0, from.0, bytes, self.open_queue().for_other_work().cu_stream()) }
             .map_err(|e| self.failed("a copy", e))?;
         if recording { Ok(()) } else { self.mark_taken() }
     }
@@ -456,7 +515,7 @@ impl Driver for Device {
     fn fill(&self, to: Address, byte: u8, bytes: usize) -> Result<()> {
         self.bind()?;
         // SAFETY: `to` is a live view of as many bytes.
-        unsafe { result::memset_d8_async(to.0, byte, bytes, self.stream.cu_stream()) }
+        unsafe { result::memset_d8_async(to.0, byte, bytes, self.open_queue().for_other_work().cu_stream()) }
             .map_err(|e| self.failed("a fill", e))
     }
 
@@ -527,7 +586,7 @@ impl Driver for Device {
 
     fn launch(&self, call: &Call<'_>) -> Result<()> {
         self.bind()?;
-        let function = self.function(call.module, call.kernel)?;
+        let (function, start) = self.function(call.module, call.kernel)?;
         if let Some(watch) = &self.watch {
             watch.note(call);
         }
@@ -537,31 +596,63 @@ impl Driver for Device {
         };
         let mut params = [call.args.as_ptr().cast_mut().cast::<c_void>()];
         let [x, y, z] = call.grid;
+        let (stream, start) = self.open_queue().for_kernel(start);
+        let mut early = begin_early();
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: call.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: call.shared_bytes,
+            hStream: stream.cu_stream(),
+            attrs: &raw mut early,
+            numAttrs: (start == Start::Early).into(),
+        };
         // SAFETY: the kernel takes one structure by value, of the length of `args` (a test compares each with its PTX); the
-        // addresses in it are those of live views, whose lengths the operation's `check` has seen.
-        unsafe {
-            result::launch_kernel(
-                function,
-                (x, y, z),
-                (call.threads, 1, 1),
-                call.shared_bytes,
-                self.stream.cu_stream(),
-                &mut params,
-            )
-        }
-        .map_err(failed)?;
+        // addresses in it are those of live views, whose lengths the operation's `check` has seen. One that begins early
+        // waits before it does anything.
+        unsafe { sys::cuLaunchKernelEx(&raw const config, function, params.as_mut_ptr(), std::ptr::null_mut()) }
+            .result()
+            .map_err(failed)?;
         match self.wait {
-            Wait::EachLaunch if !self.is_recording()? => self.stream.synchronize().map_err(failed),
+            Wait::EachLaunch if !self.is_recording()? => stream.synchronize().map_err(failed),
             _ => Ok(()),
         }
     }
 
+    fn start(&self, module: &'static str, kernel: &str) -> Result<Start> {
+        self.bind()?;
+        self.function(module, kernel).map(|(_, start)| start)
+    }
+
+    fn branch(&self) -> Result<()> {
+        let Branch { queue, is_open, forked, .. } = &self.branch;
+        let forked_off = forked.record(self.queue.for_other_work()).and_then(|()| queue.for_other_work().wait(forked));
+        forked_off.map_err(|e| self.failed("cannot begin a branch", e))?;
+        is_open.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn trunk(&self) -> Result<()> {
+        let Branch { queue, is_open, done, .. } = &self.branch;
+        is_open.store(false, Ordering::Relaxed);
+        done.record(queue.for_other_work()).map_err(|e| self.failed("cannot end a branch", e))
+    }
+
+    fn join(&self) -> Result<()> {
+        let queue = self.queue.for_other_work();
+        queue.wait(&self.branch.done).map_err(|e| self.failed("cannot wait for a branch", e))
+    }
+
     fn sync(&self) -> Result<()> {
-        self.stream.synchronize().map_err(|e| self.failed("waiting for the device", e))
+        self.queue.stream.synchronize().map_err(|e| self.failed("waiting for the device", e))
     }
 
     fn begin_recording(&self) -> Result<()> {
-        self.stream
+        self.queue
+            .for_other_work()
             .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
             .map_err(|e| self.failed("cannot record", e))
     }
@@ -570,17 +661,17 @@ impl Driver for Device {
         self.bind()?;
         let failed = |e| self.failed("cannot record", e);
         // SAFETY: the stream is live, and captures since `begin_recording`.
-        let graph = unsafe { result::stream::end_capture(self.stream.cu_stream()) }.map_err(failed)?;
+        let graph = unsafe { result::stream::end_capture(self.queue.for_other_work().cu_stream()) }.map_err(failed)?;
         require("repeat", !graph.is_null(), || "the recording was broken off".into())?;
         // SAFETY: the graph was made just now.
         let instance =
             unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) }.map_err(failed)?;
-        Ok(Box::new(Graph { graph, instance, stream: self.stream.clone(), watch: self.watch.clone() }))
+        Ok(Box::new(Graph { graph, instance, queue: self.queue.clone(), watch: self.watch.clone() }))
     }
 
     fn timeline(&self) -> Box<dyn Timeline> {
-        let (stream, name, watch) = (self.stream.clone(), self.facts.name.clone(), self.watch.clone());
-        Box::new(Events { stream, points: Mutex::default(), name, watch })
+        let (queue, name, watch) = (self.queue.clone(), self.facts.name.clone(), self.watch.clone());
+        Box::new(Events { queue, points: Mutex::default(), name, watch })
     }
 
     fn before_replay(&self) -> Result<()> {
@@ -608,7 +699,7 @@ impl Drop for Device {
 /// Events of the queue, with the device's own time.
 #[derive(Debug)]
 struct Events {
-    stream: Arc<CudaStream>,
+    queue: Arc<Queue>,
     points: Mutex<Points>,
     /// Of the device.
     name: String,
@@ -637,21 +728,22 @@ impl Timeline for Events {
     fn mark(&self) -> Result<()> {
         use sys::CUevent_record_flags_enum::{CU_EVENT_RECORD_DEFAULT, CU_EVENT_RECORD_EXTERNAL};
         let failed = |e| self.failed(e);
+        let stream = self.queue.for_other_work();
         let mut points = self.points();
         if points.set == points.events.len() {
-            let event = self.stream.context().new_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map_err(failed)?;
+            let event = stream.context().new_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map_err(failed)?;
             points.events.push(event);
         }
         let event = points.events[points.set].cu_event();
         points.set += 1;
         // In a recording an event is only an order of its work, unless it is said to be asked for from outside.
-        let flags = match self.stream.capture_status().map_err(failed)? {
+        let flags = match stream.capture_status().map_err(failed)? {
             sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE => CU_EVENT_RECORD_DEFAULT,
             _ => CU_EVENT_RECORD_EXTERNAL,
         };
-        self.stream.context().bind_to_thread().map_err(failed)?;
+        stream.context().bind_to_thread().map_err(failed)?;
         // SAFETY: stream and event are live, and of the context that is bound.
-        unsafe { sys::cuEventRecordWithFlags(event, self.stream.cu_stream(), flags as u32) }.result().map_err(failed)
+        unsafe { sys::cuEventRecordWithFlags(event, stream.cu_stream(), flags as u32) }.result().map_err(failed)
     }
 
     fn clear(&self) {
@@ -659,7 +751,7 @@ impl Timeline for Events {
     }
 
     fn seconds(&self) -> Result<Vec<f64>> {
-        self.stream.synchronize().map_err(|e| self.failed(e))?;
+        self.queue.stream.synchronize().map_err(|e| self.failed(e))?;
         let points = self.points();
         let set = &points.events[..points.set];
         let since_first = |event: &CudaEvent| set[0].elapsed_ms(event).map(|ms| 1e-3 * f64::from(ms));
@@ -672,7 +764,7 @@ impl Timeline for Events {
 struct Graph {
     graph: sys::CUgraph,
     instance: sys::CUgraphExec,
-    stream: Arc<CudaStream>,
+    queue: Arc<Queue>,
     watch: Option<Arc<Watch>>,
 }
 
@@ -686,16 +778,18 @@ impl Replay for Graph {
                 || Error::Launch { kernel: "of the recorded step".into(), reason: reason("the driver says", e) };
             told_or(self.watch.as_ref(), refused)
         };
-        self.stream.context().bind_to_thread().map_err(failed)?;
+        let stream = self.queue.for_other_work();
+        stream.context().bind_to_thread().map_err(failed)?;
         // SAFETY: the instance is live, and so are the buffers that its work uses: `Memory::repeat` asks for that.
-        unsafe { result::graph::launch(self.instance, self.stream.cu_stream()) }.map_err(failed)
+        unsafe { result::graph::launch(self.instance, stream.cu_stream()) }.map_err(failed)
     }
 }
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        if self.stream.context().bind_to_thread().is_ok() {
-            let _ = self.stream.synchronize();
+        let stream = &self.queue.stream;
+        if stream.context().bind_to_thread().is_ok() {
+            let _ = stream.synchronize();
             // SAFETY: both were made by `end_recording`, and nothing uses them any more.
             unsafe {
                 let _ = result::graph::exec_destroy(self.instance);

@@ -141,6 +141,16 @@ impl Windows {
 #[derive(Debug, Clone, Copy, bytemuck::NoUninit)]
 pub(crate) struct TensorMap(pub(crate) [u8; 128]);
 
+/// When a kernel begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// Beside the last blocks of the kernel before, where that is what comes before it. It waits for its end before it does
+    /// anything (`KERNEL` of `device.h`): what is hidden is what a launch takes, and blocks take to begin.
+    Early,
+    /// When the kernel before has ended.
+    InTurn,
+}
+
 /// A kernel call.
 #[derive(Debug)]
 pub(crate) struct Call<'a> {
@@ -158,7 +168,8 @@ pub(crate) struct Call<'a> {
     pub(crate) args: &'a [u8],
 }
 
-/// A device with one queue of work. Calls are answered in their order; only [`Driver::stage`] runs beside it.
+/// A device with one queue of work. Calls are answered in their order; only [`Driver::stage`] runs beside it, and what lies
+/// between [`Driver::branch`] and [`Driver::join`].
 pub(crate) trait Driver: Debug + Send + Sync {
     /// What it is.
     fn facts(&self) -> &Facts;
@@ -185,8 +196,17 @@ pub(crate) trait Driver: Debug + Send + Sync {
     fn map_windows(&self, windows: &Windows) -> Result<TensorMap>;
     /// Loads `<module>.cu`, if it is not loaded, and tells how; a launch does so too.
     fn load(&self, module: &'static str) -> Result<Form>;
+    /// When a kernel begins, at the earliest; loads it.
+    fn start(&self, module: &'static str, kernel: &str) -> Result<Start>;
     /// Queues a kernel.
     fn launch(&self, call: &Call<'_>) -> Result<()>;
+    /// Kernels, copies on the device and fills from here to [`Driver::trunk`] run behind what was queued before, and beside
+    /// those from there to [`Driver::join`]. A branch has no branches.
+    fn branch(&self) -> Result<()>;
+    /// Ends what [`Driver::branch`] began.
+    fn trunk(&self) -> Result<()>;
+    /// What is queued from here on comes behind both.
+    fn join(&self) -> Result<()>;
     /// Waits for everything queued.
     fn sync(&self) -> Result<()>;
     /// From here to [`Driver::end_recording`] kernels, copies on the device and fills are written down, not run. Uploads,

@@ -1,12 +1,13 @@
 //! The emulator as a driver: the kernels' own sources, compiled for the CPU by `cuda/emulator/build`, in a library that
 //! this module loads. It needs no GPU, and finds missing barriers, strayed addresses and races that a GPU would hide.
 
-use super::driver::{Address, Boxes, Call, Driver, Facts, Replay, TensorMap, Windows};
+use super::driver::{Address, Boxes, Call, Driver, Facts, Replay, Start, TensorMap, Windows};
 use super::modules::Form;
 use super::stuck::{STUCK_THREADS, StuckThread, told};
 use crate::profile::Timeline;
 use crate::{Error, Result};
 use libloading::{Library, Symbol};
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -71,23 +72,58 @@ pub(crate) struct Emulator {
     queue: Queue,
 }
 
-/// What is being recorded, if anything is; otherwise work is done when it comes.
+/// Work is done when it comes, unless it is recorded, or comes from two sides.
 #[derive(Debug, Clone, Default)]
-struct Queue(Arc<Mutex<Option<Vec<Entry>>>>);
+struct Queue(Arc<Mutex<Work>>);
+
+#[derive(Debug, Default)]
+struct Work {
+    recording: Option<Vec<Entry>>,
+    /// What the branch has, and the trunk beside it; the last one that there is takes what comes.
+    sides: Vec<VecDeque<Entry>>,
+    joins: usize,
+}
+
+impl Work {
+    /// Runs, or writes down.
+    fn put(&mut self, entry: Entry) -> Result<()> {
+        match &mut self.recording {
+            Some(entries) => entries.push(entry),
+            None => entry.run()?,
+        }
+        Ok(())
+    }
+
+    /// Does what two sides have, in an order that a device may have, too: one after the other, or by turns; and either
+    /// begins. From one time to the next that is another one, so that what a side needs of the other shows.
+    fn join(&mut self) -> Result<()> {
+        let mut sides = std::mem::take(&mut self.sides);
+        let (second, by_turns) = (self.joins % 2, self.joins / 2 % 2 == 1);
+        self.joins += 1;
+        sides.rotate_left(second);
+        while let Some(entry) = sides.iter_mut().find_map(VecDeque::pop_front) {
+            self.put(entry)?;
+            if by_turns {
+                sides.rotate_left(1);
+            }
+        }
+        Ok(())
+    }
+}
 
 impl Queue {
-    fn recording(&self) -> MutexGuard<'_, Option<Vec<Entry>>> {
+    fn work(&self) -> MutexGuard<'_, Work> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs, or writes down.
     fn put(&self, entry: Entry) -> Result<()> {
-        match &mut *self.recording() {
-            Some(entries) => {
-                entries.push(entry);
+        let mut work = self.work();
+        match work.sides.last_mut() {
+            Some(side) => {
+                side.push_back(entry);
                 Ok(())
             }
-            None => entry.run(),
+            None => work.put(entry),
         }
     }
 }
@@ -178,7 +214,7 @@ impl Emulator {
     }
 
     fn assert_not_recording(&self, what: &str) {
-        assert!(self.queue.recording().is_none(), "{what} inside a recording");
+        assert!(self.queue.work().recording.is_none(), "{what} inside a recording");
     }
 }
 
@@ -256,6 +292,10 @@ impl Driver for Emulator {
         Ok(Form::Emulated)
     }
 
+    fn start(&self, _module: &'static str, _kernel: &str) -> Result<Start> {
+        Ok(Start::InTurn)
+    }
+
     fn launch(&self, call: &Call<'_>) -> Result<()> {
         let limit = self.facts.shared_bytes;
         if call.shared_bytes as usize > limit {
@@ -268,18 +308,32 @@ impl Driver for Emulator {
         self.queue.put(Entry::Launch { kernel, name, grid, threads, shared_bytes, args: args.to_vec() })
     }
 
+    fn branch(&self) -> Result<()> {
+        self.queue.work().sides = vec![VecDeque::new()];
+        Ok(())
+    }
+
+    fn trunk(&self) -> Result<()> {
+        self.queue.work().sides.push(VecDeque::new());
+        Ok(())
+    }
+
+    fn join(&self) -> Result<()> {
+        self.queue.work().join()
+    }
+
     fn sync(&self) -> Result<()> {
         Ok(())
     }
 
     fn begin_recording(&self) -> Result<()> {
         self.assert_not_recording("a recording");
-        *self.queue.recording() = Some(Vec::new());
+        self.queue.work().recording = Some(Vec::new());
         Ok(())
     }
 
     fn end_recording(&self) -> Result<Box<dyn Replay>> {
-        let entries = self.queue.recording().take().unwrap_or_default();
+        let entries = self.queue.work().recording.take().unwrap_or_default();
         Ok(Box::new(Recorded { entries, _library: self.library.clone() }))
     }
 
@@ -325,5 +379,37 @@ struct Recorded {
 impl Replay for Recorded {
     fn replay(&self) -> Result<()> {
         self.entries.iter().try_for_each(Entry::run)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What two sides write, each by way of its scratch, in each of four orders.
+    fn of_two_sides(scratch: [usize; 2], out: [usize; 2]) -> [[u8; 2]; 4] {
+        let mut work = Work::default();
+        [(); 4].map(|()| {
+            let mut memory = [0_u8; 4];
+            let start = (&raw mut memory) as u64;
+            let place = |i: usize| Address(start + i as u64);
+            let side = |i: usize| {
+                let [scratch, out] = [scratch[i], out[i]].map(place);
+                let fill = Entry::Fill { to: scratch, byte: 1 + i as u8, bytes: 1 };
+                VecDeque::from([fill, Entry::Copy { from: scratch, to: out, bytes: 1 }])
+            };
+            work.sides = vec![side(0), side(1)];
+            work.join().expect("no kernels that could fail");
+            [memory[2], memory[3]]
+        })
+    }
+
+    #[test]
+    fn sides_that_need_each_other_are_found() {
+        let of_one_order = |all: [[u8; 2]; 4]| all.iter().all(|written| *written == all[0]);
+        assert_eq!(of_two_sides([0, 1], [2, 3]), [[1, 2]; 4]);
+        assert!(!of_one_order(of_two_sides([0, 0], [2, 3])), "they share a scratch");
+        assert!(!of_one_order(of_two_sides([0, 1], [2, 2])), "they write to the same place");
+        assert!(!of_one_order(of_two_sides([2, 1], [0, 2])), "one has its scratch where the other writes");
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! An operation's kernels are `<op>/<op>.cu`, its launchers `<op>/cuda.rs`. Everything runs in one queue of the device, in
 //! the order of the calls. No launch waits: errors of a kernel surface at a later call (`SELFIE_SYNC=1` waits after each
-//! launch and names the kernel).
+//! launch and names the kernel). From compute capability 9.0 on kernels begin beside the end of those before them
+//! (`SELFIE_OVERLAP=0`: when those have ended).
 
 mod arguments;
 mod choices;
@@ -23,7 +24,7 @@ pub(crate) use arguments::{Access, ColumnSums, DropoutArgs};
 pub use choices::{Choices, Misfit};
 pub use device::gpus;
 pub(crate) use driver::Address;
-pub use driver::Facts as GpuFacts;
+pub use driver::{Facts as GpuFacts, Start as KernelStart};
 pub use element::CudaElement;
 pub(crate) use launch::{GradArgs, Grid, TILE_CHANNELS, blocks};
 pub use modules::Form as KernelForm;
@@ -86,6 +87,14 @@ impl Cuda {
     /// [`crate::Error::Module`] when its driver takes none.
     pub fn kernel_form(&self) -> Result<KernelForm> {
         self.driver.load(modules::SMALLEST)
+    }
+
+    /// When kernels begin on this device, as that of the smallest file shows, which is loaded.
+    ///
+    /// # Errors
+    /// [`crate::Error::Module`] when its driver takes none.
+    pub fn kernel_start(&self) -> Result<KernelStart> {
+        self.driver.start(modules::SMALLEST, modules::ITS_KERNEL)
     }
 
     /// Loads all kernel files that operations use here, each of which would be loaded at its first launch; their names, and
@@ -152,6 +161,17 @@ impl Cuda {
             None => work(args),
             Some(log) => log.note(name, cost(&args), || work(args)),
         }
+    }
+
+    /// Does both, one beside the other. Neither may touch what the other writes: no part of the workspace either, and no
+    /// tickets.
+    pub(crate) fn beside(&self, branch: impl FnOnce() -> Result<()>, trunk: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.driver.branch()?;
+        let branched = branch();
+        // Whatever becomes of a side, the two are joined again.
+        let done = self.driver.trunk().and_then(|()| trunk());
+        self.driver.join()?;
+        branched.and(done)
     }
 
     /// Scratch of an operation, of any content; aligned to 256 bytes.

@@ -72,6 +72,7 @@ const TEST_MODULES: &[Module] = &[];
 
 /// The smallest one: what becomes of it tells what the driver takes.
 pub(crate) const SMALLEST: &str = "bn_commit";
+pub(crate) const ITS_KERNEL: &str = "bn_commit";
 
 /// Names of the kernel files that operations use on such a device.
 pub(crate) fn names(facts: &Facts) -> impl Iterator<Item = &'static str> {
@@ -285,6 +286,25 @@ mod tests {
                 let flags = &code[0x30..0x32];
                 let said = if number < 100 { flags[0] } else { flags[1] };
                 assert_eq!((&code[..4], said), (&b"\x7fELF"[..], number), "{}, {generation}", module.name);
+            }
+        }
+    }
+
+    /// So a driver says of its kernels, and only of these, that they may begin early. It stands in the flags, or from 10.0 on
+    /// in a note of type 1000.
+    #[test]
+    fn machine_code_from_9_0_on_is_of_ptx_in_which_kernels_wait() {
+        for module in MODULES.iter().chain(HOPPER_MODULES) {
+            for (generation, compressed) in module.machine_code {
+                let code = decompress(compressed).unwrap_or_else(|why| panic!("{}, {generation}: {why}", module.name));
+                let note = |of: u8| [&[0xe8, 3, 0, 0][..], b"NVIDIA Corp\0", &[1, 0, of, 0]].concat();
+                let has_note = |of: u8| code.windows(20).any(|bytes| bytes == note(of));
+                let of = match *generation {
+                    "sm_100" | "sm_120" => [80, 90].into_iter().find(|&of| has_note(of)),
+                    _ => Some(code[0x32]),
+                };
+                let expected = if ["sm_80", "sm_86"].contains(generation) { 80 } else { 90 };
+                assert_eq!(of, Some(expected), "{}, {generation}", module.name);
             }
         }
     }

@@ -138,8 +138,8 @@ pub trait NormReluConv<T: Element>: Memory {
     /// Lengths or dims that do not fit.
     fn norm_relu_conv_backward_filter(&self, args: BackwardFilter<'_, Self, T>) -> Result<()>;
     /// Both gradients, with the bits of [`NormReluConv::norm_relu_conv_backward_filter`] and
-    /// [`NormReluConv::norm_relu_conv_backward_data`] where no table of choices decides otherwise: a device does here once
-    /// what both would do, such as to form a [`Grad::Affine`].
+    /// [`NormReluConv::norm_relu_conv_backward_data`] where no table of choices decides otherwise, and a device does not cut
+    /// the filter's sums to make both at a time: it does here once what both would do, such as to form a [`Grad::Affine`].
     ///
     /// # Errors
     /// Lengths or dims that do not fit; nothing is written then.

@@ -67,7 +67,8 @@ pub struct Found {
     pub compared: Option<Compared>,
 }
 
-/// The passes of a step.
+/// The passes of a step. On a GPU they are timed by events, which wait for whole kernels: nothing of a pass is beside the one
+/// before it, as it may be in a step that is not timed.
 pub struct Passes {
     /// Steps that were timed.
     pub steps: usize,

@@ -247,15 +247,24 @@ impl BackwardData {
         kernels.take_while(fits).map(|kernel| ThreeByThree { kernel, mask }).collect()
     }
 
+    /// Blocks that 3x3 filters take for some images: a multiprocessor each.
+    pub(super) fn blocks(&self, cuda: &Cuda, &ThreeByThree { kernel, .. }: &ThreeByThree, images: usize) -> usize {
+        let rows = ConvDims { n: images, ..self.dims }.rows_in();
+        let classes = if matches!(kernel.way, Way::Place) { 1 } else { self.dims.stride * self.dims.stride };
+        let tiles = (rows / classes).div_ceil(TILE_ROWS) * self.dims.c.div_ceil(kernel.columns) * classes;
+        tiles.min(cuda.facts().multiprocessors)
+    }
+
     /// 3x3 filters, of some images: as many as end where a tile of rows does, or the last ones.
     pub(super) fn launch_part<T: CudaElement>(
         &self,
         cuda: &Cuda,
-        &ThreeByThree { kernel, mask }: &ThreeByThree,
+        way: &ThreeByThree,
         (first, d): (usize, ConvDims),
         dy: Address,
     ) -> Result<()> {
         let Self { dims: all, w, out, .. } = *self;
+        let ThreeByThree { kernel, mask } = *way;
         let (pixels, before) = (d.h * d.w, lines_before(&d));
         let [x, out] = [mask.x, out].map(|place| place.offset(first * pixels * d.c * 2));
         let of_dy = ConvDims { h: d.p(), w: d.q(), c: d.k, ..d };
@@ -301,8 +310,7 @@ impl BackwardData {
             places: row_pixels as i32,
             unused: [0; 12],
         };
-        let tiles = rows.div_ceil(TILE_ROWS) * column_tiles * classes;
-        let blocks = [tiles.min(multiprocessors), 1, 1];
+        let blocks = [self.blocks(cuda, way, d.n), 1, 1];
         let grid = Grid { blocks, threads: 384, shared_bytes: kernel.shared_bytes() };
         let name = format!("conv_backward_data_hopper_{}", kernel.name());
         cuda.launch::<T>("norm_relu_conv_backward_data_sm90", &name, grid, &args)

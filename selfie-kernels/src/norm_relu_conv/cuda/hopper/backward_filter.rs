@@ -404,12 +404,16 @@ impl BackwardFilter {
 
     /// The ways to do it, the rule's first; none where it is no 3x3 filter, or no kernel takes it.
     pub(super) fn strips<T: CudaElement>(&self, cuda: &Cuda) -> Vec<Strips> {
+        self.strips_on::<T>(cuda, cuda.facts().multiprocessors)
+    }
+
+    /// The same for a part of the device.
+    pub(super) fn strips_on<T: CudaElement>(&self, cuda: &Cuda, multiprocessors: usize) -> Vec<Strips> {
         let Self { dims: d, dw, .. } = *self;
         let sides = d.h.is_multiple_of(d.stride) && d.w.is_multiple_of(d.stride);
         if (d.r, d.s, d.pad) != (3, 3, 1) || !matches!(d.stride, 1 | 2) || !sides || !self.is_taken::<T>(cuda) {
             return Vec::new();
         }
-        let multiprocessors = cuda.facts().multiprocessors;
         let strips = |(kernel, strip): (StripKernel, Strip)| {
             let splits = kernel.splits(strip, &d, multiprocessors);
             let splits = Splits::of_lines(cuda, dw, [d.len_filter(), 3 * d.c], splits);

@@ -65,7 +65,7 @@ struct Gather {
     locate_rows<C, Source::Found>(rows, args, cls, row0);
     __syncthreads();
     if (warp() == 0) locate_taps();
-    __syncthreads();
+    __syncthreads();  // The taps.
     begin();
     int stage = multiply_all();
     finish_from(stage);

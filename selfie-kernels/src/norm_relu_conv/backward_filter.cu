@@ -8,6 +8,9 @@
 // Only the inputs of a 1x1 filter are transformed behind ldmatrix: few warps share them, none of them is padding, and a
 // thread's channels are fixed, which saves two of five passes through shared memory. For nine taps it would be nine times
 // the work.
+//
+// Of small maps a step's 16 pixels may be one place in 16 images, or a few places: so taps that are outside of the map there
+// are left out, and no padding lies in shared memory.
 #include "filter_gradient.h"
 
 struct Args {
@@ -26,11 +29,18 @@ struct Args {
   int unused;
 };
 
+// How a tile's pixels lie in shared memory.
+enum class Order {
+  Images,  // As they do in memory, the inputs with their padding.
+  Places,  // First those of all its images at the first place of the map, then those at the next; tiles of whole images.
+};
+
 // TAPS: 1 or 9. BM x BN: filters x channels of a block, WM x WN: of a warp; with nine taps WN is 8.
-template <int TAPS_, int BM_, int BN_, int WM_, int WN_, GradKind GRAD_>
+template <int TAPS_, int BM_, int BN_, int WM_, int WN_, GradKind GRAD_, Order ORDER_>
 struct Shape {
   static constexpr int TAPS = TAPS_, BM = BM_, BN = BN_, WM = WM_, WN = WN_;
   static constexpr GradKind GRAD = GRAD_;
+  static constexpr Order ORDER = ORDER_;
   static constexpr int THREADS = (BM / WM) * (BN / WN) * 32;
   static constexpr int M_TILES = WM / 16, N_TILES = TAPS == 1 ? WN / 8 : TAPS, N_LOADS = (N_TILES + 1) / 2;
   static constexpr int BUFFERS = 3, STEP = 16;
@@ -39,6 +49,7 @@ struct Shape {
   // Rows that are loaded by all threads together, 16 bytes each.
   static constexpr int INPUT_ROWS = THREADS / (BN / 8), GRAD_ROWS = THREADS / (BM / 8);
   static_assert(TAPS == 1 || (WN == 8 && BM == WM), "a warp has all taps of eight channels");
+  static_assert(TAPS == 9 || ORDER == Order::Images, "one tap is inside everywhere");
 };
 
 // A tile's inputs. For stride 2 first the even columns, then the odd ones: so the pixels of a tap are neighbours.
@@ -82,7 +93,12 @@ struct FilterBlock {
   const Args& args;
   char* shared;
   const Source* sources;  // [inputs]
-  const int* windows;     // [pixels]: byte of the row that a pixel's first tap reads
+  // [pixels]: byte of the row that a pixel's first tap reads; of places with the taps that are inside in the lower TAPS bits.
+  const int* windows;
+  // Of places: [pixels], which of the tile's pixels in memory they are; [steps], the taps inside; a row of zeros.
+  const int* in_memory;
+  const int* step_taps;
+  const char* zeros;
   int input_bytes, grad_bytes, buffer_bytes;
   int first_filter, first_channel;
   int warp_filter, warp_channel;  // of the block's
@@ -122,6 +138,29 @@ struct FilterBlock {
     for (int i = (int)threadIdx.x; i < args.pixels; i += S::THREADS) {
       int image = i / (args.rows * d.q), row = i / d.q % args.rows, column = i % d.q;
       windows[i] = ((image * halo.height + row * d.stride) * halo.width + column) * S::INPUT_BYTES;
+    }
+  }
+
+  DEV_MEMBER void make_tables_of_places(Source* sources, int* windows, int* in_memory, int* step_taps, int* zeros) const {
+    const Conv& d = args.conv;
+    for (int i = (int)threadIdx.x; i < args.inputs; i += S::THREADS) {
+      int image = i % args.images, at = i / args.images;
+      sources[i] = {(image * d.h + d.pad) * d.w + at, image << 16 | (at / d.w + d.pad)};
+    }
+    for (int i = (int)threadIdx.x; i < args.pixels; i += S::THREADS) {
+      int image = i % args.images, place = i / args.images, taps = 0;
+      int top = place / d.q * d.stride - d.pad, left = place % d.q * d.stride - d.pad;
+      for (int tap = 0; tap < S::TAPS && place < d.p * d.q; tap++)
+        if ((u32)(top + tap / 3) < (u32)d.h && (u32)(left + tap % 3) < (u32)d.w) taps |= 1 << tap;
+      windows[i] = ((top * d.w + left) * args.images + image) * S::INPUT_BYTES * (1 << S::TAPS) + taps;
+      in_memory[i] = place < d.p * d.q ? image * d.p * d.q + place : NOWHERE;
+    }
+    for (int i = (int)threadIdx.x; i < S::INPUT_BYTES / 4; i += S::THREADS) zeros[i] = 0;
+    __syncthreads();  // the windows
+    for (int step = (int)threadIdx.x; step < args.pixels / S::STEP; step += S::THREADS) {
+      int taps = 0;
+      for (int i = 0; i < S::STEP; i++) taps |= windows[step * S::STEP + i];
+      step_taps[step] = taps & ((1 << S::TAPS) - 1);
     }
   }
 
@@ -172,8 +211,9 @@ struct FilterBlock {
     for (int i = 0; i < grads; i++) {
       int row = grad_row + i * S::GRAD_ROWS;
       if (row >= args.pixels) break;
-      bool there = filter < d.k && row < tile.pixels;
-      size_t at = there ? (first + row) * d.k + filter : 0;
+      int pixel = S::ORDER == Order::Places ? in_memory[row] : row;
+      bool there = filter < d.k && pixel < tile.pixels;
+      size_t at = there ? (first + pixel) * d.k + filter : 0;
       Fill fill = there ? Fill::Copy : Fill::Zero;
       cp_async16_or_zero(grad_chunk(buffer, i), args.dz + at, fill);
       if (S::GRAD == GradKind::Affine) cp_async16_or_zero(grad_chunk(buffer, i) + grad_bytes, args.grad_x + at, fill);
@@ -217,24 +257,54 @@ struct FilterBlock {
   // Bytes from such a row to the two n-tiles of load `i`: channels of a 1x1, else taps, the last one twice.
   DEV_MEMBER int input_offset(int i) const {
     int tile = min(2 * i + lane() / 16, S::N_TILES - 1);
+    if (S::ORDER == Order::Places)
+      return (tile / 3 * args.conv.w + tile % 3) * args.images * S::INPUT_BYTES + warp_channel * 2;
     if (S::TAPS == 1) return (warp_channel + tile * 8) * 2;
     Halo halo = Halo::of<S>(args);
     return (tile / 3 * halo.width + halo.place(tile % 3)) * S::INPUT_BYTES + warp_channel * 2;
   }
 
+  // The filters' fragment `i` of a step.
+  DEV_MEMBER void load_grad_fragment(u32 (&a)[4], int buffer, int step, int i) const {
+    const char* grad = shared + buffer * buffer_bytes + input_bytes +
+                       (step * S::STEP + lane() / 16 * 8 + lane() % 8) * S::GRAD_BYTES +
+                       (warp_filter + lane() / 8 % 2 * 8) * 2;
+    ldmatrix_x4_trans(a, grad + i * 32);
+  }
+
+  // Of places: only what taps inside need.
+  DEV_MEMBER void multiply_places(int buffer, int step, const int (&offsets)[S::N_LOADS]) {
+    const char* inputs = shared + buffer * buffer_bytes;
+    int window = windows[step * S::STEP + lane() % 16], taps = step_taps[step];
+    u32 a[S::M_TILES][4], b[S::N_LOADS][4];
+#pragma unroll
+    for (int i = 0; i < S::M_TILES; i++) load_grad_fragment(a[i], buffer, step, i);
+#pragma unroll
+    for (int i = 0; i < S::N_LOADS; i++) {
+      if ((taps >> 2 * i & 3) == 0) continue;
+      bool inside = window >> min(2 * i + lane() / 16, S::TAPS - 1) & 1;
+      ldmatrix_x4_trans(b[i], inside ? inputs + ((window >> S::TAPS) + offsets[i]) : zeros);
+#pragma unroll
+      for (int j = 2 * i; j < min(2 * i + 2, S::N_TILES); j++) {
+        if ((taps >> j & 1) == 0) continue;
+        u32 pair[2] = {b[i][j % 2 * 2], b[i][j % 2 * 2 + 1]};
+#pragma unroll
+        for (int m = 0; m < S::M_TILES; m++) mma_m16n8k16(sums[m][j], a[m], pair);
+      }
+    }
+  }
+
   DEV_MEMBER void multiply(int buffer, int step, int pixels, const int (&offsets)[S::N_LOADS]) {
+    if constexpr (S::ORDER == Order::Places) return multiply_places(buffer, step, offsets);
     u32 b[S::N_LOADS][4];
     const char* input = input_at(buffer, step, pixels);
 #pragma unroll
     for (int i = 0; i < S::N_LOADS; i++) ldmatrix_x4_trans(b[i], input + offsets[i]);
     if (S::TAPS == 1) transform_fragments(b);
-    const char* grad = shared + buffer * buffer_bytes + input_bytes +
-                       (step * S::STEP + lane() / 16 * 8 + lane() % 8) * S::GRAD_BYTES +
-                       (warp_filter + lane() / 8 % 2 * 8) * 2;
 #pragma unroll
     for (int i = 0; i < S::M_TILES; i++) {
       u32 a[4];
-      ldmatrix_x4_trans(a, grad + i * 32);
+      load_grad_fragment(a, buffer, step, i);
 #pragma unroll
       for (int j = 0; j < S::N_TILES; j++) {
         u32 pair[2] = {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]};
@@ -278,7 +348,9 @@ struct FilterBlock {
     if (S::TAPS == 9) cp_async_wait<0>();  // the next tile's copies, begun a tile ago
     inputs_there = inputs_loaded, grads_there = grads_loaded;
     const int transforms = tile + 1 < end ? this->transforms() : 0;
-    const int pixels = Tile::of(args, tile).pixels, steps = ceil_div(pixels, S::STEP);
+    // Images that are not there are at every place.
+    const int pixels = S::ORDER == Order::Places ? args.pixels : Tile::of(args, tile).pixels;
+    const int steps = ceil_div(pixels, S::STEP);
     // The two warps of a scheduler load at different steps, so that one multiplies meanwhile.
     const int load_step = steps > 2 ? warp() / 4 % 2 : 0;
     // The short tiles of a 1x1 give the next one more time to arrive: it is touched late, or behind the barrier only.
@@ -321,10 +393,17 @@ DEV void filter_gradient(const Args& args) {
   block.input_bytes = args.inputs * S::INPUT_BYTES;
   block.grad_bytes = args.pixels * S::GRAD_BYTES;
   block.buffer_bytes = block.input_bytes + block.grad_bytes * (S::GRAD == GradKind::Affine ? 2 : 1);
-  Source* sources = (Source*)(shared + S::BUFFERS * block.buffer_bytes);
+  char* zeros = shared + S::BUFFERS * block.buffer_bytes;
+  Source* sources = (Source*)(zeros + (S::ORDER == Order::Places ? S::INPUT_BYTES : 0));
   int* windows = (int*)(sources + args.inputs);
   block.sources = sources, block.windows = windows;
-  block.make_tables(sources, windows);
+  if constexpr (S::ORDER == Order::Places) {
+    int *in_memory = windows + args.pixels, *step_taps = in_memory + args.pixels;
+    block.in_memory = in_memory, block.step_taps = step_taps, block.zeros = zeros;
+    block.make_tables_of_places(sources, windows, in_memory, step_taps, (int*)zeros);
+  } else {
+    block.make_tables(sources, windows);
+  }
   int channel_tiles = ceil_div(d.c, S::BN), filter_tiles = ceil_div(d.k, S::BM);
   int split = (int)blockIdx.x / (channel_tiles * filter_tiles);
   block.first_channel = (int)blockIdx.x % channel_tiles * S::BN;
@@ -338,20 +417,21 @@ DEV void filter_gradient(const Args& args) {
 }
 
 // Blocks per multiprocessor are what registers leave room for.
-#define FILTER_GRADIENT(NAME, TAPS, BM, BN, WM, WN, MIN_BLOCKS)                                                        \
+#define FILTER_GRADIENT(NAME, TAPS, BM, BN, WM, WN, MIN_BLOCKS, ORDER)                                                 \
   KERNEL(norm_relu_conv_backward_filter_##NAME##_plain_bf16, Args, (BM / WM) * (BN / WN) * 32, MIN_BLOCKS) {           \
-    filter_gradient<Shape<TAPS, BM, BN, WM, WN, GradKind::Plain>>(args);                                               \
+    filter_gradient<Shape<TAPS, BM, BN, WM, WN, GradKind::Plain, ORDER>>(args);                                        \
   }                                                                                                                    \
   KERNEL(norm_relu_conv_backward_filter_##NAME##_affine_bf16, Args, (BM / WM) * (BN / WN) * 32, MIN_BLOCKS) {          \
-    filter_gradient<Shape<TAPS, BM, BN, WM, WN, GradKind::Affine>>(args);                                              \
+    filter_gradient<Shape<TAPS, BM, BN, WM, WN, GradKind::Affine, ORDER>>(args);                                       \
   }
-FILTER_GRADIENT(9x64x64, 9, 64, 64, 64, 8, 1)
-FILTER_GRADIENT(64x64, 1, 64, 64, 32, 16, 2)
-FILTER_GRADIENT(256x64, 1, 256, 64, 64, 64, 2)
-FILTER_GRADIENT(64x256, 1, 64, 256, 64, 64, 2)
-FILTER_GRADIENT(128x128, 1, 128, 128, 64, 64, 2)
-FILTER_GRADIENT(256x128, 1, 256, 128, 64, 64, 1)
-FILTER_GRADIENT(128x256, 1, 128, 256, 64, 64, 1)
+FILTER_GRADIENT(9x64x64, 9, 64, 64, 64, 8, 1, Order::Images)
+FILTER_GRADIENT(9x64x64_places, 9, 64, 64, 64, 8, 1, Order::Places)
+FILTER_GRADIENT(64x64, 1, 64, 64, 32, 16, 2, Order::Images)
+FILTER_GRADIENT(256x64, 1, 256, 64, 64, 64, 2, Order::Images)
+FILTER_GRADIENT(64x256, 1, 64, 256, 64, 64, 2, Order::Images)
+FILTER_GRADIENT(128x128, 1, 128, 128, 64, 64, 2, Order::Images)
+FILTER_GRADIENT(256x128, 1, 256, 128, 64, 64, 1, Order::Images)
+FILTER_GRADIENT(128x256, 1, 128, 256, 64, 64, 1, Order::Images)
 
 KERNEL(norm_relu_conv_backward_filter_f32, FilterGradientArgs<float>, FILTER_THREADS, 2) { plain_filter_gradient(args); }
 KERNEL(norm_relu_conv_backward_filter_bf16, FilterGradientArgs<bf16>, FILTER_THREADS, 2) { plain_filter_gradient(args); }

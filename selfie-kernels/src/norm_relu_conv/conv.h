@@ -48,7 +48,8 @@ struct ConvArgs {
   int source_height, source_width, step, divide;
   int out_height, out_width, out_step;
   int add_step;  // Only every so many pixels have an addend.
-  int filter_width, unused;
+  int filter_width;
+  int images;  // How many there are where rows lie place by place, else 0.
   Class cls[4];
 };
 
@@ -66,6 +67,16 @@ DEV Pixel pixel_of(const Class& cls, int row) {
   int image = row / (cls.height * cls.width), rest = row - image * (cls.height * cls.width);
   int i = rest / cls.width;
   return {image, i, rest - i * cls.width};
+}
+
+// The same where rows lie place by place: of SUM_ROWS images first those at the first place of the map, then those at the
+// next. A tile of them has the same taps inside of the map, but for tiles of the last images where those are fewer.
+template <class T>
+DEV Pixel ordered_pixel_of(const ConvArgs<T>& args, const Class& cls, int row) {
+  if (args.images == 0) return pixel_of(cls, row);
+  int first = row / (cls.height * cls.width) / SUM_ROWS * SUM_ROWS, images = min(SUM_ROWS, args.images - first);
+  int rest = row - first * cls.height * cls.width, place = rest / images, i = place / cls.width;
+  return {first + rest - place * images, i, place - i * cls.width};
 }
 
 // The pixel of the result.

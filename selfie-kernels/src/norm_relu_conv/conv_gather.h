@@ -1,6 +1,7 @@
 #pragma once
-// A convolution whose rows are gathered tap by tap: filters of 1x1 and any stride, strided ones of any size, and the
-// parity classes of their gradients.
+// A convolution whose rows are gathered tap by tap: filters of 1x1 and any stride, strided ones of any size, the parity
+// classes of their gradients, and 3x3 filters on small maps, where rows lie place by place. Taps that are outside of the map
+// for all rows of a tile are left out.
 //
 // Chunks of A and B stream through a ring of stages by cp.async, padded taps as zeros. Each thread transforms in shared
 // memory the chunks of A that it copied itself, behind its own wait and before the barrier that is needed anyway, so that
@@ -24,6 +25,15 @@ struct GatherPlan {
   static_assert(EXTRA + (BEHIND_ROWS ? 0 : 1) <= C::STAGES && E::PARTIAL_BYTES <= STAGE, "the epilogue fits the ring");
 };
 
+// The taps that some row of a block's tile has inside of the map: no others are done.
+struct TileTaps {
+  static constexpr int MOST = 32;
+  int count;
+  int moved[MOST];   // Elements from what tap (0, 0) reads to what this one does.
+  int filter[MOST];  // The filter's tap.
+  u32 bit[MOST];     // In Rows::taps.
+};
+
 template <class C, Load LOAD, Store STORE>
 struct Gather {
   typedef GatherPlan<C, LOAD, STORE> Plan;
@@ -31,19 +41,20 @@ struct Gather {
   const ConvArgs<bf16>& args;
   const Class& cls;
   Rows<C::BM>& rows;
+  TileTaps& tile_taps;
   char* ring;
   int row0, column0;
 
   int chunk, chunk_at;  // This thread's chunk of a row, and where the first one lies in a tile.
   int source[Plan::A_COPIES];
   u32 taps[Plan::A_COPIES];
-  int all_taps, steps;
-  int copy_r, copy_s, copy_c;      // Of the next step to copy ..
+  int steps;
+  int copy_tap, copy_c;            // Of the next step to copy ..
   int transform_tap, transform_c;  // .. and to transform.
   float sum[C::MI][C::NI][4];
 
-  DEV_MEMBER Gather(const ConvArgs<bf16>& args, const Class& cls, Rows<C::BM>& rows, char* ring)
-      : args(args), cls(cls), rows(rows), ring(ring) {
+  DEV_MEMBER Gather(const ConvArgs<bf16>& args, const Class& cls, Rows<C::BM>& rows, TileTaps& tile_taps, char* ring)
+      : args(args), cls(cls), rows(rows), tile_taps(tile_taps), ring(ring) {
     int tiles = ceil_div(args.nc, C::BN);
     row0 = (int)blockIdx.x / tiles * C::BM;
     column0 = (int)blockIdx.x % tiles * C::BN;
@@ -53,9 +64,30 @@ struct Gather {
     if (row0 >= cls.rows) return;  // A class with fewer rows than the largest one.
     locate_rows<C, Source::Found>(rows, args, cls, row0);
     __syncthreads();
+    if (warp() == 0) locate_taps();
+    __syncthreads();  // The taps.
     begin();
     int stage = multiply_all();
     finish_from(stage);
+  }
+
+  // By one warp, a lane a tap.
+  DEV_MEMBER void locate_taps() {
+    u32 inside = 0;
+    for (int r = lane(); r < C::BM; r += 32) inside |= rows.taps[r];
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) inside |= __shfl_xor_sync(WARP, inside, step);
+    int before = 0, count = 0;
+    for (int tap = 0; tap < cls.taps_r * cls.taps_s; tap++) {
+      if (tap == lane()) before = count;
+      count += (int)(inside >> tap & 1);
+    }
+    if (lane() == 0) tile_taps.count = count;
+    if ((inside >> lane() & 1) == 0) return;
+    int r = lane() / cls.taps_s, s = lane() % cls.taps_s;
+    tile_taps.moved[before] = (r * cls.source_dr * args.source_width + s * cls.source_ds) * args.kc;
+    tile_taps.filter[before] = filter_tap(args, cls, r, s);
+    tile_taps.bit[before] = 1u << lane();
   }
 
   DEV_MEMBER void begin() {
@@ -67,15 +99,21 @@ struct Gather {
       source[i] = rows.source[row + i * C::COPY_ROWS];
       taps[i] = rows.taps[row + i * C::COPY_ROWS];
     }
-    all_taps = cls.taps_r * cls.taps_s;
-    steps = ceil_div(args.kc, C::BK) * all_taps;
-    copy_r = copy_s = copy_c = transform_tap = transform_c = 0;
+    steps = ceil_div(args.kc, C::BK) * tile_taps.count;
+    copy_tap = copy_c = transform_tap = transform_c = 0;
 #pragma unroll
     for (int mi = 0; mi < C::MI; mi++)
 #pragma unroll
       for (int ni = 0; ni < C::NI; ni++)
 #pragma unroll
         for (int i = 0; i < 4; i++) sum[mi][ni][i] = 0.0f;
+  }
+
+  // To the tile's next tap, or to its first one and the next channels.
+  DEV_MEMBER void next(int& tap, int& c) const {
+    if (++tap < tile_taps.count) return;
+    tap = 0;
+    c += C::BK;
   }
 
   // Returns the stage behind the last one that was multiplied.
@@ -108,23 +146,19 @@ struct Gather {
   }
 
   DEV_MEMBER void copy_operands(char* stage) {
-    int c = copy_c + chunk * 8, tap = copy_r * cls.taps_s + copy_s;
-    int moved = (copy_r * cls.source_dr * args.source_width + copy_s * cls.source_ds) * args.kc + c;
+    int c = copy_c + chunk * 8, moved = tile_taps.moved[copy_tap] + c;
+    u32 bit = tile_taps.bit[copy_tap];
 #pragma unroll
     for (int i = 0; i < Plan::A_COPIES; i++) {
-      bool live = (taps[i] >> tap & 1) && c < args.kc;
+      bool live = (taps[i] & bit) != 0 && c < args.kc;
       int from = live ? source[i] + moved : 0;
       char* to = stage + chunk_at + i * C::COPY_ROWS * C::ROW_BYTES;
       cp_async16_or_zero(to, args.a + from, live ? Fill::Copy : Fill::Zero);
       if (LOAD == Load::Affine)
         cp_async16_or_zero(to + Plan::A_BYTES, args.a2 + from, live ? Fill::Copy : Fill::Zero);
     }
-    copy_filters<C>(stage + Plan::B_AT + chunk_at, args, column0, filter_tap(args, cls, copy_r, copy_s), copy_c);
-    if (++copy_s < cls.taps_s) return;
-    copy_s = 0;
-    if (++copy_r < cls.taps_r) return;
-    copy_r = 0;
-    copy_c += C::BK;
+    copy_filters<C>(stage + Plan::B_AT + chunk_at, args, column0, tile_taps.filter[copy_tap], copy_c);
+    next(copy_tap, copy_c);
   }
 
   // x first: it is always needed.
@@ -145,16 +179,15 @@ struct Gather {
   DEV_MEMBER void transform_chunks(char* stage) {
     Transform<LOAD> change;
     change.at(args.coef, args.kc, transform_c + chunk * 8);
+    u32 bit = tile_taps.bit[transform_tap];
 #pragma unroll
     for (int i = 0; i < Plan::A_COPIES; i++) {
       char* at = stage + chunk_at + i * C::COPY_ROWS * C::ROW_BYTES;
       u32x4 chunk = load16(at), changed = change(chunk, LOAD == Load::Affine ? load16(at + Plan::A_BYTES) : chunk);
-      bool live = taps[i] >> transform_tap & 1;
+      bool live = (taps[i] & bit) != 0;
       store16(at, live ? changed : u32x4{0, 0, 0, 0});
     }
-    if (++transform_tap < all_taps) return;
-    transform_tap = 0;
-    transform_c += C::BK;
+    next(transform_tap, transform_c);
   }
 
   DEV_MEMBER void multiply_stage(const char* stage) {
@@ -187,5 +220,6 @@ template <class C, Load LOAD, Store STORE>
 DEV void gather_conv(const ConvArgs<bf16>& args) {
   DYN_SHARED(ring);
   SHARED(Rows<C::BM>, rows, [1]);
-  Gather<C, LOAD, STORE>(args, args.cls[blockIdx.z], rows[0], ring).run();
+  SHARED(TileTaps, tile_taps, [1]);
+  Gather<C, LOAD, STORE>(args, args.cls[blockIdx.z], rows[0], tile_taps[0], ring).run();
 }

@@ -90,7 +90,7 @@ DEV void locate_rows(Rows<C::BM>& rows, const ConvArgs<bf16>& args, const Class&
   for (int r = (int)threadIdx.x; r < C::BM; r += C::THREADS) {
     int m = row0 + r;
     bool live = m < cls.rows;
-    Pixel pixel = pixel_of(cls, live ? m : 0);
+    Pixel pixel = SOURCE == Source::Found ? ordered_pixel_of(args, cls, live ? m : 0) : pixel_of(cls, live ? m : 0);
     rows.out[r] = live ? out_pixel(args, cls, pixel) : -1;
     rows.add[r] = live ? add_pixel(args, cls, pixel) : -1;
     if (SOURCE == Source::NotAsked) continue;

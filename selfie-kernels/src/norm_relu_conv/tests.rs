@@ -54,6 +54,18 @@ const CASES_OF_WHOLE_CHUNKS: &[(&str, ConvDims)] = &[
     ("5x7, more taps than a word has bits", conv([1, 6, 8], [8, 8], [5, 7], 1, 2)),
 ];
 
+/// Small maps of many images, of which a tile of 128 rows may be one place, and of the last images several.
+const CASES_OF_PLACES: &[(&str, ConvDims)] = &[
+    ("2x2, narrow, images left over", conv([168, 2, 2], [24, 40], [3, 3], 1, 1)),
+    ("2x2, wide, more steps than stages, whole tiles", conv([128, 2, 2], [136, 72], [3, 3], 1, 1)),
+    ("4x4, images left over", conv([131, 4, 4], [8, 24], [3, 3], 1, 1)),
+    ("a line of pixels, several tiles of images", conv([260, 1, 3], [8, 72], [3, 3], 1, 1)),
+    ("a column of pixels", conv([136, 4, 1], [40, 8], [3, 3], 1, 1)),
+    ("stride 2, 4x4 to 2x2, images left over", conv([136, 4, 4], [24, 72], [3, 3], 2, 1)),
+    ("stride 2, odd sides", conv([130, 3, 5], [72, 8], [3, 3], 2, 1)),
+    ("5x3", conv([129, 2, 3], [8, 16], [5, 3], 1, 2)),
+];
+
 /// As Hopper's kernels take them: channels of the sum in steps of 64, tiles of 256 pixels and of 64 or 128 channels.
 const FORWARD_CASES: &[(&str, ConvDims)] = &[
     ("1x1, narrow, less than a tile of sums", conv([1, 7, 9], [64, 56], [1, 1], 1, 0)),
@@ -180,7 +192,7 @@ const FILTER_CASES: &[(&str, ConvDims)] = &[
 
 on_every_device! {
     elements:
-        cases, cases_of_whole_chunks, forward_in_whole_steps, backward_data_in_whole_steps,
+        cases, cases_of_whole_chunks, cases_of_places, forward_in_whole_steps, backward_data_in_whole_steps,
         filter_gradients_in_whole_steps, filter_gradients_cut_by_lines, both_gradients_in_whole_steps, any_shape, any_larger_shape,
         any_chunks, a_view_may_start_anywhere,
         statistics_keep_their_digits_far_from_zero, a_nan_goes_no_further_in_whole_chunks, filter_gradients_at_the_edges_of_tiles, any_filter_gradient,
@@ -555,6 +567,7 @@ fn a_nan_of_the_last_pixel_reaches_the_taps_that_read_it<D: Tested<T>, T: Elemen
     for dims in [
         conv([1, 5, 5], [16, 24], [3, 3], 1, 1),
         conv([1, 5, 5], [16, 24], [3, 3], 2, 1),
+        conv([3, 2, 3], [16, 24], [3, 3], 1, 1),
         conv([1, 5, 5], [16, 24], [1, 1], 1, 0),
         conv([1, 5, 5], [3, 5], [3, 3], 1, 1),
     ] {
@@ -614,6 +627,13 @@ fn cases<D: Tested<T>, T: Element>() {
 
 fn cases_of_whole_chunks<D: Tested<T>, T: Element>() {
     for &(name, dims) in CASES_OF_WHOLE_CHUNKS {
+        eprintln!("{}: {name}", T::NAME);
+        check::<D, T>(dims, 1);
+    }
+}
+
+fn cases_of_places<D: Tested<T>, T: Element>() {
+    for &(name, dims) in CASES_OF_PLACES {
         eprintln!("{}: {name}", T::NAME);
         check::<D, T>(dims, 1);
     }

@@ -232,9 +232,10 @@ impl FilterGradient {
         if T::OPERAND_EPSILON == 0.0 || !aligned || !chunks {
             return Vec::new();
         }
-        let Some(rule) = Kernel::rule(&dims) else { return Vec::new() };
+        let shared_bytes = cuda.facts().shared_bytes;
+        let Some(rule) = Kernel::rule(shared_bytes, &dims, self.dy) else { return Vec::new() };
         let variant = |(kernel, shares): (Kernel, Shares)| {
-            let tile = kernel.tile(cuda.facts().shared_bytes, &dims, self.dy)?;
+            let tile = kernel.tile(shared_bytes, &dims, self.dy)?;
             Some(TensorVariant { kernel, tile, shares })
         };
         let mut all = Shares::with_each(rule, Kernel::all(&dims)).map(variant);
@@ -353,14 +354,27 @@ struct Kernel {
     threads: usize,
     /// Blocks that a multiprocessor's registers hold.
     resident: usize,
+    order: Order,
+}
+
+/// How the pixels of a tile lie in shared memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// As they do in memory, the inputs with their padding.
+    Images,
+    /// Of whole images first all those at the first place of the map, then those at the next, without padding: a step of 16
+    /// pixels is one place, or a few, and leaves out the taps that are outside of the map there.
+    Places,
 }
 
 impl Kernel {
     const fn pointwise(name: &'static str, [filters, channels]: [usize; 2], threads: usize, resident: usize) -> Self {
-        Self { name, taps: 1, filters, channels, threads, resident }
+        Self { name, taps: 1, filters, channels, threads, resident, order: Order::Images }
     }
 
-    const NINE_TAPS: Self = Self { name: "9x64x64", taps: 9, filters: 64, channels: 64, threads: 256, resident: 1 };
+    const NINE_TAPS: Self =
+        Self { name: "9x64x64", taps: 9, filters: 64, channels: 64, threads: 256, resident: 1, order: Order::Images };
+    const NINE_TAPS_OF_PLACES: Self = Self { name: "9x64x64_places", order: Order::Places, ..Self::NINE_TAPS };
     const POINTWISE: [Self; 6] = [
         Self::pointwise("64x64", [64, 64], 256, 2),
         Self::pointwise("256x64", [256, 64], 128, 2),
@@ -371,10 +385,18 @@ impl Kernel {
     ];
 
     /// The one for a shape: as few reads of either operand as registers allow.
-    fn rule(d: &ConvDims) -> Option<Self> {
+    fn rule(shared_bytes: usize, d: &ConvDims, dy: Gradient) -> Option<Self> {
         let [small, tall, broad, square, taller, broader] = Self::POINTWISE;
         match (d.r, d.s, d.stride) {
-            (3, 3, 1 | 2) => return Some(Self::NINE_TAPS),
+            (3, 3, 1 | 2) => {
+                let cost = |kernel: Self| {
+                    kernel.tile(shared_bytes, d, dy).map_or(usize::MAX, |tile| kernel.cost(d, &tile, dy))
+                };
+                // On larger maps a tile has so few images that a step is several places.
+                let small = d.p().min(d.q()) <= 4;
+                let places = small && cost(Self::NINE_TAPS_OF_PLACES) < cost(Self::NINE_TAPS);
+                return Some(if places { Self::NINE_TAPS_OF_PLACES } else { Self::NINE_TAPS });
+            }
             (1, 1, _) => {}
             _ => return None,
         }
@@ -390,14 +412,22 @@ impl Kernel {
 
     /// All for a shape that has one.
     fn all(d: &ConvDims) -> Vec<Self> {
-        if d.r == 1 { Self::POINTWISE.to_vec() } else { vec![Self::NINE_TAPS] }
+        if d.r == 1 { Self::POINTWISE.to_vec() } else { vec![Self::NINE_TAPS, Self::NINE_TAPS_OF_PLACES] }
     }
 
-    /// Of a tile of some images and rows; [`None`] where a thread could not remember which of its chunks exist.
+    /// Of a tile of some images and rows; [`None`] where a thread could not remember which of its chunks exist, or places
+    /// would not be those of whole images.
     fn sized(&self, d: &ConvDims, images: usize, rows: usize) -> Option<Tile> {
+        if self.order == Order::Places && rows < d.p() {
+            return None;
+        }
         let pixels = (images * rows * d.q()).next_multiple_of(STEP);
         let halo = ((rows - 1) * d.stride + 3) * ((d.q() - 1) * d.stride + 3);
-        let inputs = if self.taps == 1 { pixels } else { images * halo };
+        let inputs = match self.order {
+            Order::Places => images * d.h * d.w,
+            Order::Images if self.taps == 1 => pixels,
+            Order::Images => images * halo,
+        };
         let count = if rows == d.p() { d.n.div_ceil(images) } else { d.n * d.p().div_ceil(rows) };
         let chunks = |rows: usize, width: usize| rows.div_ceil(self.threads / (width / 8));
         let remembered = chunks(inputs, self.channels) <= 32 && chunks(pixels, self.filters) <= 32;
@@ -409,7 +439,10 @@ impl Kernel {
         let row = |width: usize| 2 * width + 16;
         let grads = if dy.coef == Address::NONE { 1 } else { 2 };
         let buffer = tile.inputs * row(self.channels) + tile.pixels * row(self.filters) * grads;
-        let tables = 8 * tile.inputs + 4 * tile.pixels;
+        let tables = match self.order {
+            Order::Images => 8 * tile.inputs + 4 * tile.pixels,
+            Order::Places => row(self.channels) + 8 * tile.inputs + 8 * tile.pixels + 4 * tile.pixels / STEP,
+        };
         BUFFERS * buffer + tables.next_multiple_of(16)
     }
 
@@ -434,10 +467,14 @@ impl Kernel {
     fn cost(&self, d: &ConvDims, tile: &Tile, dy: Gradient) -> usize {
         const TILE_CYCLES: usize = 300;
         const LOADED_BYTES_PER_CYCLE: usize = 24;
-        let step_cycles = if self.taps == 1 { (self.filters * self.channels / 81).max(64) } else { 468 };
+        let tap_cycles = if self.taps == 1 { (self.filters * self.channels / 81).max(64) } else { 52 };
+        let taps = match self.order {
+            Order::Images => tile.steps(d) * self.taps,
+            Order::Places => tile.count * taps_of_places(d, tile),
+        };
         let grads = if dy.coef == Address::NONE { 1 } else { 2 };
         let bytes = 2 * (tile.inputs * self.channels + tile.pixels * self.filters * grads);
-        let products = tile.steps(d) * step_cycles * self.resident;
+        let products = taps * tap_cycles * self.resident;
         let loads = tile.count * bytes * self.resident / LOADED_BYTES_PER_CYCLE;
         products.max(loads) + tile.count * TILE_CYCLES
     }
@@ -468,4 +505,19 @@ impl Tile {
             d.n * (d.p() / self.rows * steps(1, self.rows) + steps(1, d.p() % self.rows))
         }
     }
+}
+
+/// Taps of the steps of a tile of [`Order::Places`], in all: each has those that are inside of the map at one of its places.
+fn taps_of_places(d: &ConvDims, tile: &Tile) -> usize {
+    let side =
+        |at: usize, extent: usize| (0..3).map(move |tap| (d.pad..d.pad + extent).contains(&(at * d.stride + tap)));
+    let taps = |place: usize| {
+        let columns = move || side(place % d.q(), d.w);
+        let inside = side(place / d.q(), d.h).flat_map(|row| columns().map(move |column| row && column));
+        inside.enumerate().fold(0u32, |taps, (tap, inside)| taps | u32::from(inside) << tap)
+    };
+    let last = d.p() * d.q() - 1;
+    let places = |step: usize| step * STEP / tile.images..=((step * STEP + STEP - 1) / tile.images).min(last);
+    let of_step = |step| places(step).fold(0, |all, place| all | taps(place)).count_ones() as usize;
+    (0..tile.pixels / STEP).map(of_step).sum()
 }

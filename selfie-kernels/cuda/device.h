@@ -21,8 +21,8 @@ typedef unsigned long long u64;
 #define DEV_MEMBER __device__ __forceinline__
 
 // KERNEL(name, Args, THREADS, MIN_BLOCKS) { .. args.x .. }: a kernel that takes one struct by value, is launched with
-// one-dimensional blocks of THREADS, and must fit MIN_BLOCKS times on a multiprocessor. What stands in braces is a function
-// that the entry calls, so that no kernel can forget to wait.
+// one-dimensional blocks of THREADS, and must fit MIN_BLOCKS times on a multiprocessor. What stands in braces is a
+// function that the entry calls, so that no kernel can forget to wait.
 #define KERNEL(name, Args, THREADS, MIN_BLOCKS)                                                               \
   static_assert((THREADS) % 32 == 0 && (THREADS) <= 1024, "a block is made of whole warps");                  \
   DEV void name##_body(const Args& args);                                                                     \
@@ -32,17 +32,16 @@ typedef unsigned long long u64;
   }                                                                                                           \
   DEV void name##_body(const Args& args)
 
-// From 9.0 on a kernel may be launched so that its blocks begin beside the last ones of the kernel before it (src/cuda/device.rs):
-// what a launch takes, and blocks take to begin, is hidden then. Each lets the next one begin, and waits itself, before it
-// does anything else. That this is as safe as if each began when the one before had ended:
-//   - The wait ends when the kernel before has ended and all that it wrote is seen. No block can end before its wait, so that
-//     kernel had waited for the one before it in turn, and so on: all earlier kernels have ended, as far back as they go.
-//   - Nothing of the body stands before the wait, of which `compile` makes sure in the PTX: a kernel that has begun early
-//     has read and written nothing, in the body's memory or shared by blocks.
-//   - Kernels launched plainly, copies, fills, events and the end of a graph wait for whole kernels, as ever, and who comes
-//     behind one of them waits for it, as it never tells to begin early.
-//   - A kernel may begin only once all blocks of the one before have begun: it takes no room from blocks without which that
-//     one cannot end.
+// From 9.0 on a kernel may be launched so that its blocks begin beside the last ones of the kernel before it
+// (src/cuda/device.rs), which hides what a launch takes, and the blocks' beginning. Each lets the next one begin, and waits
+// itself, ahead of all else. That this is as safe as if each began when the one before had ended:
+//   - The wait ends when the kernel before has ended, and all that it wrote is seen. None of its blocks could end before
+//     its own wait did, so the one before that had ended, and so on: every earlier kernel has.
+//   - Nothing of the body stands before the wait, which `compile` sees to in the PTX: who has begun early has read and
+//     written nothing.
+//   - Kernels launched plainly, copies, fills, events and the end of a graph wait for whole kernels, as ever. They never
+//     tell a kernel behind them to begin early, so it comes when they are done.
+//   - A kernel begins only once all blocks of the one before have begun: it takes no room that those need to end.
 DEV void wait_for_earlier_kernels() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

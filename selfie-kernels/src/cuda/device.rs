@@ -26,8 +26,9 @@ pub(crate) const LEAST_CAPABILITY: u32 = 80;
 pub(crate) struct Device {
     context: Arc<CudaContext>,
     queue: Arc<Queue>,
+    /// What may run beside it: kernels.
     branch: Branch,
-    /// What runs beside it: copies of [`Driver::stage`].
+    /// And copies of [`Driver::stage`].
     copies: Arc<CudaStream>,
     facts: Facts,
     kernels: Mutex<Kernels>,
@@ -244,7 +245,7 @@ impl Device {
         let context = within_limit("making a context", move || {
             CudaContext::new(ordinal).map_err(|e| Error::Device { device: named, reason: reason("no context", e) })
         })?;
-        // SAFETY: nothing is allocated yet, and this backend orders its work itself: one queue, and events for staging.
+        // SAFETY: nothing is allocated yet, and this backend orders its work itself: a queue, and events for what is beside it.
         unsafe { context.disable_event_tracking() };
         let queue = || Queue::new(&context).map(Arc::new).map_err(|e| failed("no stream", e));
         let copies = context.new_stream().map_err(|e| failed("no stream", e))?;

@@ -285,28 +285,23 @@ impl Product {
         let columns = if self.args.nc as usize > NARROW { WIDE } else { NARROW };
         let kernel = |way| Kernel { way, columns };
         let (places, all) = (self.products_of_places(), self.products());
-        // What a product takes tap by tap, in that of a halo, both as they are: of those measured on an H200 at 4x4 and 2x2 it
-        // was 1.1 times as much forward, 1.5 of a gradient that is formed, and more in narrow tiles. So forward 4x4 gains by
-        // places (69% of the products), a gradient 2x2 (44%) alone, and 8x8 (84%) nothing.
-        let slower = |products: usize| products * if self.load == Load::Affine { 8 } else { 6 } / 5;
+        // Fifths of a halo's time for as many products. On an H200 it was 1.1 times that forward and 1.5 of a gradient that is
+        // formed, and more in narrow tiles. So 4x4 (69% of the products) gains by places forward, 2x2 (44%) always, 8x8 (84%)
+        // never.
+        let fifths = if self.load == Load::Affine { 8 } else { 6 };
         if !self.has_tensor_cores::<T>() {
             Kernel::PLAIN
         } else if self.fits_halo(cuda, kernel(Way::Halo)) {
-            kernel(if slower(places) < all { Way::Places } else { Way::Halo })
+            kernel(if places * fifths < all * 5 { Way::Places } else { Way::Halo })
         } else {
             // The pixels of a tile of places lie far apart: less than an eighth is not worth it.
-            kernel(if places + all / 8 <= all { Way::Places } else { Way::Gather })
+            kernel(if places < all - all / 8 { Way::Places } else { Way::Gather })
         }
     }
 
     /// Pairs of a pixel and a tap that are multiplied where all are.
     fn products(&self) -> usize {
-        self.args
-            .classes
-            .iter()
-            .map(|class| [class.rows, class.taps_r, class.taps_s].map(|x| x as usize))
-            .map(|[rows, r, s]| rows * r * s)
-            .sum()
+        self.args.classes.iter().map(|class| class.rows as usize * (class.taps_r * class.taps_s) as usize).sum()
     }
 
     /// Of [`Way::Places`]; of images that are no whole tiles, all count.

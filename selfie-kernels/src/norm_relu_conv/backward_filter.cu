@@ -156,7 +156,7 @@ struct FilterBlock {
       in_memory[i] = place < d.p * d.q ? image * d.p * d.q + place : NOWHERE;
     }
     for (int i = (int)threadIdx.x; i < S::INPUT_BYTES / 4; i += S::THREADS) zeros[i] = 0;
-    __syncthreads();  // the windows
+    __syncthreads();
     for (int step = (int)threadIdx.x; step < args.pixels / S::STEP; step += S::THREADS) {
       int taps = 0;
       for (int i = 0; i < S::STEP; i++) taps |= windows[step * S::STEP + i];

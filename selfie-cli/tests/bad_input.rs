@@ -128,7 +128,7 @@ impl ControlGroup {
     }
 
     /// Runs `line` in it.
-    fn ran(&self, line: &str) -> support::Ran {
+    fn ran(&self, line: &str) -> crate::support::Ran {
         let enter = format!("echo $$ > '{}'; exec \"$0\" \"$@\"", self.0.join("cgroup.procs").display());
         ran(&mut behind(&enter, &selfie(line)))
     }

@@ -208,7 +208,7 @@ fn an_evaluation_that_was_stopped_is_made_again() {
     signal(&child, "INT");
     assert_eq!(ended(child).0, Some(75));
     works(&line(&out));
-    support::traces::assert_same(&whole, &out);
+    crate::support::traces::assert_same(&whole, &out);
 }
 
 #[test]

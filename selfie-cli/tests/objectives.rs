@@ -172,7 +172,7 @@ fn a_probe_on_the_way_changes_nothing_else() {
 fn a_probe_needs_labels_and_steps() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (flat, out) = (folder.path().join("flat"), folder.path().join("out"));
-    support::write(&flat.join("1.bmp"), &support::bitmap_of(32, |at| at as u8));
+    crate::support::write(&flat.join("1.bmp"), &crate::support::bitmap_of(32, |at| at as u8));
     fails(&pretrain(&out, &format!("--probe-data {DATA}")), 2, &["--probe-data", "--probe-every"]);
     let line = pretrain(&out, &format!("--steps 2 --probe-every 1 --probe-data {}", text(&flat)));
     fails(&line, 3, &["--probe-data", "class"]);

@@ -306,7 +306,7 @@ mod tests {
         let bytes = serialize_items(stored(&table, &flat), about.clone());
         let (_, header) = SafeTensors::read_metadata(&bytes).expect("our own");
         let read = header.metadata().clone().expect("written");
-        assert_eq!(read, about.map(|(key, value)| (key.to_string(), value)).into());
+        assert_eq!(read, about.clone().map(|(key, value)| (key.to_string(), value)).into());
         let places = about.map(|(key, _)| {
             let entry = format!("\"{key}\":\"\\\"");
             bytes.windows(entry.len()).position(|at| at == entry.as_bytes()).expect("in the header")

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::support::traces::assert_same;
 use crate::support::{fails, ran, selfie, text, works, write, write_images};
@@ -135,14 +134,9 @@ fn printed_commands_can_be_pasted() {
     let place = folder.path().join("it's a (new) $place");
     write_images(&place.join("my photos"), 12);
     let run = |line: &str| {
-        let mut shell = Command::new("bash");
-        let bare = selfie("");
-        for (name, _) in bare.get_envs() {
-            shell.env_remove(name);
-        }
+        let mut shell = crate::support::behind(&format!("selfie() {{ \"$0\" \"$@\"; }}; {line}"), &selfie(""));
         // As short as it can be; a command that is printed does not say how long it takes.
         shell.envs([("SELFIE_TRAIN_STEPS", "2"), ("SELFIE_TRAIN_BATCH", "4")]);
-        shell.args(["-c", &format!("selfie() {{ \"$0\" \"$@\"; }}; {line}")]).arg(bare.get_program());
         let ran = ran(shell.current_dir(&place));
         assert_eq!(ran.code, Some(0), "{line}: {}{}", ran.out, ran.err);
         ran

@@ -20,7 +20,7 @@ pub(crate) fn selfie(line: &str) -> Command {
     command
 }
 
-/// The same command behind a shell's `script`, whose last word is `exec "$0" "$@"`.
+/// A shell's `script`, to which the command is `"$0" "$@"`, in the command's environment.
 #[cfg(unix)]
 pub(crate) fn behind(script: &str, command: &Command) -> Command {
     let mut shell = Command::new("sh");

@@ -41,7 +41,8 @@ typedef unsigned long long u64;
 //     written nothing.
 //   - Kernels launched plainly, copies, fills, events and the end of a graph wait for whole kernels, as ever. They never
 //     tell a kernel behind them to begin early, so it comes when they are done.
-//   - A kernel begins only once all blocks of the one before have begun: it takes no room that those need to end.
+//   - A kernel begins only once all blocks of the one before have begun: it takes no room that those need to end. That is
+//     so of one queue; on a branch kernels begin in turn, as there it could take the room of what runs beside them.
 DEV void wait_for_earlier_kernels() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

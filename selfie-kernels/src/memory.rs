@@ -82,7 +82,8 @@ pub trait Memory: Sized + Send + Sync + 'static {
     fn upload<S: Scalar>(&self, host: &[S], device: Self::ViewMut<'_, S>) -> Result<()>;
     /// Host to device beside the queue, while earlier calls may still be at work; lengths must agree. It comes after the
     /// [`Memory::copy`]s out of the buffer that were called before, and before those that are called later; with other
-    /// calls on the buffer it has no order, so a buffer that is staged into is only ever copied from.
+    /// calls on the buffer, and with all inside of [`Memory::repeat`], it has no order: a buffer that is staged into is only
+    /// ever copied from, and not in there.
     ///
     /// # Errors
     /// [`crate::Error::Length`] when the lengths differ.

@@ -338,13 +338,13 @@ impl Device {
     }
 
     /// Lets the queue wait for what was staged.
-    fn take_staged(&self) -> Result<Pending> {
+    fn take_staged(&self) -> Result<()> {
         let mut staging = self.staging();
-        let pending = std::mem::replace(&mut staging.pending, Pending::Nothing);
-        if pending == Pending::Staged {
-            self.queue.for_other_work().wait(&staging.staged).map_err(|e| self.failed("cannot wait for a copy", e))?;
+        match std::mem::replace(&mut staging.pending, Pending::Nothing) {
+            Pending::Nothing => Ok(()),
+            Pending::Staged => self.queue.for_other_work().wait(&staging.staged),
         }
-        Ok(pending)
+        .map_err(|e| self.failed("cannot wait for a copy", e))
     }
 
     /// To be called behind work that may have read what was staged.
@@ -420,6 +420,11 @@ fn reason(what: &str, e: DriverError) -> String {
         CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
             | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
             | CUresult::CUDA_ERROR_LAUNCH_FAILED
+            | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUresult::CUDA_ERROR_INVALID_PC
+            | CUresult::CUDA_ERROR_ASSERT
             | CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
             | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
             | CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE
@@ -597,6 +602,8 @@ impl Driver for Device {
         };
         let mut params = [call.args.as_ptr().cast_mut().cast::<c_void>()];
         let [x, y, z] = call.grid;
+        // Early on a branch, it could take the multiprocessors that the branch before left to what runs beside it.
+        let start = if self.branch.is_open.load(Ordering::Relaxed) { Start::InTurn } else { start };
         let (stream, start) = self.open_queue().for_kernel(start);
         let mut early = begin_early();
         let config = sys::CUlaunchConfig {
@@ -675,13 +682,6 @@ impl Driver for Device {
         Box::new(Events { queue, points: Mutex::default(), name, watch })
     }
 
-    fn before_replay(&self) -> Result<()> {
-        self.take_staged().map(|_| ())
-    }
-
-    fn after_replay(&self) -> Result<()> {
-        self.mark_taken()
-    }
 }
 
 impl Drop for Device {

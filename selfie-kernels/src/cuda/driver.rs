@@ -181,8 +181,8 @@ pub(crate) trait Driver: Debug + Send + Sync {
     fn free(&self, address: Address);
     /// Host to device; the host's bytes are free when it returns.
     fn upload(&self, host: &[u8], to: Address) -> Result<()>;
-    /// Host to device beside the queue; the host's bytes are free when it returns. It comes after copies, and replays, that
-    /// were called before, and before those that are called later.
+    /// Host to device beside the queue, replays too; the host's bytes are free when it returns. It comes after copies that
+    /// were called before, and before those that are called later, but for recorded ones.
     fn stage(&self, host: &[u8], to: Address) -> Result<()>;
     /// Device to host, after the work queued so far.
     fn download(&self, from: Address, host: &mut [u8]) -> Result<()>;
@@ -216,14 +216,6 @@ pub(crate) trait Driver: Debug + Send + Sync {
     fn end_recording(&self) -> Result<Box<dyn Replay>>;
     /// Points of the queue, and when it passed them.
     fn timeline(&self) -> Box<dyn Timeline>;
-    /// To be called before a replay, which may copy out of what was staged.
-    fn before_replay(&self) -> Result<()> {
-        Ok(())
-    }
-    /// To be called behind a replay.
-    fn after_replay(&self) -> Result<()> {
-        Ok(())
-    }
 }
 
 /// Recorded work.

@@ -144,7 +144,7 @@ impl Cuda {
         self.driver.map_windows(windows)
     }
 
-    /// To be held over an operation.
+    /// To be held over an operation, and whatever else may go to a branch: what another thread queues must not.
     pub(crate) fn turn(&self) -> ReentrantMutexGuard<'_, ()> {
         self.turn.lock()
     }
@@ -332,6 +332,7 @@ impl Memory for Cuda {
     }
 
     fn alloc<S: Scalar>(&self, len: usize) -> Result<Buffer<S>> {
+        let _turn = self.turn();
         let bytes = len.saturating_mul(size_of::<S>());
         let allocation = match bytes {
             0 => None,
@@ -383,6 +384,7 @@ impl Memory for Cuda {
 
     fn copy<S: Scalar>(&self, from: Window<'_, S>, to: WindowMut<'_, S>) -> Result<()> {
         expect_len("copy", "from", from.len, to.len)?;
+        let _turn = self.turn();
         if from.len == 0 {
             return Ok(());
         }
@@ -398,6 +400,7 @@ impl Memory for Cuda {
     }
 
     fn zero<S: Scalar>(&self, device: WindowMut<'_, S>) -> Result<()> {
+        let _turn = self.turn();
         if device.len == 0 {
             return Ok(());
         }
@@ -428,9 +431,7 @@ impl Memory for Cuda {
                     Some(replay) => replay,
                     None => self.record(work)?,
                 };
-                self.driver.before_replay()?;
                 replay.replay()?;
-                self.driver.after_replay()?;
                 *recording = Some(Recording(Mutex::new(Some(replay))));
             }
         }

@@ -1,8 +1,10 @@
 use super::Args;
-use crate::cuda::{Address, CudaElement, Grid, blocks};
+use crate::cuda::{Address, CudaElement, Grid, blocks, narrow};
 use crate::{Cuda, Len, Result};
 
 const THREADS: usize = 256;
+/// Blocks of a multiprocessor, which take turn after turn: every device has room for 1,536 threads.
+const RESIDENT: usize = 6;
 
 /// `AugmentArgs` of `augment.cu`.
 #[repr(C)]
@@ -27,5 +29,7 @@ pub(crate) fn augment<T: CudaElement>(cuda: &Cuda, args: Args<'_, Cuda, T>) -> R
         extents: [d.h, d.w, d.grid, d.patch].map(|x| x as u32),
         table: super::byte_table::<T>(mean, std).map(|pixel| pixel.map(T::widen)),
     };
-    cuda.launch::<T>("augment", "augment", Grid::line(blocks(pixels, THREADS), THREADS), &args)
+    narrow(pixels)?;
+    let resident = blocks(pixels, THREADS).min(RESIDENT * cuda.facts().multiprocessors);
+    cuda.launch::<T>("augment", "augment", Grid::line(resident, THREADS), &args)
 }

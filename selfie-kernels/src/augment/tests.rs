@@ -12,6 +12,7 @@ on_every_device! {
 const CASES: &[(&str, AugmentDims, &[[i32; 3]])] = &[
     ("one pixel", dims(1, [1, 1], 1, 1), &[[0, 0, 0]]),
     ("whole image, mirrored", dims(2, [6, 6], 1, 6), &[[0, 0, 0], [0, 0, 1]]),
+    ("several turns", dims(2, [50, 60], 1, 50), &[[0, 4, 0], [-3, 0, 1]]),
     ("patches", dims(2, [6, 6], 3, 2), &[[0, 0, 0], [0, 0, 1]]),
     ("crop inside an oblong image", dims(3, [9, 7], 2, 2), &[[0, 0, 0], [5, 3, 1], [2, 1, 0]]),
     ("crop over the edges", dims(4, [5, 5], 1, 5), &[[-2, 1, 0], [3, -4, 1], [-1, -1, 1], [4, 4, 0]]),

@@ -1,36 +1,39 @@
-// Partial sums to coefficients, in f64. A block has 32 channels (its lanes); its warps share the tiles, each adds up every
-// 16th in order, and the warps' sums are added in order.
+// Partial sums to coefficients, in f64. A block has 8 channels, the 32 bytes of a sector; 64 threads of each share the tiles,
+// with several on their way at once, as each is as far away as the L2. Each adds up every 64th tile in order, and what they have
+// is added in a fixed order.
 #include "device.h"
 
-static constexpr int WARPS = 16;
+static constexpr u32 THREADS = 512, CHANNELS = 8, SHARES = THREADS / CHANNELS;
+static constexpr int AT_ONCE = 8;
 
-// How rows were cut into tiles: runs of rows one after the other, in tiles of `tile` rows.
-struct Cut {
-  u64 runs[4];
-  u64 tile;
-};
-DEV u64 tiles(const Cut& cut) {
-  u64 sum = 0;
-  for (int run = 0; run < 4; run++) sum += ceil_div(cut.runs[run], cut.tile);
-  return sum;
-}
-// Rows of tile `t`.
-DEV u64 rows(const Cut& cut, u64 t) {
-  for (int run = 0; run < 4; run++) {
-    u64 tiles = ceil_div(cut.runs[run], cut.tile);
-    if (t < tiles) return min(cut.tile, cut.runs[run] - t * cut.tile);
-    t -= tiles;
+// Calls take(a tile's first number, its second) for this thread's tiles of channel k, in order.
+template <class Take>
+DEV void each_tile(const float* sums, u32 c, u32 k, u32 tiles, Take take) {
+  for (u32 begin = threadIdx.x / CHANNELS; begin < tiles; begin += SHARES * AT_ONCE) {
+    float first[AT_ONCE], second[AT_ONCE];
+#pragma unroll
+    for (u32 i = 0; i < AT_ONCE; i++) {
+      const float* tile = sums + (u64)min(begin + i * SHARES, tiles - 1) * 2 * c + k;
+      first[i] = tile[0];
+      second[i] = tile[c];
+    }
+#pragma unroll
+    for (u32 i = 0; i < AT_ONCE; i++)
+      if (begin + i * SHARES < tiles) take(first[i], second[i]);
   }
-  return 0;
 }
 
-// Of the warps' sums, in order; every thread gets its channel's. Holds two barriers.
-DEV double sum_over_warps(double v) {
-  SHARED(double, sums, [WARPS][32]);
-  sums[warp()][lane()] = v;
+// Over a channel's threads: those of a warp, then the warps in order; every thread gets its channel's. Holds two barriers.
+DEV double sum_over_shares(double v) {
+  SHARED(double, sums, [THREADS / 32][CHANNELS]);
+  v += __shfl_xor_sync(WARP, v, 8);
+  v += __shfl_xor_sync(WARP, v, 16);
+  u32 channel = (u32)lane() % CHANNELS;
+  if ((u32)lane() < CHANNELS) sums[warp()][channel] = v;
   __syncthreads();
-  double sum = sums[0][lane()];
-  for (int w = 1; w < WARPS; w++) sum += sums[w][lane()];
+  double sum = sums[0][channel];
+#pragma unroll
+  for (u32 w = 1; w < THREADS / 32; w++) sum += sums[w][channel];
   __syncthreads();
   return sum;
 }
@@ -46,34 +49,49 @@ DEV void fold(float* norm, u32 c, u32 k, double mean, double variance, float gam
   norm[3 * c + k] = (float)((double)beta - mean * (double)scale);
 }
 
+// How rows were cut: all tiles have `rows` of them, but tile last[run], the last one of a run of rows, is `missing[run]` short.
+struct Tiles {
+  double rows, missing[4];
+  u32 last[4];
+};
+
 struct ForwardArgs {
   const float* stats;   // [tiles][2][c]
   const float* affine;  // [2][c]
   float* norm;          // [4][c]
   float* batch;         // [2][c]
-  Cut cut;
-  double eps;
-  u64 rows;
-  u32 c, unused;
+  Tiles cut;
+  double eps, count;  // of all rows
+  u32 tiles, c;
 };
-KERNEL(bn_finalize_forward, ForwardArgs, WARPS * 32, 1) {
-  u32 c = args.c, k = blockIdx.x * 32 + lane();
+KERNEL(bn_finalize_forward, ForwardArgs, THREADS, 1) {
+  u32 c = args.c, k = blockIdx.x * CHANNELS + threadIdx.x % CHANNELS;
   bool live = k < c;
-  u64 all = tiles(args.cut);
-  double count = (double)args.rows, sum = 0.0, squares = 0.0;
-  if (live) {
-    for (u64 t = warp(); t < all; t += WARPS) sum += (double)rows(args.cut, t) * (double)args.stats[t * 2 * c + k];
-  }
-  double mean = sum_over_warps(sum) / count;
-  if (live) {
-    for (u64 t = warp(); t < all; t += WARPS) {
-      const float* tile = args.stats + t * 2 * c + k;
-      double apart = (double)tile[0] - mean;
-      squares += (double)tile[c] + (double)rows(args.cut, t) * (apart * apart);
+  // Moments about the first tile's mean, so that one pass is enough. No tile has more rows, and it is itself one of the
+  // terms: what is taken off again is at most the rest times the number of tiles, 13 of 53 bits where there are 8,192.
+  double count = args.count, about = live ? (double)args.stats[k] : 0.0, sum = 0.0, within = 0.0, between = 0.0;
+  if (live)
+    each_tile(args.stats, c, k, args.tiles, [&](float mean, float squares) {
+      double apart = (double)mean - about;
+      sum += apart;
+      between = fma(apart, apart, between);
+      within += (double)squares;
+    });
+  sum *= args.cut.rows;
+  double squares = fma(args.cut.rows, between, within);
+  if (live && threadIdx.x < CHANNELS) {
+    for (int run = 0; run < 4; run++) {
+      double missing = args.cut.missing[run];
+      if (missing == 0.0) continue;
+      double apart = (double)args.stats[(u64)args.cut.last[run] * 2 * c + k] - about, product = missing * apart;
+      sum -= product;
+      squares = fma(-product, apart, squares);
     }
   }
-  squares = sum_over_warps(squares);
-  if (!live || warp() != 0) return;
+  sum = sum_over_shares(sum);
+  squares = sum_over_shares(squares) - sum * (sum / count);
+  if (!live || threadIdx.x >= CHANNELS) return;
+  double mean = about + sum / count;
   args.batch[k] = (float)mean;
   args.batch[c + k] = (float)(squares / (count - 1.0));
   fold(args.norm, c, k, mean, squares / count + args.eps, args.affine[k], args.affine[c + k]);
@@ -99,23 +117,22 @@ struct BackwardArgs {
   const float* norm;    // [4][c]
   float* daffine;       // [2][c]
   float* coef;          // [3][c]
-  u64 tiles, rows;
-  u32 c, unused;
+  double count;         // of all rows
+  u32 tiles, c;
 };
-KERNEL(bn_finalize_backward, BackwardArgs, WARPS * 32, 1) {
-  u32 c = args.c, k = blockIdx.x * 32 + lane();
+KERNEL(bn_finalize_backward, BackwardArgs, THREADS, 1) {
+  u32 c = args.c, k = blockIdx.x * CHANNELS + threadIdx.x % CHANNELS;
   bool live = k < c;
   double dz = 0.0, dz_xhat = 0.0;
-  if (live) {
-    for (u64 t = warp(); t < args.tiles; t += WARPS) {
-      dz += (double)args.sums[t * 2 * c + k];
-      dz_xhat += (double)args.sums[t * 2 * c + c + k];
-    }
-  }
-  dz = sum_over_warps(dz);
-  dz_xhat = sum_over_warps(dz_xhat);
-  if (!live || warp() != 0) return;
-  double count = (double)args.rows, mean = (double)args.norm[k], rstd = (double)args.norm[c + k];
+  if (live)
+    each_tile(args.sums, c, k, args.tiles, [&](float first, float second) {
+      dz += (double)first;
+      dz_xhat += (double)second;
+    });
+  dz = sum_over_shares(dz);
+  dz_xhat = sum_over_shares(dz_xhat);
+  if (!live || threadIdx.x >= CHANNELS) return;
+  double count = args.count, mean = (double)args.norm[k], rstd = (double)args.norm[c + k];
   double a = (double)args.affine[k] * rstd;
   // The rounded factor below, so that `b * x + c` vanishes at the mean, however large that is.
   float b = (float)(-a * rstd * dz_xhat / count);

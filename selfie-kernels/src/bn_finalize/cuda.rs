@@ -1,11 +1,34 @@
 use super::{Backward, Forward, Inference};
-use crate::cuda::{Address, CudaElement, Grid, blocks};
+use crate::cuda::{Address, CudaElement, Grid, blocks, narrow};
+use crate::partials::Cut;
 use crate::{Cuda, Result};
 
 /// Channels of a block.
-const CHANNELS: usize = 32;
+const CHANNELS: usize = 8;
 const THREADS: usize = 512;
 const INFERENCE_THREADS: usize = 128;
+
+/// `Tiles` of `bn_finalize.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Tiles {
+    rows: f64,
+    missing: [f64; 4],
+    last: [i32; 4],
+}
+
+impl Tiles {
+    fn new(cut: Cut) -> Result<Self> {
+        let mut tiles = Self { rows: cut.tile as f64, missing: [0.0; 4], last: [0; 4] };
+        let mut end = 0;
+        for (run, rows) in cut.runs.into_iter().enumerate().filter(|run| run.1 > 0) {
+            end += rows.div_ceil(cut.tile);
+            tiles.last[run] = narrow(end - 1)?;
+            tiles.missing[run] = (rows.next_multiple_of(cut.tile) - rows) as f64;
+        }
+        Ok(tiles)
+    }
+}
 
 /// `ForwardArgs` of `bn_finalize.cu`.
 #[repr(C)]
@@ -15,12 +38,11 @@ struct ForwardArgs {
     affine: Address,
     norm: Address,
     batch: Address,
-    runs: [u64; 4],
-    tile: u64,
+    cut: Tiles,
     eps: f64,
-    rows: u64,
+    count: f64,
+    tiles: i32,
     c: u32,
-    unused: u32,
 }
 
 /// `InferenceArgs` of `bn_finalize.cu`.
@@ -44,10 +66,9 @@ struct BackwardArgs {
     norm: Address,
     daffine: Address,
     coef: Address,
-    tiles: u64,
-    rows: u64,
+    count: f64,
+    tiles: i32,
     c: u32,
-    unused: u32,
 }
 
 pub(crate) fn bn_finalize_forward<T: CudaElement>(cuda: &Cuda, args: Forward<'_, Cuda, T>) -> Result<()> {
@@ -58,12 +79,11 @@ pub(crate) fn bn_finalize_forward<T: CudaElement>(cuda: &Cuda, args: Forward<'_,
         affine: affine.into(),
         norm: norm.into(),
         batch: batch.into(),
-        runs: cut.runs.map(|rows| rows as u64),
-        tile: cut.tile as u64,
+        cut: Tiles::new(cut)?,
         eps,
-        rows: rows as u64,
+        count: rows as f64,
+        tiles: narrow(cut.tiles())?,
         c: c as u32,
-        unused: 0,
     };
     cuda.launch_plain("bn_finalize", "bn_finalize_forward", Grid::line(blocks(c, CHANNELS), THREADS), &args)
 }
@@ -91,10 +111,9 @@ pub(crate) fn bn_finalize_backward<T: CudaElement>(cuda: &Cuda, args: Backward<'
         norm: norm.into(),
         daffine: daffine.into(),
         coef: coef.into(),
-        tiles: cut.tiles() as u64,
-        rows: rows as u64,
+        count: rows as f64,
+        tiles: narrow(cut.tiles())?,
         c: c as u32,
-        unused: 0,
     };
     cuda.launch_plain("bn_finalize", "bn_finalize_backward", Grid::line(blocks(c, CHANNELS), THREADS), &args)
 }

@@ -1,9 +1,9 @@
 //! Batch normalisation between its two sides: partial sums in, per-channel coefficients out.
 //!
 //! Forward: tiles of (mean, sum of squared deviations) become mean, `rstd = 1 / sqrt(var + eps)`,
-//! `scale = gamma * rstd`, `shift = beta - mean * scale`. Tiles are merged in f64 in their order (Chan, Golub, LeVeque
-//! 1983), which is exact where one f32 accumulator of squares is useless (|mean| > 30 std). One row has no variance and
-//! is refused, as in PyTorch.
+//! `scale = gamma * rstd`, `shift = beta - mean * scale`. Tiles are merged in f64 in a fixed order of the
+//! device's (Chan, Golub, LeVeque 1983), which is exact where one f32 accumulator of squares is useless (|mean| > 30 std).
+//! One row has no variance and is refused, as in PyTorch.
 //! Backward: sums of `dz` and `dz * xhat` become `dbeta`, `dgamma`, and (a, b, c) of `dx = a * dz + b * x + c`:
 //! `a = gamma * rstd`, `b = -a * rstd * dgamma / rows`, `c = -a * dbeta / rows - b * mean`.
 //! `shift` and `c` are formed with `scale` and `b` as stored (rounded), so that `scale * x + shift` and `b * x + c` lose

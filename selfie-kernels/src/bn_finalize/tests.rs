@@ -14,12 +14,13 @@ const CASES: &[(&str, usize, usize)] = &[
     ("one row in the last tile", 129, 17),
     ("more channels than a task takes", 300, 130),
     ("many tiles", 5000, 5),
+    ("more tiles than are on their way at once", 66_000, 9),
 ];
 const EPS: f64 = 1e-5;
 
 on_every_device! {
     elements: cases, any_shape;
-    once: nan_comes_through_in_its_channel, refuses_what_does_not_fit;
+    once: runs_of_rows_end_in_shorter_tiles, nan_comes_through_in_its_channel, refuses_what_does_not_fit;
 }
 
 fn sum_tiles(rows: usize) -> usize {
@@ -290,6 +291,27 @@ fn gradient() {
     let roundings = 2 * rows * c + 3 * rows;
     assert_gradient("dx", &dx.read(device), &x, roundings, |x| f(x, &affine));
     assert_gradient("daffine", &daffine, &affine, roundings, |affine| f(&x, affine));
+}
+
+/// Tiles of 128, 2, 128 and 1 rows, each of which has one value of the channel, beside one that has some spread.
+fn runs_of_rows_end_in_shorter_tiles<D: Tested<f32>>() {
+    let (rows, device) = (259, D::get());
+    let tiles = [(128.0, [1.0, 0.0]), (2.0, [-40.0, 3.0]), (128.0, [2.0, 0.5]), (1.0, [30.0, 0.0])];
+    let mut stats = room(device, rows, 1);
+    let values = tiles.map(|tile| tile.1).concat();
+    device
+        .upload(&values, stats.make(Cut { runs: [130, 0, 128, 1], tile: 128 }, 1))
+        .expect("as many tiles as runs have");
+    let affine = Guarded::new(device, &[1.0, 0.0]);
+    let (mut norm, mut batch) = (Guarded::poisoned(device, 4), Guarded::poisoned(device, 2));
+    let (affine, norm_out, batch_out) = (affine.view(), norm.view_mut(), batch.view_mut());
+    let args = Forward { rows, c: 1, eps: EPS, stats: &stats, affine, norm: norm_out, batch: batch_out };
+    BnFinalize::<f32>::bn_finalize_forward(device, args).expect("lengths fit");
+    let mean: Exact = tiles.iter().map(|(n, [mean, _])| n * f64::from(*mean) / rows as f64).sum();
+    let apart = |tile: &f32| f64::from(*tile) - mean.value;
+    let squares: Exact = tiles.iter().map(|(n, [m, squares])| f64::from(*squares) + n * apart(m).powi(2)).sum();
+    let roundings = 6 * tiles.len();
+    assert_close::<f32, _>("mean and variance", &batch.read(device), &[mean, squares.times(1.0 / 258.0)], roundings);
 }
 
 fn nan_comes_through_in_its_channel<D: Tested<f32>>() {

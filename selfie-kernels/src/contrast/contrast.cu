@@ -234,30 +234,50 @@ KERNEL(contrast_elements_bf16, Args<bf16>, 256, 2) { contrast<1>(args); }
 
 static constexpr u32 NONE = 0xffffffffu;
 
+// Adds to a feature's sum the errors of row `asking` of an image times the hidden patches; by a warp. Its lanes read a patch's
+// place and error each, and tell the others: so no patch's address waits for a read of its own.
+template <class T>
+DEV void add_row(const Args<T>& args, u32 image, u32 asking, u32 feature, float& sum) {
+  constexpr u32 AT_ONCE = 8;  // patches on their way
+  const Patches& p = args.patches;
+  const float* errors = errors_of(args, image) + (u64)asking * p.hidden;
+  const T* patches = args.h + (u64)image * patches_of(p) * p.d + feature;
+  for (u32 first = 0; first < p.hidden; first += 32) {
+    u32 own = min(first + (u32)lane(), p.hidden - 1), place = place_of(args, image, own);
+    u32 count = min(32u, p.hidden - first);
+    float error = errors[own];
+    for (u32 l = 0; l < count; l += AT_ONCE) {
+      T keys[AT_ONCE];
+#pragma unroll
+      for (u32 i = 0; i < AT_ONCE; i++) keys[i] = patches[(u64)__shfl_sync(WARP, place, (int)(l + i)) * p.d];
+#pragma unroll
+      for (u32 i = 0; i < AT_ONCE; i++) {
+        float of_patch = __shfl_sync(WARP, error, (int)(l + i));
+        if (l + i < count) sum = fmaf(of_patch, to_float(keys[i]), sum);
+      }
+    }
+  }
+}
+
 // The gradient of a row of the positions: of each (image, use) pair whose place is hidden, all errors of its row.
 template <class T>
 DEV void positions(const Args<T>& args) {
   SHARED(u32, asking, [THREADS]);
+  SHARED(u32, images, [THREADS]);
   const Patches& p = args.patches;
   u32 blocks = ceil_div(p.d, 32u), row = blockIdx.x / blocks, j = blockIdx.x % blocks * 32 + (u32)lane();
-  u32 uses = uses_of_row(p);
+  u32 uses = uses_of_row(p), column = min(j, p.d - 1);
   u64 pairs = (u64)args.images * uses;
-  float sum[1] = {}, k[1];
+  float sum[1] = {};
   for (u64 first = 0; first < pairs; first += THREADS) {
     u64 pair = first + threadIdx.x;
     u32 image = args.image + (u32)(pair / uses), l = p.hidden;
     if (pair < pairs) l = slot_of(p, image, place_of_use(p, row, (u32)(pair % uses)), p.hidden);
     asking[threadIdx.x] = l < p.hidden ? l : NONE;
+    images[threadIdx.x] = image;
     __syncthreads();
     for (u32 i = (u32)warp(); i < THREADS; i += WARPS) {
-      if (asking[i] == NONE || j >= p.d) continue;
-      u32 image = args.image + (u32)((first + i) / uses);
-      const float* errors = errors_of(args, image) + (u64)asking[i] * p.hidden;
-#pragma unroll 4
-      for (u32 l = 0; l < p.hidden; l++) {
-        key(args, image, l, j, k);
-        sum[0] = fmaf(errors[l], k[0], sum[0]);
-      }
+      if (asking[i] != NONE) add_row(args, images[i], asking[i], column, sum[0]);
     }
     __syncthreads();
   }

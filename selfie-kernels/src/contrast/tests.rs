@@ -15,6 +15,7 @@ const CASES: &[(&str, [usize; 4], usize, usize)] = &[
     ("more than one group of images", [130, 2, 2, 3], 130, 0),
     ("padding from the second group on", [130, 2, 2, 3], 65, 0),
     ("whole chunks, more hidden patches than warps", [2, 4, 9, 40], 2, 8),
+    ("more hidden patches than a warp has lanes", [2, 6, 35, 9], 2, 0),
     ("more places than a block looks at at once", [67, 4, 2, 8], 67, 0),
 ];
 

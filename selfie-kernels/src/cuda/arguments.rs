@@ -2,7 +2,7 @@
 
 use super::driver::Address;
 use super::{Cuda, Grid, TICKETS};
-use crate::Dropout;
+use crate::{Dropout, Error, Result};
 
 /// `Dropout` of `device.h`.
 #[repr(C)]
@@ -27,6 +27,16 @@ impl From<Option<Dropout<'_, Cuda>>> for DropoutArgs {
             unused: 0,
         })
     }
+}
+
+/// As kernels' 32-bit numbers.
+///
+/// # Errors
+/// [`Error::Launch`] for what they cannot count to.
+pub(crate) fn narrow(value: usize) -> Result<i32> {
+    let most = i32::MAX;
+    let reason = || format!("{value} is more than the {most} that kernels count to; a smaller batch has less");
+    i32::try_from(value).map_err(|_| Error::Launch { kernel: "arguments".into(), reason: reason() })
 }
 
 /// `Access` of `chunks.h`: how a kernel may access rows.

@@ -20,7 +20,7 @@ mod modules;
 mod probe;
 mod stuck;
 
-pub(crate) use arguments::{Access, ColumnSums, DropoutArgs};
+pub(crate) use arguments::{Access, ColumnSums, DropoutArgs, narrow};
 pub use choices::{Choices, Misfit};
 pub use device::gpus;
 pub(crate) use driver::Address;

@@ -241,11 +241,16 @@ struct BiasArgs {
 template <class T>
 DEV void bias_gradient(const BiasArgs<T>& args) {
   ColumnPart at = column_part(args.m, args.n, args.rows);
+  constexpr u32 AT_ONCE = 8;  // rows on their way
   float sum[1] = {};
   if (at.inside)
-#pragma unroll 8
-    for (u32 row = at.row + (u32)warp(); row < at.row_end; row += 8)
-      sum[0] += to_float(args.dy[(u64)row * args.n + at.column]);
+    for (u32 first = at.row + (u32)warp(); first < at.row_end; first += 8 * AT_ONCE) {
+      T dy[AT_ONCE];
+#pragma unroll
+      for (u32 i = 0; i < AT_ONCE; i++) dy[i] = args.dy[(u64)min(first + 8 * i, at.row_end - 1) * args.n + at.column];
+#pragma unroll
+      for (u32 i = 0; i < AT_ONCE; i++) sum[0] += first + 8 * i < at.row_end ? to_float(dy[i]) : 0.0f;
+    }
   add_parts(at, sum, args.parts, args.dbias, args.n, args.tickets);
 }
 KERNEL(gemm_bias_gradient_f32, BiasArgs<float>, 256, 4) { bias_gradient(args); }

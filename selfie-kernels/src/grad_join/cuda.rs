@@ -3,6 +3,8 @@ use crate::cuda::{Address, CudaElement, Grid, blocks};
 use crate::{Cuda, Len, Result};
 
 const THREADS: usize = 256;
+/// Blocks of a multiprocessor, which take turn after turn.
+const RESIDENT: usize = 3;
 
 /// `Args` of `grad_join.cu`.
 #[repr(C)]
@@ -33,8 +35,13 @@ pub(crate) fn grad_join<T: CudaElement>(cuda: &Cuda, args: Join<'_, Cuda, T>) ->
     };
     // A gradient that starts in the middle of a chunk, or has rows that do, is read by elements.
     let chunk = 16 / size_of::<T>();
-    if c % chunk == 0 && [args.dz, args.x, args.skip, args.dx].iter().all(|place| place.is_aligned()) {
-        cuda.launch::<T>("grad_join", "grad_join", Grid::line(blocks(len / chunk, THREADS), THREADS), &args)
+    if c % chunk == 0 && [args.dz, args.x, args.coef, args.skip, args.dx].iter().all(|place| place.is_aligned()) {
+        // All threads are a multiple of a row's chunks: as many blocks as that is without the twos that a block has.
+        let row = c / chunk;
+        let whole = row >> row.trailing_zeros().min(THREADS.ilog2());
+        let resident = blocks(len / chunk, THREADS).min(RESIDENT * cuda.facts().multiprocessors);
+        let grid = Grid::line(resident.next_multiple_of(whole), THREADS);
+        cuda.launch::<T>("grad_join", "grad_join", grid, &args)
     } else {
         cuda.launch::<T>("grad_join", "grad_join_elements", Grid::line(blocks(len, THREADS), THREADS), &args)
     }

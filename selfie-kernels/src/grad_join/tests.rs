@@ -11,6 +11,8 @@ const CASES: &[(&str, [usize; 2])] = &[
     ("a full tile", [128, 16]),
     ("odd channels, a short last tile", [259, 17]),
     ("wide", [5, 1030]),
+    ("several turns, of rows of an odd number of chunks", [700, 72]),
+    ("rows of more chunks than threads, and a prime number of them", [3, 8 * 1031]),
 ];
 
 fn join<T: Element, B: GradJoin<T>>(device: &B, c: usize, grad: &HostGrad<T>, skip: Option<&[T]>) -> Vec<T> {

@@ -1,5 +1,5 @@
 use super::{Backward, Forward};
-use crate::cuda::{Address, CudaElement, Grid, TILE_CHANNELS, blocks};
+use crate::cuda::{Access, Address, CudaElement, Grid, TILE_CHANNELS, blocks, narrow};
 use crate::partials::{Cut, SUM_ROWS};
 use crate::{Cuda, Len, Result};
 
@@ -31,15 +31,20 @@ struct BackwardArgs {
 
 pub(crate) fn norm_relu_pool_forward<T: CudaElement>(cuda: &Cuda, args: Forward<'_, Cuda, T>) -> Result<()> {
     let Forward { dims: d, x, norm, y } = args;
+    narrow(d.rows_in())?;
     let len = y.len();
     let extents = [d.w, d.c, d.window_h, d.window_w].map(|x| x as u32);
     let args = ForwardArgs { x: x.into(), norm: norm.into(), y: y.into(), len: len as u64, extents };
-    let grid = Grid::line(blocks(len, THREADS), THREADS);
-    cuda.launch::<T>("norm_relu_pool", "norm_relu_pool_forward", grid, &args)
+    let (kernel, chunk) = match Access::of([d.c], [args.x, args.norm, args.y]) {
+        Access::Chunks => ("norm_relu_pool_forward", 16 / size_of::<T>()),
+        Access::Elements => ("norm_relu_pool_forward_elements", 1),
+    };
+    cuda.launch::<T>("norm_relu_pool", kernel, Grid::line(blocks(len / chunk, THREADS), THREADS), &args)
 }
 
 pub(crate) fn norm_relu_pool_backward<T: CudaElement>(cuda: &Cuda, args: Backward<'_, Cuda, T>) -> Result<()> {
     let Backward { dims: d, dy, x, norm, dz, sums } = args;
+    narrow(d.rows_in())?;
     let args = BackwardArgs {
         dy: dy.into(),
         x: x.into(),

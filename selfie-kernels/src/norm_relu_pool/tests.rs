@@ -8,6 +8,7 @@ const CASES: &[(&str, AvgDims)] = &[
     ("whole map", dims(3, [4, 4], 70, [4, 4])),
     ("whole map, oblong", dims(2, [3, 5], 17, [3, 5])),
     ("cells of two by two", dims(2, [4, 6], 16, [2, 2])),
+    ("whole map, more pixels than are on their way at once", dims(2, [5, 5], 24, [5, 5])),
     ("windows of one pixel", dims(2, [3, 2], 5, [1, 1])),
     ("oblong windows, a short last tile", dims(3, [6, 12], 9, [3, 2])),
     ("several blocks of channels", dims(1, [2, 2], 130, [1, 2])),

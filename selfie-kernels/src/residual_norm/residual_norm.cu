@@ -43,17 +43,14 @@ DEV void multipliers(const Dropout& dropout, u32 row, u32 t, u32 d, u32 j, float
   }
 }
 
-// sum = x + multiplier * branch, stored; the values as stored.
+// sum = x + multiplier * branch of features j .. + N, stored; v is x, and becomes the sum as stored.
 template <int N, class T>
-DEV void residual(const ForwardArgs<T>& args, u32 row, u32 j, float (&v)[N]) {
-  float branch[N], m[N];
-  u64 at = (u64)row * args.d + j;
-  load_chunk(args.x + row * args.x_stride + j, v);
-  load_chunk(args.branch + at, branch);
+DEV void residual(const ForwardArgs<T>& args, u32 row, u32 j, const float (&branch)[N], float (&v)[N]) {
+  float m[N];
   multipliers(args.dropout, row, args.t, args.d, j, m);
 #pragma unroll
   for (int i = 0; i < N; i++) v[i] = as_stored<T>(fmaf(m[i], branch[i], v[i]));
-  store_chunk(args.sum + at, v);
+  store_chunk(args.sum + (u64)row * args.d + j, v);
 }
 
 template <int N, class T>
@@ -85,12 +82,25 @@ DEV void forward_chunks(const ForwardArgs<T>& args) {
   constexpr int N = Vec16<T>::N, COUNT = LANE_VALUES / N;
   u32 row = blockIdx.x * ROWS + (u32)warp();
   if (row >= args.rows) return;
+  const T *x = args.x + row * args.x_stride, *branch = args.branch + (u64)row * args.d;
+  Vec16<T> xs[COUNT], branches[COUNT];
   float v[COUNT][N] = {}, sum = 0.0f, squares = 0.0f;
+  // All on their way before the first sum is stored: behind a store a load waits, as they might be of one place.
 #pragma unroll
   for (int c = 0; c < COUNT; c++) {
     u32 j = (u32)(c * 32 + lane()) * N;
     if (j >= args.d) continue;
-    residual(args, row, j, v[c]);
+    xs[c] = load_vec(x + j);
+    branches[c] = load_vec(branch + j);
+  }
+#pragma unroll
+  for (int c = 0; c < COUNT; c++) {
+    u32 j = (u32)(c * 32 + lane()) * N;
+    if (j >= args.d) continue;
+    float of_branch[N];
+    xs[c].unpack(v[c]);
+    branches[c].unpack(of_branch);
+    residual(args, row, j, of_branch, v[c]);
 #pragma unroll
     for (int i = 0; i < N; i++) sum += v[c][i];
   }
@@ -116,9 +126,11 @@ DEV void forward_elements(const ForwardArgs<T>& args) {
   u32 row = blockIdx.x * ROWS + (u32)warp();
   if (row >= args.rows) return;
   const T* stored = args.sum + (u64)row * args.d;
-  float sum = 0.0f, squares = 0.0f, v[1];
+  float sum = 0.0f, squares = 0.0f, v[1], branch[1];
   for (u32 j = (u32)lane(); j < args.d; j += 32) {
-    residual(args, row, j, v);
+    load_chunk(args.x + row * args.x_stride + j, v);
+    load_chunk(args.branch + (u64)row * args.d + j, branch);
+    residual(args, row, j, branch, v);
     sum += v[0];
   }
   float mean = warp_sum(sum) * (1.0f / (float)args.d);
@@ -230,14 +242,26 @@ struct AffineArgs {
 template <class T>
 DEV void affine_gradient(const AffineArgs<T>& args) {
   ColumnPart at = column_part(args.rows, args.d, args.part_rows);
+  constexpr u32 AT_ONCE = 4;  // rows on their way
   float sums[2] = {};
   if (at.inside)
-#pragma unroll 4
-    for (u32 row = at.row + (u32)warp(); row < at.row_end; row += 8) {
-      u64 i = (u64)row * args.d + at.column;
-      float dy = to_float(args.dy[i]), mean = args.stats[2 * (u64)row], rstd = args.stats[2 * (u64)row + 1];
-      sums[0] = fmaf(dy, (to_float(args.sum[i]) - mean) * rstd, sums[0]);
-      sums[1] += dy;
+    for (u32 first = at.row + (u32)warp(); first < at.row_end; first += 8 * AT_ONCE) {
+      T dy[AT_ONCE], sum[AT_ONCE];
+      float2 stats[AT_ONCE];
+#pragma unroll
+      for (u32 i = 0; i < AT_ONCE; i++) {
+        u64 row = min(first + 8 * i, at.row_end - 1);
+        dy[i] = args.dy[row * args.d + at.column];
+        sum[i] = args.sum[row * args.d + at.column];
+        stats[i] = {args.stats[2 * row], args.stats[2 * row + 1]};
+      }
+#pragma unroll
+      for (u32 i = 0; i < AT_ONCE; i++) {
+        if (first + 8 * i >= at.row_end) continue;
+        float mean = stats[i].x, rstd = stats[i].y;
+        sums[0] = fmaf(to_float(dy[i]), (to_float(sum[i]) - mean) * rstd, sums[0]);
+        sums[1] += to_float(dy[i]);
+      }
     }
   add_parts(at, sums, args.parts, args.daffine, args.d, args.tickets);
 }

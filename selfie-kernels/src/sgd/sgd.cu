@@ -10,14 +10,14 @@ struct SquaresArgs {
   u64 len;
 };
 KERNEL(sgd_squares, SquaresArgs, THREADS, 4) {
-  u64 first = (u64)blockIdx.x * SUM_ELEMENTS;
-  float sum = 0.0f;
-#pragma unroll 4
-  for (int i = threadIdx.x; i < SUM_ELEMENTS; i += THREADS) {
-    if (first + i >= args.len) break;
-    float g = args.gradient[first + i];
-    sum = fmaf(g, g, sum);
-  }
+  constexpr int COUNT = SUM_ELEMENTS / THREADS;
+  u64 first = (u64)blockIdx.x * SUM_ELEMENTS + threadIdx.x;
+  float g[COUNT], sum = 0.0f;
+  // All on their way at once.
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) g[i] = first + i * THREADS < args.len ? args.gradient[first + i * THREADS] : 0.0f;
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) sum = fmaf(g[i], g[i], sum);
   sum = block_sum<THREADS>(sum);
   if (threadIdx.x == 0) args.partial[blockIdx.x] = (double)sum;
 }

@@ -1,6 +1,6 @@
 use super::{BackwardFilter, Forward};
-use crate::cuda::{Address, CudaElement, Grid, blocks};
-use crate::norm_relu_conv::cuda::backward_filter::{Conv, FilterGradient, Gradient, Splits, narrow};
+use crate::cuda::{Address, CudaElement, Grid, blocks, narrow};
+use crate::norm_relu_conv::cuda::backward_filter::{Conv, FilterGradient, Gradient, Splits};
 use crate::partials::{Cut, SUM_ROWS};
 use crate::{ConvDims, Cuda, Result};
 

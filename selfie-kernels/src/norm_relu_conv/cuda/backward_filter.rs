@@ -2,9 +2,9 @@
 //! second kernel adds them in a fixed order.
 
 use super::{Named, Variant, hopper, shape_with_grad};
-use crate::cuda::{Address, CudaElement, Grid, blocks};
+use crate::cuda::{Address, CudaElement, Grid, blocks, narrow};
 use crate::norm_relu_conv::BackwardFilter;
-use crate::{ConvDims, Cuda, Error, Grad, Result};
+use crate::{ConvDims, Cuda, Grad, Result};
 
 const MODULE: &str = "backward_filter";
 
@@ -23,12 +23,6 @@ pub(crate) struct Conv {
     pad: i32,
     p: i32,
     q: i32,
-}
-
-/// As the kernels' 32-bit numbers.
-pub(crate) fn narrow(value: usize) -> Result<i32> {
-    let reason = || format!("{value} is more than kernels count");
-    i32::try_from(value).map_err(|_| Error::Launch { kernel: "a convolution".into(), reason: reason() })
 }
 
 impl Conv {

@@ -2,8 +2,8 @@
 
 use super::super::PoolDims;
 use super::is_fused;
-use crate::cuda::{Address, CudaElement, Grid, blocks};
-use crate::norm_relu_conv::cuda::backward_filter::{Gradient, Splits, narrow};
+use crate::cuda::{Address, CudaElement, Grid, blocks, narrow};
+use crate::norm_relu_conv::cuda::backward_filter::{Gradient, Splits};
 use crate::partials::{Cut, SUM_ROWS};
 use crate::{ConvDims, Cuda, Result};
 

@@ -1,8 +1,8 @@
 mod hopper;
 
 use super::{BackwardFilter, Forward, PoolDims};
-use crate::cuda::{Address, CudaElement, GradArgs, Grid, TILE_CHANNELS, blocks};
-use crate::norm_relu_conv::cuda::backward_filter::{Gradient, Splits, narrow};
+use crate::cuda::{Address, CudaElement, GradArgs, Grid, TILE_CHANNELS, blocks, narrow};
+use crate::norm_relu_conv::cuda::backward_filter::{Gradient, Splits};
 use crate::partials::{Cut, SUM_ROWS};
 use crate::stem_conv::cuda::{Convolution, launch_filter};
 use crate::{ConvDims, Cuda, Result};

@@ -681,7 +681,6 @@ impl Driver for Device {
         let (queue, name, watch) = (self.queue.clone(), self.facts.name.clone(), self.watch.clone());
         Box::new(Events { queue, points: Mutex::default(), name, watch })
     }
-
 }
 
 impl Drop for Device {

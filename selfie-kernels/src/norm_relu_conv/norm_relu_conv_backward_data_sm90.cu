@@ -313,20 +313,32 @@ struct TransposedConv {
 #pragma unroll
     for (int i = 0; i < 64; i++) sum[i] = 0.0f;
     if (C::STORE == Store::Plain || !args.add || channel >= args.nc) return;
-    int pixel = row + lane() % 4 * 2, step = args.add_step;
-    int height = ceil_div(args.height, step), width = ceil_div(args.width, step);
+    int pixel = row + lane() % 4 * 2;
     const bf16* add = args.add + channel + warp() % 4 * 16 + lane() / 4;
+    // All loads are under way before the first is waited for: none stands in a branch of its own.
+    u32 bits[64] = {};
+    auto load = [&](int e, int j, int from, bool there) {
+#pragma unroll
+      for (int c = 0; c < 2; c++)
+        bits[j * 4 + c * 2 + e] =
+            load_bits_or_zero(add + (u64)(u32)from * (u32)args.nc + c * 8, there ? Fill::Copy : Fill::Zero);
+    };
 #pragma unroll
     for (int e = 0; e < 2; e++) {
-      Walk walk(args.width, args.height, pixel + e);
+      if (args.add_step == 1) {
 #pragma unroll
-      for (int j = 0; j < 16; j++, walk.template on<8>()) {
-        if (pixel + e + j * 8 >= args.rows || ((walk.x | walk.y) & (step - 1)) != 0) continue;
-        const bf16* from = add + (u64)((walk.image * height + walk.y / step) * width + walk.x / step) * args.nc;
-        sum[j * 4 + e] = to_float(from[0]);
-        sum[j * 4 + 2 + e] = to_float(from[8]);
+        for (int j = 0; j < 16; j++) load(e, j, pixel + e + j * 8, pixel + e + j * 8 < args.rows);
+      } else if (e == 0 || args.width % 2 == 1) {  // Else the second is in an odd column.
+        int height = ceil_div(args.height, 2), width = ceil_div(args.width, 2);
+        Walk walk(args.width, args.height, pixel + e);
+#pragma unroll
+        for (int j = 0; j < 16; j++, walk.template on<8>())
+          load(e, j, (walk.image * height + walk.y / 2) * width + walk.x / 2,
+               pixel + e + j * 8 < args.rows && (walk.x | walk.y) % 2 == 0);
       }
     }
+#pragma unroll
+    for (int i = 0; i < 64; i++) sum[i] = bits_to_float(bits[i] << 16);
   }
 
   // Rounds, masks, and leaves the result where x was; sums over the pixels.

@@ -55,7 +55,8 @@ fn loads_that_stand_where_they_are_written() {
     let n = 1000;
     let half: Vec<u16> = words(n, 3).into_iter().map(|word| word as u16).collect();
     let single = words(2 * n, 4);
-    let (half_in, single_in, mut bits, mut pairs) = (input(&half), input(&single), output::<u32>(n), output(2 * n));
+    let (half_in, single_in) = (input(&half), input(&single));
+    let [mut bits, mut pairs] = [n, 2 * n].map(output::<u32>);
     let args = LoadsArgs {
         half: at(&half_in),
         single: at(&single_in),

@@ -349,7 +349,8 @@ struct Outlet {
         for (int i = 0; i < 2; i++)
           keep[q][i] = (upper ? v[q][2 + i] : v[q][i]) + __shfl_xor_sync(WARP, upper ? v[q][i] : v[q][2 + i], 16);
 #pragma unroll
-      for (int q = 0; q < 2; q++) total[q] = (odd ? keep[q][1] : keep[q][0]) + __shfl_xor_sync(WARP, odd ? keep[q][0] : keep[q][1], 8);
+      for (int q = 0; q < 2; q++)
+        total[q] = (odd ? keep[q][1] : keep[q][0]) + __shfl_xor_sync(WARP, odd ? keep[q][0] : keep[q][1], 8);
 #pragma unroll
       for (int q = 0; q < 2; q++) total[q] += __shfl_xor_sync(WARP, total[q], 4);
 #pragma unroll

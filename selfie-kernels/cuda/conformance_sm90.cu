@@ -366,3 +366,19 @@ KERNEL(conformance_pairs, PairsArgs, 128, 1) {
     args.signs[i] = spread_signs(args.x[i]);
   }
 }
+
+// bits [n]: of the first n of `half`, of every third number alone, from no address for the others; `pairs` = single [2][n].
+struct LoadsArgs {
+  const bf16* half;
+  const float* single;
+  u32* bits;
+  float2* pairs;
+  u64 n;
+};
+KERNEL(conformance_loads, LoadsArgs, 128, 1) {
+  for (u32 i = threadIdx.x; i < args.n; i += 128) {
+    bool there = i % 3 == 0;
+    args.bits[i] = load_bits_or_zero(there ? args.half + i : nullptr, there ? Fill::Copy : Fill::Zero);
+    args.pairs[i] = load_pair_nc(args.single + i * 2);
+  }
+}

@@ -171,6 +171,24 @@ DEV void stmatrix_x4_trans_at(u32 row, const u32 (&r)[4]) {
                : "memory");
 }
 
+// ---- Global memory that nobody writes meanwhile. These stand where they are written: those before the first use of what is
+// loaded are under way together.
+
+// The bits of a number; no branch, which would be waited at.
+DEV u32 load_bits_or_zero(const bf16* from, Fill fill) {
+  u32 v;
+  asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %2, 0;\nmov.u32 %0, 0;\n@p ld.global.nc.u16 %0, [%1];\n}"
+               : "=r"(v)
+               : "l"(from), "r"(fill == Fill::Copy ? 1u : 0u)
+               : "memory");
+  return v;
+}
+DEV float2 load_pair_nc(const float* from) {
+  float2 v;
+  asm volatile("ld.global.nc.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(from) : "memory");
+  return v;
+}
+
 // ---- Two 16-bit numbers in a word, each half for itself.
 
 // Of bf16: the sum, to the nearest; with zero the number itself, but +0 for -0. A NaN is 0x7fff.

@@ -264,6 +264,12 @@ DEV void stmatrix_x4_trans_at(u32 row, const u32 (&r)[4], emu::Site site = EMU_H
     }
 }
 
+DEV u32 load_bits_or_zero(const bf16* from, Fill fill) { return fill == Fill::Copy ? from->bits : 0; }
+DEV float2 load_pair_nc(const float* from) {
+  emu::require_aligned(from, 8, "a load of two floats");
+  return make_float2(from[0], from[1]);
+}
+
 namespace emu {
 template <class F>
 static inline u32 each_half(u32 a, u32 b, F f) {

@@ -39,6 +39,37 @@ fn bulk_copies_and_phases() {
     }
 }
 
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::NoUninit)]
+struct LoadsArgs {
+    half: Address,
+    single: Address,
+    bits: Address,
+    pairs: Address,
+    n: u64,
+}
+
+#[test]
+#[ignore = "takes a CUDA device, or the emulator"]
+fn loads_that_stand_where_they_are_written() {
+    let n = 1000;
+    let half: Vec<u16> = words(n, 3).into_iter().map(|word| word as u16).collect();
+    let single = words(2 * n, 4);
+    let (half_in, single_in) = (input(&half), input(&single));
+    let [mut bits, mut pairs] = [n, 2 * n].map(output::<u32>);
+    let args = LoadsArgs {
+        half: at(&half_in),
+        single: at(&single_in),
+        bits: to(&mut bits),
+        pairs: to(&mut pairs),
+        n: n as u64,
+    };
+    run(MODULE, "conformance_loads", block(128, 0), &args);
+    let expected = |i: usize| if i.is_multiple_of(3) { u32::from(half[i]) } else { 0 };
+    assert_eq!(read(&bits), (0..n).map(expected).collect::<Vec<_>>());
+    assert_eq!(read(&pairs), single);
+}
+
 #[test]
 #[ignore = "takes a CUDA device, or the emulator"]
 fn matrices_to_shared_memory() {

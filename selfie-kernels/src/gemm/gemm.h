@@ -96,6 +96,24 @@ DEV void finish(const DataArgs<T>& args, Place at, float (&v)[N]) {
   store_some(dx, at.count, args.access, v);
 }
 
+// Brings to the L2 what will be read for so many columns of a warp's sixteen rows.
+template <class T>
+DEV void prefetch_rows(const DataArgs<T>& args, u32 row, u32 column, u32 columns) {
+  constexpr u32 LINE = 128 / sizeof(T);
+  const Product<T>& p = args.product;
+  for (u32 i = lane(); i < 16 * columns / LINE; i += 32) {
+    u32 r = row + i % 16, c = column + i / 16 * LINE;
+    if (r >= p.rows || c >= p.columns) continue;
+    u64 dense = (u64)r * p.columns + c;
+    if (args.gelu) prefetch_l2(args.gelu + dense);
+    if (args.addend) prefetch_l2(args.addend + dense);
+    if (args.accumulate) prefetch_l2(args.dx + r * args.dx_stride + c);
+  }
+}
+// Nothing is read for others, but the bias.
+template <class Args>
+DEV void prefetch_rows(const Args&, u32, u32, u32) {}
+
 template <int N, class T>
 DEV void finish(const WeightArgs<T>& args, Place at, float (&v)[N]) {
   const Product<T>& p = args.product;

@@ -113,6 +113,10 @@ struct Gemm {
       for (int j = 0; j < C::COLUMNS / 2; j++) sum[i][j] = 0.0f;
     Turn turn;
     each_work([&](const Work& work) {
+      auto row_of = [&](int i) { return work.row + (group * C::PRODUCTS + i) * 64 + warp() % 4 * 16; };
+      // It comes while the products are made.
+#pragma unroll
+      for (int i = 0; i < C::PRODUCTS; i++) prefetch_rows(args.to, row_of(i), work.column, C::COLUMNS);
       u32 before = C::STAGES;
       for (u32 at = work.first; at < work.last; at += STEP, turn.next()) {
         u32 left = stage_at(turn.stage) + group * C::PRODUCTS * PART_BYTES, right = stage_at(turn.stage) + C::LEFT_BYTES;
@@ -134,8 +138,7 @@ struct Gemm {
       for (int i = 0; i < C::PRODUCTS; i++) wgmma_hold(sum[i]);
       if (lane() == 0) mbarrier_arrive(empty(before));
 #pragma unroll
-      for (int i = 0; i < C::PRODUCTS; i++)
-        finish_rows(sum[i], work, work.row + (group * C::PRODUCTS + i) * 64 + warp() % 4 * 16);
+      for (int i = 0; i < C::PRODUCTS; i++) finish_rows(sum[i], work, row_of(i));
     });
   }
 

@@ -197,11 +197,16 @@ struct FilterConv {
       wgmma_wait<0>();
 #pragma unroll
       for (int n = 0; n < C::BN / C::N; n++) wgmma_hold(sum[n]);
+      if (own >= args.c) continue;
       float* out = args.out + (u64)split * args.k * args.c + own;
 #pragma unroll
-      for (int i = 0; i < C::BN / 2; i++) {
-        int at = filter + (C::SPLIT == Split::Filters ? group * C::BN : 0) + i / 4 * 8 + lane() % 4 * 2 + i % 2;
-        if (own < args.c && at < args.k) out[(u64)at * args.c + i / 2 % 2 * 8] = sum[i / (C::N / 2)][i % (C::N / 2)];
+      for (int part = 0; part < C::BN / 64; part++) {
+        int first = filter + (C::SPLIT == Split::Filters ? group * C::BN : 0) + part * 64;
+        if (first >= args.k) continue;
+        float* to = out + (u64)(first + lane() % 4 * 2) * args.c;
+#pragma unroll
+        for (int i = 0; i < 32; i++)
+          to[(i / 4 * 8 + i % 2) * args.c + i / 2 % 2 * 8] = sum[part * 64 / C::N][part * 32 % (C::N / 2) + i];
       }
     }
   }

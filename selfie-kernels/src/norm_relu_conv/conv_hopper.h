@@ -305,37 +305,58 @@ struct Outlet {
   DEV_MEMBER float* share_of(int w, int kind, int column) const { return (float*)shares + (w * 2 + kind) * BN + column; }
 
   DEV_MEMBER void mask(const HopperSums<BN>& sum, int row, int column) const {
-    char* lanes = buffer + (warp() % 4 * 16 + lane() / 4) * ROW_BYTES + lane() % 4 * 4;
+    u32 lanes = shared_address(buffer) + (warp() % 4 * 16 + lane() / 4) * ROW_BYTES + lane() % 4 * 4;
     int valid = args.rows - row - warp() % 4 * 16 - lane() / 4;
     bool upper = (lane() & 16) != 0, odd = (lane() & 8) != 0;
 #pragma unroll
-    for (int j = 0; j < BN / 8; j++) {
-      if (column + j * 8 >= args.nc) break;
-      const float2* norm = (const float2*)(args.coef + column + j * 8 + lane() % 4 * 2);
-      float2 mean = norm[0], scale = norm[args.nc], shift = norm[args.nc / 2 * 3];
-      float v[4] = {};  // This lane's rows' sums of two columns: of dz, and of dz * (x - mean).
+    for (int first = 0; first < BN / 8; first += 2) {
+      if (first % 8 == 0 && column + first * 8 >= args.nc) break;
+      // Twice eight columns at a time, that their latencies overlap.
+      u32 at[2][4], x[2][4];
+      float2 mean[2], scale[2], shift[2];
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        int r = i / 2 * 64 + i % 2 * 8;
-        u32* at = (u32*)(lanes + j / 8 * PART_BYTES + r * ROW_BYTES + (u32)((j % 8 ^ lane() / 4) << 4));
-        float x_low = bf16x2_low(*at), x_high = bf16x2_high(*at);
-        float low = sum[i / 2][j * 4 + i % 2 * 2], high = sum[i / 2][j * 4 + i % 2 * 2 + 1];
-        if (!passes(normalize(x_low, scale.x, shift.x))) low = 0.0f;
-        if (!passes(normalize(x_high, scale.y, shift.y))) high = 0.0f;
-        u32 stored = pack_bf16x2(low, high);
-        *at = stored;
-        if (r >= valid) stored = 0;
-        low = bf16x2_low(stored), high = bf16x2_high(stored);
-        v[0] += low, v[1] += high;
-        v[2] = fmaf(low, x_low - mean.x, v[2]), v[3] = fmaf(high, x_high - mean.y, v[3]);
+      for (int q = 0; q < 2; q++) {
+        int j = first + q;
+        const float* norm = args.coef + column + j * 8 + lane() % 4 * 2;
+        mean[q] = load_pair_nc(norm), scale[q] = load_pair_nc(norm + 2 * args.nc), shift[q] = load_pair_nc(norm + 3 * args.nc);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          at[q][i] = lanes + j / 8 * PART_BYTES + (i / 2 * 64 + i % 2 * 8) * ROW_BYTES + ((u32)(j % 8 ^ lane() / 4) << 4);
+          x[q][i] = load_shared(at[q][i]);
+        }
       }
-      // Over the eight lanes of a column; each of the first two steps halves what a lane has.
-      float keep[2] = {upper ? v[2] : v[0], upper ? v[3] : v[1]}, give[2] = {upper ? v[0] : v[2], upper ? v[1] : v[3]};
+      float v[2][4] = {};  // This lane's rows' sums of two columns: of dz, and of dz * (x - mean).
 #pragma unroll
-      for (int i = 0; i < 2; i++) keep[i] += __shfl_xor_sync(WARP, give[i], 16);
-      float total = (odd ? keep[1] : keep[0]) + __shfl_xor_sync(WARP, odd ? keep[0] : keep[1], 8);
-      total += __shfl_xor_sync(WARP, total, 4);
-      if ((lane() & 4) == 0) *share_of(warp() % 4, upper ? 1 : 0, j * 8 + lane() % 4 * 2 + (odd ? 1 : 0)) = total;
+      for (int q = 0; q < 2; q++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const float* pair = sum[i / 2] + (first + q) * 4 + i % 2 * 2;
+          float x_low = bf16x2_low(x[q][i]), x_high = bf16x2_high(x[q][i]), low = pair[0], high = pair[1];
+          if (!passes(normalize(x_low, scale[q].x, shift[q].x))) low = 0.0f;
+          if (!passes(normalize(x_high, scale[q].y, shift[q].y))) high = 0.0f;
+          u32 stored = pack_bf16x2(low, high);
+          store_shared(at[q][i], stored);
+          if (i / 2 * 64 + i % 2 * 8 >= valid) stored = 0;
+          low = bf16x2_low(stored), high = bf16x2_high(stored);
+          v[q][0] += low, v[q][1] += high;
+          v[q][2] = fmaf(low, x_low - mean[q].x, v[q][2]), v[q][3] = fmaf(high, x_high - mean[q].y, v[q][3]);
+        }
+      // Over the eight lanes of a column; each of the first two steps halves what a lane has.
+      float keep[2][2], total[2];
+#pragma unroll
+      for (int q = 0; q < 2; q++)
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+          keep[q][i] = (upper ? v[q][2 + i] : v[q][i]) + __shfl_xor_sync(WARP, upper ? v[q][i] : v[q][2 + i], 16);
+#pragma unroll
+      for (int q = 0; q < 2; q++)
+        total[q] = (odd ? keep[q][1] : keep[q][0]) + __shfl_xor_sync(WARP, odd ? keep[q][0] : keep[q][1], 8);
+#pragma unroll
+      for (int q = 0; q < 2; q++) total[q] += __shfl_xor_sync(WARP, total[q], 4);
+#pragma unroll
+      for (int q = 0; q < 2; q++)
+        if ((lane() & 4) == 0)
+          *share_of(warp() % 4, upper ? 1 : 0, (first + q) * 8 + lane() % 4 * 2 + (odd ? 1 : 0)) = total[q];
     }
   }
 

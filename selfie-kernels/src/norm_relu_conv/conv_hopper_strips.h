@@ -142,10 +142,6 @@ struct StripConv {
   // sum[s][j * 4 + c * 2 + e] is channel warp * 16 + lane / 4 + c * 8 of filter j * 8 + lane % 4 * 2 + e, of tap s of the line.
   DEV_MEMBER void consume(int group) const {
     float sum[3][C::SIDE / 2];
-#pragma unroll
-    for (int s = 0; s < 3; s++)
-#pragma unroll
-      for (int i = 0; i < C::SIDE / 2; i++) sum[s][i] = 0.0f;
     int own = channel + (C::NINE ? 0 : group * 64) + warp() % 4 * 16 + lane() / 4;
     float scale[2] = {}, shift[2] = {};
 #pragma unroll
@@ -164,6 +160,11 @@ struct StripConv {
     u32 gradient_at = dy_at - (C::STRIDE == 1 && !has_beside() ? pixel : 0);
     // Without a loop around both ptxas does the products one by one.
     for (int round = 0; round < args.rounds; round++) {
+      // Here, so that behind a sum's store its register is free for loads.
+#pragma unroll
+      for (int s = 0; s < 3; s++)
+#pragma unroll
+        for (int i = 0; i < C::SIDE / 2; i++) sum[s][i] = 0.0f;
       Ring ring = {(u32)args.stages};
       int line = C::NINE ? begin % lines : 0;
       for (int step = begin; step < last; step += by, ring.next()) {
@@ -219,13 +220,21 @@ struct StripConv {
       if (own >= args.c) continue;
       float* out = args.out + ((u64)split * args.k * 9 + line_of_taps * 3) * args.c + own;
 #pragma unroll
-      for (int s = 0; s < 3; s++)
+      for (int part = 0; part < C::SIDE / 64; part++) {
+        if (filter + part * 64 >= args.k) continue;
 #pragma unroll
-        for (int i = 0; i < C::SIDE / 2; i++) {
-          int at = filter + i / 4 * 8 + lane() % 4 * 2 + i % 2;
-          float* to = out + (at * 9 + s) * args.c + i / 2 % 2 * 8;
-          if (at < args.k) *to = args.adds ? *to + sum[s][i] : sum[s][i];
+        for (int s = 0; s < 3; s++) {
+          float* to = out + ((u64)(filter + part * 64 + lane() % 4 * 2) * 9 + s) * args.c;
+          auto at = [&](int i) { return to + (i / 4 * 8 + i % 2) * 9 * args.c + i / 2 % 2 * 8; };
+          // What is there is loaded all at once; a load does not pass the store before it.
+          if (args.adds) {
+#pragma unroll
+            for (int i = 0; i < 32; i++) sum[s][part * 32 + i] += *at(i);
+          }
+#pragma unroll
+          for (int i = 0; i < 32; i++) *at(i) = sum[s][part * 32 + i];
         }
+      }
     }
   }
 };

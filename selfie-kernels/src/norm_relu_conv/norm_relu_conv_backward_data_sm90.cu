@@ -29,7 +29,8 @@ PLACES(place_narrow, 64, 4)
 // The product is taken transposed: D[channel][pixel], A being the filters as they lie, [k][c], and B the gradient. So a lane
 // has two channels of 32 pixels, whose sums are plain additions, and whose coefficients are in registers. A gradient that is
 // formed from two tensors is formed once, in shared memory, by a warpgroup of its own, and stays there for several tiles of
-// channels. A consumer makes 64 channels of 128 pixels, which are a tile of the partial sums.
+// channels. A consumer makes 64 channels (or twice as many, where nothing masks them) of 128 pixels, which are a tile of the
+// partial sums.
 #include "conv_hopper.h"
 
 struct BackwardDataArgs {
@@ -47,18 +48,21 @@ struct BackwardDataArgs {
 // What the two consumers share out.
 enum class Split { Channels, Pixels };
 
-template <Load LOAD_, Store STORE_, Split SPLIT_, int SLOTS_, int FILTERS_, int INPUTS_, int OUTLETS_>
+template <Load LOAD_, Store STORE_, Split SPLIT_, int SLOTS_, int FILTERS_, int INPUTS_, int OUTLETS_, int PRODUCTS_ = 1>
 struct Transposed {
   static constexpr Load LOAD = LOAD_;
   static constexpr Store STORE = STORE_;
   static constexpr Split SPLIT = SPLIT_;
   static constexpr bool AFFINE = LOAD == Load::Affine;
   static constexpr int THREADS = 512;
-  static constexpr int PIXELS = SPLIT == Split::Pixels ? 256 : 128, CHANNELS = SPLIT == Split::Channels ? 128 : 64;
+  // Of a consumer, each of 64 channels.
+  static constexpr int PRODUCTS = PRODUCTS_;
+  static constexpr int PIXELS = SPLIT == Split::Pixels ? 256 : 128, CHANNELS = (SPLIT == Split::Channels ? 128 : 64) * PRODUCTS;
   // Rings: of the gradient, 64 channels of it a slot, of the tensor that it is formed with, of filters; and each consumer's
   // buffers, in which x arrives and which the result leaves.
   static constexpr int SLOTS = SLOTS_, FILTERS = FILTERS_, INPUTS = AFFINE ? INPUTS_ : 0, OUTLETS = OUTLETS_;
-  static constexpr u32 SLOT_BYTES = PIXELS * ROW_BYTES, FILTER_BYTES = CHANNELS * ROW_BYTES, OUTLET_BYTES = 128 * ROW_BYTES;
+  static constexpr u32 SLOT_BYTES = PIXELS * ROW_BYTES, FILTER_BYTES = CHANNELS * ROW_BYTES;
+  static constexpr u32 RESULT_BYTES = 128 * ROW_BYTES, OUTLET_BYTES = PRODUCTS * RESULT_BYTES;  // A result is of 64 channels.
   static constexpr u32 COEF_BYTES = 3 * STEP * 4;
   static constexpr u32 INPUTS_AT = SLOTS * SLOT_BYTES, FILTERS_AT = INPUTS_AT + INPUTS * SLOT_BYTES;
   static constexpr u32 OUTLETS_AT = FILTERS_AT + FILTERS * FILTER_BYTES, COEF_AT = OUTLETS_AT + 2 * OUTLETS * OUTLET_BYTES;
@@ -115,7 +119,7 @@ struct TransposedConv {
   }
   DEV_MEMBER int row_of(const Unit& unit, int group) const { return unit.row + (C::SPLIT == Split::Pixels ? group * 128 : 0); }
   DEV_MEMBER int channel_of(const Unit& unit, int i, int group) const {
-    return (unit.tile + i) * C::CHANNELS + (C::SPLIT == Split::Channels ? group * 64 : 0);
+    return (unit.tile + i) * C::CHANNELS + (C::SPLIT == Split::Channels ? group * C::PRODUCTS * 64 : 0);
   }
   template <class Visit>
   DEV_MEMBER void each_unit(Visit visit) const {
@@ -208,8 +212,10 @@ struct TransposedConv {
           mbarrier_arrive(ready(outlet, group));
           continue;
         }
-        mbarrier_expect(ready(outlet, group), C::OUTLET_BYTES);
-        tma_load_2d(outlet_at(outlet, group), &args.x, ready(outlet, group), channel, row);
+        int results = min(C::PRODUCTS, (args.nc - channel) / 64);
+        mbarrier_expect(ready(outlet, group), results * C::RESULT_BYTES);
+        for (int i = 0; i < results; i++)
+          tma_load_2d(outlet_at(outlet, group) + i * C::RESULT_BYTES, &args.x, ready(outlet, group), channel + i * 64, row);
       }
     };
     Turn<C::OUTLETS> turn;
@@ -225,7 +231,8 @@ struct TransposedConv {
       for (int group = 0; group < 2; group++) {
         int row = row_of(unit, group), channel = channel_of(unit, i, group);
         mbarrier_wait(staged(turn.place, group), turn.parity);
-        if (row < args.rows && channel < args.nc) tma_store_2d(&args.out, outlet_at(turn.place, group), channel, row);
+        for (int i = 0; i < C::PRODUCTS && row < args.rows && channel + i * 64 < args.nc; i++)
+          tma_store_2d(&args.out, outlet_at(turn.place, group) + i * C::RESULT_BYTES, channel + i * 64, row);
       }
       bulk_commit();
       bulk_wait_read<0>();
@@ -258,7 +265,8 @@ struct TransposedConv {
     });
   }
 
-  // ---- The consumers. sum[j * 4 + c * 2 + e] is channel warp * 16 + lane / 4 + c * 8 of pixel j * 8 + lane % 4 * 2 + e.
+  // ---- The consumers. Of a product sum[j * 4 + c * 2 + e] is channel warp * 16 + lane / 4 + c * 8, pixel j * 8 + lane % 4 * 2
+  // + e.
 
   DEV_MEMBER void consume(int group) const {
     Turn<C::SLOTS> first;  // Of the share's gradient.
@@ -267,10 +275,13 @@ struct TransposedConv {
     each_unit([&](const Unit& unit) {
       Turn<C::SLOTS> slot;
       for (int i = 0; i < unit.count; i++, outlet.next()) {
-        float sum[64];
+        float sum[C::PRODUCTS][64];
         int row = row_of(unit, group), channel = channel_of(unit, i, group);
-        start_sums(sum, row, channel);
-        wgmma_hold(sum);
+#pragma unroll
+        for (int p = 0; p < C::PRODUCTS; p++) {
+          start_sums(sum[p], row, channel + p * 64);
+          wgmma_hold(sum[p]);
+        }
         wgmma_fence();
         u32 last_filter = C::FILTERS, last_slot = 0;  // Of the step before.
         auto free = [&] {
@@ -283,24 +294,31 @@ struct TransposedConv {
         for (int step = 0; step < steps; step++, slot.next(), filter.next()) {
           if (i == 0) mbarrier_wait(usable(slot.place), slot.parity);
           mbarrier_wait(full(filter.place), filter.parity);
-          u32 part = C::SPLIT == Split::Channels ? group * 64 * ROW_BYTES : 0;
+          u32 part = C::SPLIT == Split::Channels ? group * C::PRODUCTS * 64 * ROW_BYTES : 0;
           u64 a = wgmma_operand_other(base() + C::FILTERS_AT + filter.place * C::FILTER_BYTES + part, 0);
           u32 pixels = C::SPLIT == Split::Pixels ? group * 128 * ROW_BYTES : 0;
           u64 b = wgmma_operand_k(base() + slot.place * C::SLOT_BYTES + pixels);
           wgmma_fence();
 #pragma unroll
           for (int k = 0; k < 4; k++)
-            wgmma<Major::Other, Major::K>(sum, wgmma_advance(a, k * 2048), wgmma_advance(b, k * 32), Start::Continue);
+#pragma unroll
+            for (int p = 0; p < C::PRODUCTS; p++)
+              wgmma<Major::Other, Major::K>(sum[p], wgmma_advance(a, p * 64 * ROW_BYTES + k * 2048), wgmma_advance(b, k * 32),
+                                            Start::Continue);
           wgmma_commit();
           wgmma_wait<1>();
           free();
           last_filter = filter.place, last_slot = slot.place;
         }
         wgmma_wait<0>();
-        wgmma_hold(sum);
+#pragma unroll
+        for (int p = 0; p < C::PRODUCTS; p++) wgmma_hold(sum[p]);
         free();
         mbarrier_wait(ready(outlet.place, group), outlet.parity);
-        if (row < args.rows && channel < args.nc) finish(sum, outlet_at(outlet.place, group), row, channel);
+#pragma unroll
+        for (int p = 0; p < C::PRODUCTS; p++)
+          if (row < args.rows && channel + p * 64 < args.nc)
+            finish(sum[p], outlet_at(outlet.place, group) + p * C::RESULT_BYTES, row, channel + p * 64);
         fence_async();
         arrive_warp(staged(outlet.place, group));
       }
@@ -313,20 +331,32 @@ struct TransposedConv {
 #pragma unroll
     for (int i = 0; i < 64; i++) sum[i] = 0.0f;
     if (C::STORE == Store::Plain || !args.add || channel >= args.nc) return;
-    int pixel = row + lane() % 4 * 2, step = args.add_step;
-    int height = ceil_div(args.height, step), width = ceil_div(args.width, step);
+    int pixel = row + lane() % 4 * 2;
     const bf16* add = args.add + channel + warp() % 4 * 16 + lane() / 4;
+    // All loads are under way before the first is waited for: none stands in a branch of its own.
+    u32 bits[64] = {};
+    auto load = [&](int e, int j, int from, bool there) {
+#pragma unroll
+      for (int c = 0; c < 2; c++)
+        bits[j * 4 + c * 2 + e] =
+            load_bits_or_zero(add + (u64)(u32)from * (u32)args.nc + c * 8, there ? Fill::Copy : Fill::Zero);
+    };
 #pragma unroll
     for (int e = 0; e < 2; e++) {
-      Walk walk(args.width, args.height, pixel + e);
+      if (args.add_step == 1) {
 #pragma unroll
-      for (int j = 0; j < 16; j++, walk.template on<8>()) {
-        if (pixel + e + j * 8 >= args.rows || ((walk.x | walk.y) & (step - 1)) != 0) continue;
-        const bf16* from = add + (u64)((walk.image * height + walk.y / step) * width + walk.x / step) * args.nc;
-        sum[j * 4 + e] = to_float(from[0]);
-        sum[j * 4 + 2 + e] = to_float(from[8]);
+        for (int j = 0; j < 16; j++) load(e, j, pixel + e + j * 8, pixel + e + j * 8 < args.rows);
+      } else if (e == 0 || args.width % 2 == 1) {  // Else the second is in an odd column.
+        int height = ceil_div(args.height, 2), width = ceil_div(args.width, 2);
+        Walk walk(args.width, args.height, pixel + e);
+#pragma unroll
+        for (int j = 0; j < 16; j++, walk.template on<8>())
+          load(e, j, (walk.image * height + walk.y / 2) * width + walk.x / 2,
+               pixel + e + j * 8 < args.rows && (walk.x | walk.y) % 2 == 0);
       }
     }
+#pragma unroll
+    for (int i = 0; i < 64; i++) sum[i] = bits_to_float(bits[i] << 16);
   }
 
   // Rounds, masks, and leaves the result where x was; sums over the pixels.
@@ -391,11 +421,13 @@ struct TransposedConv {
     TransposedConv<Transposed<__VA_ARGS__>>{args, shared}.run();                                         \
   }
 // The best of those measured for ResNet-50's shapes on an H200: slots, filters, inputs, outlets. `deep` keeps 512 channels of
-// the gradient for more than one tile of channels.
+// the gradient for more than one tile of channels; `long` has more of them under way, for tiles of many steps.
 TRANSPOSED(backward_data_hopper_wide, Load::Plain, Store::Masked, Split::Channels, 6, 4, 0, 2)
 TRANSPOSED(backward_data_hopper_narrow, Load::Plain, Store::Masked, Split::Pixels, 3, 4, 0, 2)
 TRANSPOSED(backward_data_affine_hopper_wide, Load::Affine, Store::Masked, Split::Channels, 4, 3, 3, 2)
 TRANSPOSED(backward_data_affine_hopper_narrow, Load::Affine, Store::Masked, Split::Pixels, 2, 4, 2, 2)
 TRANSPOSED(backward_data_affine_hopper_deep, Load::Affine, Store::Masked, Split::Channels, 8, 3, 1, 1)
+TRANSPOSED(backward_data_affine_hopper_long, Load::Affine, Store::Masked, Split::Channels, 6, 3, 3, 1)
+TRANSPOSED(projection_hopper_wider, Load::Plain, Store::Plain, Split::Channels, 4, 3, 0, 1, 2)
 TRANSPOSED(projection_hopper_wide, Load::Plain, Store::Plain, Split::Channels, 6, 4, 0, 2)
 TRANSPOSED(projection_hopper_narrow, Load::Plain, Store::Plain, Split::Pixels, 3, 4, 0, 2)

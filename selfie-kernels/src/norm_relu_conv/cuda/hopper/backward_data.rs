@@ -71,11 +71,13 @@ pub(in super::super) struct TransposedKernel {
 impl TransposedKernel {
     const AFFINE_NARROW: Self = Self::narrow("conv_backward_data_affine", "narrow", [2, 4, 2, 2]);
     const AFFINE_DEEP: Self = Self::wide("conv_backward_data_affine", "deep", [8, 3, 1, 1]);
+    const AFFINE_LONG: Self = Self::wide("conv_backward_data_affine", "long", [6, 3, 3, 1]);
     const AFFINE_WIDE: Self = Self::wide("conv_backward_data_affine", "wide", [4, 3, 3, 2]);
     const NARROW: Self = Self::narrow("conv_backward_data", "narrow", [3, 4, 0, 2]);
     const WIDE: Self = Self::wide("conv_backward_data", "wide", [6, 4, 0, 2]);
     const PROJECTION_NARROW: Self = Self::narrow("conv_projection", "narrow", [3, 4, 0, 2]);
     const PROJECTION_WIDE: Self = Self::wide("conv_projection", "wide", [6, 4, 0, 2]);
+    const PROJECTION_WIDER: Self = Self { channels: 256, ..Self::wide("conv_projection", "wider", [4, 3, 0, 1]) };
 
     const fn wide(pass: &'static str, name: &'static str, [slots, filters, inputs, outlets]: [usize; 4]) -> Self {
         Self { pass, name, channels: 128, pixels: 128, slots, filters, inputs, outlets, share: 1 }
@@ -89,13 +91,16 @@ impl TransposedKernel {
     fn rule(d: &ConvDims, dy: GradArgs, mask: Option<Mask>, multiprocessors: usize) -> Option<Self> {
         let is_affine = dy.coef != Address::NONE;
         let is_deep = d.c > 128 && (5 * STEP..=8 * STEP).contains(&d.k);
+        let is_long = d.c > 128 && (9 * STEP..=16 * STEP).contains(&d.k);
         let kernel = match (mask, is_affine, d.c) {
             (Some(_), true, 64) => Self::AFFINE_NARROW,
             (Some(_), true, _) if is_deep => Self::AFFINE_DEEP,
+            (Some(_), true, _) if is_long => Self::AFFINE_LONG,
             (Some(_), true, _) => Self::AFFINE_WIDE,
             (Some(_), false, 64) => Self::NARROW,
             (Some(_), false, _) => Self::WIDE,
             (None, false, 64) => Self::PROJECTION_NARROW,
+            (None, false, c) if c.is_multiple_of(256) => Self::PROJECTION_WIDER,
             (None, false, _) => Self::PROJECTION_WIDE,
             (None, true, _) => return None,
         };
@@ -105,9 +110,9 @@ impl TransposedKernel {
     /// All for it, with the shares that are powers of two.
     fn all(d: &ConvDims, dy: GradArgs, mask: Option<Mask>) -> Vec<Self> {
         let kernels: &[Self] = match (mask, dy.coef != Address::NONE) {
-            (Some(_), true) => &[Self::AFFINE_WIDE, Self::AFFINE_DEEP, Self::AFFINE_NARROW],
+            (Some(_), true) => &[Self::AFFINE_WIDE, Self::AFFINE_LONG, Self::AFFINE_DEEP, Self::AFFINE_NARROW],
             (Some(_), false) => &[Self::WIDE, Self::NARROW],
-            (None, false) => &[Self::PROJECTION_WIDE, Self::PROJECTION_NARROW],
+            (None, false) => &[Self::PROJECTION_WIDER, Self::PROJECTION_WIDE, Self::PROJECTION_NARROW],
             (None, true) => &[],
         };
         let shares = |kernel: &Self| (0..=kernel.most_share(d).ilog2()).map(|power| 1 << power).collect::<Vec<_>>();
@@ -119,7 +124,7 @@ impl TransposedKernel {
 
     fn shared_bytes(self) -> usize {
         let Self { channels, pixels, slots, filters, inputs, outlets, .. } = self;
-        let rows = (slots + inputs) * pixels + filters * channels + 2 * outlets * SUM_ROWS;
+        let rows = (slots + inputs) * pixels + filters * channels + outlets * channels / STEP * pixels;
         let coef = inputs * 3 * STEP * size_of::<f32>();
         rows * 2 * STEP + coef + (2 * (slots + inputs + filters) + 4 * outlets) * size_of::<u64>()
     }
@@ -131,15 +136,16 @@ impl TransposedKernel {
 
     /// The share that makes the longest block shortest.
     fn best_share(self, d: &ConvDims, multiprocessors: usize) -> usize {
-        // Cycles, about: of a step's products, of forming its gradient, of the rest of a tile.
+        // Cycles, about, of 128 channels of 128 pixels: of a step's products, of forming its gradient, of the rest of a tile.
         const PRODUCTS: usize = 512;
         const FORMING: usize = 700;
         const REST: usize = 2000;
         let (steps, tiles) = (d.k / STEP, d.c.div_ceil(self.channels));
+        let size = self.channels * self.pixels / (128 * 128);
         let forming = if self.inputs > 0 { steps * FORMING } else { 0 };
         let cycles = |share: usize| {
             let units = d.rows_in().div_ceil(self.pixels) * tiles.div_ceil(share);
-            units.div_ceil(multiprocessors) * (share * (steps * PRODUCTS + REST) + forming)
+            units.div_ceil(multiprocessors) * (share * size * (steps * PRODUCTS + REST) + forming)
         };
         (1..=self.most_share(d)).min_by_key(|&share| cycles(share)).unwrap_or(1)
     }

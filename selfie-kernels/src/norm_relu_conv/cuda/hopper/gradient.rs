@@ -41,6 +41,12 @@ pub(super) fn images_of_whole_tiles(d: &ConvDims) -> usize {
     TILE_ROWS >> (d.p() * d.q()).trailing_zeros().min(TILE_ROWS.ilog2())
 }
 
+/// Images of each of as few parts as have at most `most` of `n` images each, about as many in all of them: what a part lacks
+/// to the next one is time that multiprocessors wait. A multiple of `whole`, as `most` is, or all.
+fn images_of_a_part(n: usize, most: usize, whole: usize) -> usize {
+    n.div_ceil(n.div_ceil(most)).next_multiple_of(whole).min(n)
+}
+
 /// Threads of a block of the kernel; each has one chunk of channels always.
 const THREADS: usize = 256;
 
@@ -69,7 +75,8 @@ impl Parts {
         let image = d.p() * d.q() * d.k * 2;
         let within = |bytes: usize| if d.n * image <= bytes { d.n } else { bytes / image / whole * whole };
         let rooms = [room.bytes.min(cuda.facts().l2_bytes / 2), room.bytes];
-        rooms.into_iter().map(within).find(|&images| images > 0).map(parts)
+        let most = rooms.into_iter().map(within).find(|&images| images > 0)?;
+        Some(parts(images_of_a_part(d.n, most, whole)))
     }
 
     /// Calls `use_part` for one after the other, with its first image, how many there are, and their gradient.
@@ -99,4 +106,20 @@ fn form<T: CudaElement>(cuda: &Cuda, grad: GradArgs, d: &ConvDims, dy: Address) 
     let args = FormGradientArgs { dz, x, coef, dy, chunks: chunks as u64, k: d.k as i32, unused: 0 };
     let blocks = chunks.div_ceil(THREADS * AT_ONCE).min(RESIDENT * cuda.facts().multiprocessors);
     cuda.launch::<T>("norm_relu_conv_backward_data", "conv_form_gradient", Grid::line(blocks, THREADS), &args)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of 256 images what an L2 of 60 MB holds at 56, 28 and 14 pixels, and fewer images than a whole part.
+    #[test]
+    fn parts_are_about_as_large() {
+        assert_eq!(images_of_a_part(256, 72, 8), 64);
+        assert_eq!(images_of_a_part(256, 144, 16), 128);
+        assert_eq!(images_of_a_part(256, 256, 64), 256);
+        assert_eq!(images_of_a_part(19, 16, 8), 16);
+        assert_eq!(images_of_a_part(19, 19, 8), 19);
+        assert_eq!(images_of_a_part(100, 40, 8), 40);
+    }
 }

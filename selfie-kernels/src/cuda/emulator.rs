@@ -174,27 +174,30 @@ impl Entry {
     }
 }
 
-/// Compute capability, and shared memory of a block: 8.0's, or what `SELFIE_EMULATED_CAPABILITY` asks for.
-fn emulated() -> Result<(u32, usize)> {
+/// Compute capability: 8.0, or what `SELFIE_EMULATED_CAPABILITY` asks for.
+fn capability() -> Result<u32> {
     const VARIABLE: &str = "SELFIE_EMULATED_CAPABILITY";
-    match std::env::var(VARIABLE).as_deref() {
-        Err(_) | Ok("80") => Ok((80, 160 << 10)),
-        Ok("90") => Ok((90, 227 << 10)),
-        Ok(other) => {
-            let reason = format!("{VARIABLE} is {other:?}, must be 80 or 90");
-            Err(Error::Device { device: "the emulator".into(), reason })
-        }
-    }
+    let Ok(asked) = std::env::var(VARIABLE) else { return Ok(80) };
+    asked.parse().map_err(|_| refused(format!("{VARIABLE} is {asked:?}, must be a compute capability, as 86 for 8.6")))
 }
 
-impl Emulator {
-    /// Loads the library that `cuda/emulator/build` made.
-    pub(crate) fn open(path: &Path, multiprocessors: usize) -> Result<Self> {
-        // SAFETY: the library is the project's own build; loading it runs nothing but its C++ runtime's initialisation.
-        let library = unsafe { Library::new(path) }
-            .map_err(|e| Error::Device { device: "the emulator".into(), reason: format!("{}: {e}", path.display()) })?;
-        let (capability, shared_bytes) = emulated()?;
-        let facts = Facts {
+fn refused(reason: String) -> Error {
+    Error::Device { device: "the emulator".into(), reason }
+}
+
+impl Facts {
+    /// Those of the emulator where it is a device of this capability, with the shared memory that such a one has.
+    ///
+    /// # Errors
+    /// [`Error::Device`] for a capability that no kernels are made for.
+    pub(crate) fn emulated(capability: u32, multiprocessors: usize) -> Result<Self> {
+        let shared_bytes = match capability {
+            80 => 163 << 10,
+            86 | 89 | 120 => 99 << 10,
+            90 | 100 => 227 << 10,
+            other => return Err(refused(format!("capability {other}, must be 80, 86, 89, 90, 100 or 120"))),
+        };
+        Ok(Self {
             name: "emulated GPU".into(),
             capability,
             multiprocessors,
@@ -203,7 +206,16 @@ impl Emulator {
             // Little, so that small shapes are cut as large ones are on a GPU.
             l2_bytes: 256 << 10,
             hopper: capability == 90,
-        };
+        })
+    }
+}
+
+impl Emulator {
+    /// Loads the library that `cuda/emulator/build` made.
+    pub(crate) fn open(path: &Path, multiprocessors: usize) -> Result<Self> {
+        // SAFETY: the library is the project's own build; loading it runs nothing but its C++ runtime's initialisation.
+        let library = unsafe { Library::new(path) }.map_err(|e| refused(format!("{}: {e}", path.display())))?;
+        let facts = Facts::emulated(capability()?, multiprocessors)?;
         Ok(Self { library: Arc::new(library), facts, queue: Queue::default() })
     }
 

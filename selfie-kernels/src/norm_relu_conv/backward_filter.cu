@@ -426,6 +426,7 @@ DEV void filter_gradient(const Args& args) {
   }
 FILTER_GRADIENT(9x64x64, 9, 64, 64, 64, 8, 1, Order::Images)
 FILTER_GRADIENT(9x64x64_places, 9, 64, 64, 64, 8, 1, Order::Places)
+FILTER_GRADIENT(9x64x32, 9, 64, 32, 64, 8, 1, Order::Images)
 FILTER_GRADIENT(64x64, 1, 64, 64, 32, 16, 2, Order::Images)
 FILTER_GRADIENT(256x64, 1, 256, 64, 64, 64, 2, Order::Images)
 FILTER_GRADIENT(64x256, 1, 64, 256, 64, 64, 2, Order::Images)

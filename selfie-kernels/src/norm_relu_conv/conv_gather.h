@@ -29,7 +29,7 @@ struct GatherPlan {
 struct TileTaps {
   static constexpr int MOST = 32;
   int count;
-  int moved[MOST];   // Elements from what tap (0, 0) reads to what this one does.
+  int moved[MOST];   // Chunks from what tap (0, 0) reads to what this one does.
   int filter[MOST];  // The filter's tap.
   u32 bit[MOST];     // In Rows::taps.
 };
@@ -45,9 +45,7 @@ struct Gather {
   char* ring;
   int row0, column0;
 
-  int chunk, chunk_at;  // This thread's chunk of a row, and where the first one lies in a tile.
-  int source[Plan::A_COPIES];
-  u32 taps[Plan::A_COPIES];
+  int chunk_at;  // Where this thread's first chunk lies in a tile.
   int steps;
   int copy_tap, copy_c;            // Of the next step to copy ..
   int transform_tap, transform_c;  // .. and to transform.
@@ -85,20 +83,13 @@ struct Gather {
     if (lane() == 0) tile_taps.count = count;
     if ((inside >> lane() & 1) == 0) return;
     int r = lane() / cls.taps_s, s = lane() % cls.taps_s;
-    tile_taps.moved[before] = (r * cls.source_dr * args.source_width + s * cls.source_ds) * args.kc;
+    tile_taps.moved[before] = (r * cls.source_dr * args.source_width + s * cls.source_ds) * (args.kc / 8);
     tile_taps.filter[before] = filter_tap(args, cls, r, s);
     tile_taps.bit[before] = 1u << lane();
   }
 
   DEV_MEMBER void begin() {
-    int row = (int)threadIdx.x / C::CHUNKS;
-    chunk = (int)threadIdx.x % C::CHUNKS;
-    chunk_at = row * C::ROW_BYTES + swizzle<C::BK>(row, chunk);
-#pragma unroll
-    for (int i = 0; i < Plan::A_COPIES; i++) {
-      source[i] = rows.source[row + i * C::COPY_ROWS];
-      taps[i] = rows.taps[row + i * C::COPY_ROWS];
-    }
+    chunk_at = own_row(0) * C::ROW_BYTES + swizzle<C::BK>(own_row(0), chunk());
     steps = ceil_div(args.kc, C::BK) * tile_taps.count;
     copy_tap = copy_c = transform_tap = transform_c = 0;
 #pragma unroll
@@ -108,6 +99,10 @@ struct Gather {
 #pragma unroll
         for (int i = 0; i < 4; i++) sum[mi][ni][i] = 0.0f;
   }
+
+  // This thread's chunk of a row, and its rows.
+  DEV_MEMBER int chunk() const { return (int)(threadIdx.x % C::CHUNKS); }
+  DEV_MEMBER int own_row(int i) const { return (int)(threadIdx.x / C::CHUNKS) + i * C::COPY_ROWS; }
 
   // To the tile's next tap, or to its first one and the next channels.
   DEV_MEMBER void next(int& tap, int& c) const {
@@ -146,12 +141,12 @@ struct Gather {
   }
 
   DEV_MEMBER void copy_operands(char* stage) {
-    int c = copy_c + chunk * 8, moved = tile_taps.moved[copy_tap] + c;
+    int c = copy_c + chunk() * 8, moved = tile_taps.moved[copy_tap] + (c >> 3);
     u32 bit = tile_taps.bit[copy_tap];
 #pragma unroll
     for (int i = 0; i < Plan::A_COPIES; i++) {
-      bool live = (taps[i] & bit) != 0 && c < args.kc;
-      int from = live ? source[i] + moved : 0;
+      bool live = (rows.taps[own_row(i)] & bit) != 0 && c < args.kc;
+      u64 from = (u64)(live ? (u32)(rows.source[own_row(i)] + moved) : 0) * 8;
       char* to = stage + chunk_at + i * C::COPY_ROWS * C::ROW_BYTES;
       cp_async16_or_zero(to, args.a + from, live ? Fill::Copy : Fill::Zero);
       if (LOAD == Load::Affine)
@@ -178,13 +173,13 @@ struct Gather {
   }
   DEV_MEMBER void transform_chunks(char* stage) {
     Transform<LOAD> change;
-    change.at(args.coef, args.kc, transform_c + chunk * 8);
+    change.at(args.coef, args.kc, transform_c + chunk() * 8);
     u32 bit = tile_taps.bit[transform_tap];
 #pragma unroll
     for (int i = 0; i < Plan::A_COPIES; i++) {
       char* at = stage + chunk_at + i * C::COPY_ROWS * C::ROW_BYTES;
       u32x4 chunk = load16(at), changed = change(chunk, LOAD == Load::Affine ? load16(at + Plan::A_BYTES) : chunk);
-      bool live = (taps[i] & bit) != 0;
+      bool live = (rows.taps[own_row(i)] & bit) != 0;
       store16(at, live ? changed : u32x4{0, 0, 0, 0});
     }
     next(transform_tap, transform_c);
@@ -218,6 +213,10 @@ struct Gather {
 
 template <class C, Load LOAD, Store STORE>
 DEV void gather_conv(const ConvArgs<bf16>& args) {
+  // The least that a block of any device may have is 99 KiB; a kernel's own memory is in steps of 1 KiB.
+  static_assert(GatherPlan<C, LOAD, STORE>::SHARED_BYTES + ceil_div((int)(sizeof(Rows<C::BM>) + sizeof(TileTaps)), 1024) * 1024 <=
+                    99 * 1024,
+                "fits a block of 8.6, 8.9 and 12.0");
   DYN_SHARED(ring);
   SHARED(Rows<C::BM>, rows, [1]);
   SHARED(TileTaps, tile_taps, [1]);

@@ -23,7 +23,7 @@ struct Halo {
   const Class& cls;
   Rows<C::BM>& rows;
   char* shared;  // A row of zeros, the filters' ring, one run or two of them; later the epilogue's tiles and sums.
-  int row0, column0, run_rows, run_bytes, chunks;
+  int row0, column0, run_rows;
 
   int chunk, copy_row, chunk_at;  // This thread's chunk of a row, its first row, and where that lies.
   int copy_tap, copy_c;           // Of the next step to copy.
@@ -37,10 +37,8 @@ struct Halo {
     row0 = (int)blockIdx.x / tiles * C::BM;
     column0 = (int)blockIdx.x % tiles * C::BN;
     run_rows = C::BM + 2 * args.source_width + 2;
-    run_bytes = run_rows * C::ROW_BYTES;
-    chunks = ceil_div(args.kc, C::BK);
-    chunk = (int)threadIdx.x % C::CHUNKS;
-    copy_row = (int)threadIdx.x / C::CHUNKS;
+    chunk = (int)(threadIdx.x % C::CHUNKS);
+    copy_row = (int)(threadIdx.x / C::CHUNKS);
     chunk_at = copy_row * C::ROW_BYTES + swizzle<C::BK>(copy_row, chunk);
     copy_tap = copy_c = 0;
   }
@@ -71,7 +69,7 @@ struct Halo {
   }
 
   DEV_MEMBER char* filters(int stage) { return shared + Plan::ZEROS + stage * C::B_BYTES; }
-  DEV_MEMBER char* run_of(int c) { return shared + Plan::RUNS_AT + (c & 1) * run_bytes; }
+  DEV_MEMBER char* run_of(int c) { return shared + Plan::RUNS_AT + (c / C::BK & 1) * run_rows * C::ROW_BYTES; }
 
   DEV_MEMBER void multiply_all() {
 #pragma unroll
@@ -84,22 +82,21 @@ struct Halo {
 #pragma unroll
         for (int i = 0; i < 4; i++) sum[mi][ni][i] = 0.0f;
     cp_async_wait<C::STAGES - 2>();
-    int stage = 0;
+    int stage = 0, tap = 0, c = 0;
 #pragma unroll 1
-    for (int c = 0; c < chunks; c++)
-#pragma unroll 1
-      for (int tap = 0; tap < Plan::TAPS; tap++) {
-        __syncthreads();  // This step's filter and run are complete; the step before has been read.
-        copy_filter(stage == 0 ? C::STAGES - 1 : stage - 1);
-        if (c + 1 < chunks) {
-          load_next_run(c + 1, tap);
-        } else if (STORE == Store::Masked && tap == 0) {
-          prefetch_x();
-        }
-        multiply_tap(run_of(c), filters(stage), tap);
-        stage = stage + 1 == C::STAGES ? 0 : stage + 1;
-        cp_async_wait<C::STAGES - 2>();
+    while (c < args.kc) {
+      __syncthreads();  // This step's filter and run are complete; the step before has been read.
+      copy_filter(stage == 0 ? C::STAGES - 1 : stage - 1);
+      if (c + C::BK < args.kc) {
+        load_next_run(c + C::BK, tap);
+      } else if (STORE == Store::Masked && tap == 0) {
+        prefetch_x();
       }
+      multiply_tap(run_of(c), filters(stage), tap);
+      stage = stage + 1 == C::STAGES ? 0 : stage + 1;
+      if (++tap == Plan::TAPS) tap = 0, c += C::BK;
+      cp_async_wait<C::STAGES - 2>();
+    }
   }
 
   DEV_MEMBER void copy_filter(int stage) {
@@ -128,7 +125,7 @@ struct Halo {
   DEV_MEMBER void load_first_run() {
     Transform<LOAD> change;
     change.at(args.coef, args.kc, chunk * 8);
-    constexpr int AT_ONCE = 8;
+    constexpr int AT_ONCE = 1024 / C::THREADS;
 #pragma unroll 1
     for (int first = 0; first < 8 * PIECES; first += AT_ONCE) {
       u32x4 v[AT_ONCE], v2[AT_ONCE];
@@ -143,13 +140,13 @@ struct Halo {
   DEV_MEMBER void load_next_run(int c, int tap) {
     if (tap > 0) {
       Transform<LOAD> change;
-      change.at(args.coef, args.kc, c * C::BK + chunk * 8);
+      change.at(args.coef, args.kc, c + chunk * 8);
 #pragma unroll
       for (int i = 0; i < PIECES; i++) put((tap - 1) * PIECES + i, run_of(c), change, held[i], held2[i]);
     }
     if (tap == Plan::TAPS - 1) return;
 #pragma unroll
-    for (int i = 0; i < PIECES; i++) fetch(tap * PIECES + i, c * C::BK, held[i], held2[i]);
+    for (int i = 0; i < PIECES; i++) fetch(tap * PIECES + i, c, held[i], held2[i]);
   }
 
   // The epilogue's operand comes nearer while the last channels are multiplied.

@@ -79,7 +79,7 @@ struct Transform {
 template <int BM>
 struct Rows {
   int out[BM], add[BM];  // Pixels; -1: none.
-  int source[BM];        // First element of what tap (0, 0) reads, perhaps outside the map.
+  int source[BM];        // First chunk of what tap (0, 0) reads, perhaps outside the map.
   u32 taps[BM];          // Which taps are inside it, tap (r, s) in bit r * taps_s + s.
 };
 
@@ -95,7 +95,7 @@ DEV void locate_rows(Rows<C::BM>& rows, const ConvArgs<bf16>& args, const Class&
     rows.add[r] = live ? add_pixel(args, cls, pixel) : -1;
     if (SOURCE == Source::NotAsked) continue;
     int y = pixel.i * args.step + cls.source_r, x = pixel.j * args.step + cls.source_s;
-    rows.source[r] = ((pixel.image * args.source_height + y) * args.source_width + x) * args.kc;
+    rows.source[r] = ((pixel.image * args.source_height + y) * args.source_width + x) * (args.kc / 8);
     u32 taps = 0;
     for (int tap = 0; live && tap < cls.taps_r * cls.taps_s; tap++)
       if (source_pixel(args, cls, pixel, tap / cls.taps_s, tap % cls.taps_s) >= 0) taps |= 1u << tap;
@@ -106,13 +106,13 @@ DEV void locate_rows(Rows<C::BM>& rows, const ConvArgs<bf16>& args, const Class&
 // A step's rows of the filters: `to` is where this thread's first chunk goes.
 template <class C>
 DEV void copy_filters(char* to, const ConvArgs<bf16>& args, int column0, int tap, int c) {
-  int first = column0 + (int)threadIdx.x / C::CHUNKS, inner = c + (int)threadIdx.x % C::CHUNKS * 8;
-  int from = first * (int)args.b_n + tap * args.kc + inner;
+  int first = column0 + (int)(threadIdx.x / C::CHUNKS), inner = c + (int)(threadIdx.x % C::CHUNKS) * 8;
+  int from = first * (int)args.b_n + tap * args.kc + inner, left = args.nc - first;
 #pragma unroll
   for (int i = 0; i < C::B_COPIES; i++) {
-    bool live = first + i * C::COPY_ROWS < args.nc && inner < args.kc;
-    cp_async16_or_zero(to + i * C::COPY_ROWS * C::ROW_BYTES, args.b + (live ? from + i * C::COPY_ROWS * (int)args.b_n : 0),
-                       live ? Fill::Copy : Fill::Zero);
+    bool live = i * C::COPY_ROWS < left && inner < args.kc;
+    u32 at = live ? (u32)(from + i * C::COPY_ROWS * (int)args.b_n) : 0;
+    cp_async16_or_zero(to + i * C::COPY_ROWS * C::ROW_BYTES, args.b + at, live ? Fill::Copy : Fill::Zero);
   }
 }
 
@@ -144,10 +144,11 @@ DEV void multiply(float (&sum)[C::MI][C::NI][4], A a, const char* b) {
 template <class C, int COUNT, class Row>
 DEV void copy_tile(Row row, const bf16* from, const int (&map)[C::BM], int first, int column0, int nc) {
   constexpr int CHUNKS = C::BN / 8;
+#pragma unroll 1
   for (int i = (int)threadIdx.x; i < COUNT * CHUNKS; i += C::THREADS) {
     int r = first + i / CHUNKS, chunk = i % CHUNKS, pixel = map[r];
     bool live = pixel >= 0 && column0 + chunk * 8 < nc;
-    cp_async16_or_zero(row(r) + swizzle<64>(r, chunk), live ? from + (u64)pixel * nc + column0 + chunk * 8 : from,
+    cp_async16_or_zero(row(r) + swizzle<64>(r, chunk), from + (live ? (u64)(u32)pixel * (u32)nc + (u32)(column0 + chunk * 8) : 0),
                        live ? Fill::Copy : Fill::Zero);
   }
 }

@@ -4,12 +4,14 @@
 #include "conv_halo.h"
 #include "conv_plain.h"
 
+// As in norm_relu_conv_forward.cu.
 //             BM   BN   BK  stages, warps, blocks
-typedef Tile<128, 128, 64, 3, 2, 2, 2> Wide;
+typedef Tile<128, 128, 64, 3, 4, 2, 2> Wide;
 typedef Tile<128, 64, 64, 3, 2, 2, 3> Narrow;
 typedef Tile<128, 128, 32, 4, 4, 2, 2> WideAffine;  // Two tensors in A.
-typedef Tile<128, 64, 32, 4, 2, 2, 2> NarrowAffine;
-typedef Tile<128, 64, 64, 4, 2, 2, 3> NarrowHalo;
+typedef Tile<128, 64, 32, 3, 2, 2, 3> NarrowAffine;
+typedef Tile<128, 128, 64, 2, 2, 2, 2> WideHalo;  // Eight warps have too few registers for two tensors.
+typedef Tile<128, 64, 64, 2, 2, 2, 3> NarrowHalo;
 
 KERNEL(conv_backward_data_gather_wide_bf16, ConvArgs<bf16>, Wide::THREADS, Wide::MIN_BLOCKS) {
   gather_conv<Wide, Load::Plain, Store::Masked>(args);
@@ -23,8 +25,8 @@ KERNEL(conv_backward_data_affine_gather_wide_bf16, ConvArgs<bf16>, WideAffine::T
 KERNEL(conv_backward_data_affine_gather_narrow_bf16, ConvArgs<bf16>, NarrowAffine::THREADS, NarrowAffine::MIN_BLOCKS) {
   gather_conv<NarrowAffine, Load::Affine, Store::Masked>(args);
 }
-KERNEL(conv_backward_data_affine_halo_wide_bf16, ConvArgs<bf16>, Wide::THREADS, Wide::MIN_BLOCKS) {
-  halo_conv<Wide, 2, Load::Affine, Store::Masked>(args);
+KERNEL(conv_backward_data_affine_halo_wide_bf16, ConvArgs<bf16>, WideHalo::THREADS, WideHalo::MIN_BLOCKS) {
+  halo_conv<WideHalo, 2, Load::Affine, Store::Masked>(args);
 }
 KERNEL(conv_backward_data_affine_halo_narrow_bf16, ConvArgs<bf16>, NarrowHalo::THREADS, NarrowHalo::MIN_BLOCKS) {
   halo_conv<NarrowHalo, 2, Load::Affine, Store::Masked>(args);

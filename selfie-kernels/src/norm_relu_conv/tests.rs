@@ -190,6 +190,8 @@ const FILTER_CASES: &[(&str, ConvDims)] = &[
     ("3x3, stride 2, even sides, in chunks", conv([5, 8, 10], [64, 72], [3, 3], 2, 1)),
     ("3x3, stride 2, odd sides, in chunks", conv([4, 9, 7], [24, 16], [3, 3], 2, 1)),
     ("3x3, stride 2, one pixel", conv([19, 2, 2], [16, 16], [3, 3], 2, 1)),
+    ("3x3, wide lines", conv([1, 3, 58], [40, 72], [3, 3], 1, 1)),
+    ("3x3, stride 2, wide lines", conv([1, 5, 112], [40, 8], [3, 3], 2, 1)),
 ];
 
 on_every_device! {

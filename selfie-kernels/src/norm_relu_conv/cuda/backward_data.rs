@@ -67,9 +67,9 @@ fn launch<T: CudaElement>(
 ) -> Result<()> {
     let dims = hopper.dims;
     let is_reached = dims.len_filter() * size_of::<T>() <= cuda.workspace_bytes();
-    let product_rule = if is_reached { product.rule::<T>(cuda) } else { Kernel::PLAIN };
+    let product_rule = if is_reached { product.rule::<T>(cuda.facts()) } else { Kernel::PLAIN };
     let rule = hopper.rule::<T>(cuda).map_or(Variant::Older(product_rule), Variant::Hopper);
-    let products = if is_reached { product.kernels::<T>(cuda) } else { Vec::new() };
+    let products = if is_reached { product.kernels::<T>(cuda.facts()) } else { Vec::new() };
     let for_hopper = hopper.kernels::<T>(cuda).into_iter().map(Variant::Hopper);
     let all = for_hopper.chain(products.into_iter().map(Variant::Older));
     match cuda.choose(pass, || shape_with_grad::<T>(&dims, hopper.dy.kind()), rule, all, Named::name) {

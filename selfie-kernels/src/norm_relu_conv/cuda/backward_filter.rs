@@ -2,7 +2,7 @@
 //! second kernel adds them in a fixed order.
 
 use super::{Named, Variant, hopper, shape_with_grad};
-use crate::cuda::{Address, CudaElement, Grid, blocks, narrow};
+use crate::cuda::{Address, CudaElement, GpuFacts, Grid, blocks, narrow};
 use crate::norm_relu_conv::BackwardFilter;
 use crate::{ConvDims, Cuda, Grad, Result};
 
@@ -218,7 +218,7 @@ impl FilterGradient {
     }
 
     /// The variants on the tensor cores, the rule's first; none where no kernel takes the shape.
-    fn variants<T: CudaElement>(&self, cuda: &Cuda) -> Vec<TensorVariant> {
+    pub(super) fn variants<T: CudaElement>(&self, facts: &GpuFacts) -> Vec<TensorVariant> {
         let dims = flat(self.dims);
         let aligned = [self.x, self.norm, self.dw].iter().all(|place| place.is_aligned()) && self.dy.is_aligned();
         let chunks = dims.c.is_multiple_of(8) && dims.k.is_multiple_of(8);
@@ -226,17 +226,13 @@ impl FilterGradient {
         if T::OPERAND_EPSILON == 0.0 || !aligned || !chunks {
             return Vec::new();
         }
-        let shared_bytes = cuda.facts().shared_bytes;
+        let shared_bytes = facts.shared_bytes;
         let Some(rule) = Kernel::rule(shared_bytes, &dims, self.dy) else { return Vec::new() };
         let variant = |(kernel, shares): (Kernel, Shares)| {
             let tile = kernel.tile(shared_bytes, &dims, self.dy)?;
             Some(TensorVariant { kernel, tile, shares })
         };
-        let mut all = Shares::with_each(rule, Kernel::all(&dims)).map(variant);
-        match all.next().flatten() {
-            Some(first) => std::iter::once(first).chain(all.flatten()).collect(),
-            None => Vec::new(),
-        }
+        Shares::with_each(rule, Kernel::all(&dims)).filter_map(variant).collect()
     }
 
     fn launch<T: CudaElement>(&self, cuda: &Cuda, TensorVariant { kernel, tile, shares }: TensorVariant) -> Result<()> {
@@ -280,7 +276,7 @@ pub(crate) fn norm_relu_conv_backward_filter<T: CudaElement>(
     let BackwardFilter { dims, x, norm, dy, dw } = args;
     let gradient = FilterGradient { dims, x: x.into(), norm: norm.into(), dy: Gradient::new(dy), dw: dw.into() };
     let variants = for_hopper.variants::<T>(cuda).into_iter().map(Variant::Hopper);
-    let mut all = variants.chain(gradient.variants::<T>(cuda).into_iter().map(Variant::Older));
+    let mut all = variants.chain(gradient.variants::<T>(cuda.facts()).into_iter().map(Variant::Older));
     let Some(rule) = all.next() else {
         return gradient.plain::<T>(cuda, MODULE, "norm_relu_conv_backward_filter");
     };
@@ -325,7 +321,7 @@ struct TensorArgs {
 
 /// A kernel of the tensor cores, and how the sum over pixels is cut.
 #[derive(Debug, Clone, Copy)]
-struct TensorVariant {
+pub(super) struct TensorVariant {
     kernel: Kernel,
     tile: Tile,
     shares: Shares,
@@ -368,6 +364,8 @@ impl Kernel {
 
     const NINE_TAPS: Self =
         Self { name: "9x64x64", taps: 9, filters: 64, channels: 64, threads: 256, resident: 1, order: Order::Images };
+    /// For lines so wide that 99 KiB of shared memory hold none of them 64 channels deep.
+    const NINE_TAPS_NARROW: Self = Self { name: "9x64x32", channels: 32, threads: 128, ..Self::NINE_TAPS };
     const NINE_TAPS_OF_PLACES: Self = Self { name: "9x64x64_places", order: Order::Places, ..Self::NINE_TAPS };
     const POINTWISE: [Self; 6] = [
         Self::pointwise("64x64", [64, 64], 256, 2),
@@ -378,8 +376,14 @@ impl Kernel {
         Self::pointwise("128x256", [128, 256], 256, 1),
     ];
 
-    /// The one for a shape: as few reads of either operand as registers allow.
+    /// The one for a shape; where not even its least tile fits into shared memory, it gives way to the first that does.
     fn rule(shared_bytes: usize, d: &ConvDims, dy: Gradient) -> Option<Self> {
+        let best = Self::best(shared_bytes, d, dy)?;
+        std::iter::once(best).chain(Self::all(d)).find(|kernel| kernel.tile(shared_bytes, d, dy).is_some())
+    }
+
+    /// As few reads of either operand as registers allow.
+    fn best(shared_bytes: usize, d: &ConvDims, dy: Gradient) -> Option<Self> {
         let [small, tall, broad, square, taller, broader] = Self::POINTWISE;
         match (d.r, d.s, d.stride) {
             (3, 3, 1 | 2) => {
@@ -406,7 +410,8 @@ impl Kernel {
 
     /// All for a shape that has one.
     fn all(d: &ConvDims) -> Vec<Self> {
-        if d.r == 1 { Self::POINTWISE.to_vec() } else { vec![Self::NINE_TAPS, Self::NINE_TAPS_OF_PLACES] }
+        let nine_taps = [Self::NINE_TAPS, Self::NINE_TAPS_NARROW, Self::NINE_TAPS_OF_PLACES];
+        if d.r == 1 { Self::POINTWISE.to_vec() } else { nine_taps.to_vec() }
     }
 
     /// Of a tile of some images and rows; [`None`] where a thread could not remember which of its chunks exist, or places
@@ -461,7 +466,11 @@ impl Kernel {
     fn cost(&self, d: &ConvDims, tile: &Tile, dy: Gradient) -> usize {
         const TILE_CYCLES: usize = 300;
         const LOADED_BYTES_PER_CYCLE: usize = 24;
-        let tap_cycles = if self.taps == 1 { (self.filters * self.channels / 81).max(64) } else { 52 };
+        let tap_cycles = if self.taps == 1 {
+            (self.filters * self.channels / 81).max(64)
+        } else {
+            self.filters * self.channels / 78
+        };
         let taps = match self.order {
             Order::Images => tile.steps(d) * self.taps,
             Order::Places => tile.count * taps_of_places(d, tile),

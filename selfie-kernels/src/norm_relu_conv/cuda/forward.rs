@@ -14,9 +14,9 @@ pub(crate) fn norm_relu_conv_forward<T: CudaElement>(cuda: &Cuda, args: Forward<
     let hopper = hopper::Forward { dims, x, coef, w, residual, y, stats };
     let to = &mut product.args;
     (to.a, to.coef, to.b, to.add, to.out, to.sums) = (x, coef, w, residual, y, stats);
-    let rule = hopper.rule::<T>(cuda).map_or_else(|| Variant::Older(product.rule::<T>(cuda)), Variant::Hopper);
+    let rule = hopper.rule::<T>(cuda).map_or_else(|| Variant::Older(product.rule::<T>(cuda.facts())), Variant::Hopper);
     let for_hopper = hopper.kernels::<T>(cuda).into_iter().map(Variant::Hopper);
-    let all = for_hopper.chain(product.kernels::<T>(cuda).into_iter().map(Variant::Older));
+    let all = for_hopper.chain(product.kernels::<T>(cuda.facts()).into_iter().map(Variant::Older));
     match cuda.choose("norm_relu_conv_forward", || shape::<T>(&dims), rule, all, Named::name) {
         Variant::Hopper(kernel) => hopper.launch::<T>(cuda, kernel),
         Variant::Older(kernel) => product.launch::<T>(cuda, kernel),

@@ -7,6 +7,8 @@ pub(crate) mod backward_filter;
 mod forward;
 mod hopper;
 mod product;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use backward::norm_relu_conv_backward;
 pub(crate) use backward_data::{norm_relu_conv_backward_data, projection_backward_data};

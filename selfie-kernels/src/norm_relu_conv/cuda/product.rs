@@ -1,7 +1,7 @@
 //! What `conv.h` calls a product: its arguments, which pixels it reads and writes, and the kernel that does it best.
 
 use super::Named;
-use crate::cuda::{Address, CudaElement, Grid};
+use crate::cuda::{Address, CudaElement, GpuFacts, Grid};
 use crate::partials::{Cut, SUM_ROWS};
 use crate::{ConvDims, Cuda, Error, Grad, Result};
 
@@ -124,8 +124,8 @@ const NARROW: usize = 64;
 const WIDE: usize = 128;
 /// What the kernels keep of each row in shared memory beside what the launch asks for: `Rows` of `conv_tensor.h`.
 const ROWS_BYTES: usize = SUM_ROWS * 16;
-/// Elements of a tensor that the tensor-core kernels reach: offsets are of 31 bits, those of padded taps too.
-const MOST_ELEMENTS: usize = 1 << 30;
+/// What kernels count by 31 bits, in padded taps too: rows, elements of the filters, chunks of eight elements of the maps.
+const MOST: usize = 1 << 30;
 
 /// A block's share in a tensor-core kernel, as the `.cu` files have it; 128 rows always.
 #[derive(Debug, Clone, Copy)]
@@ -139,9 +139,11 @@ struct Tile {
 impl Tile {
     fn new(Kernel { way, columns }: Kernel, load: Load) -> Self {
         let (channels, stages, threads) = match (way, load, columns) {
-            (Way::Halo, _, NARROW) => (64, 4, 128),
-            (Way::Gather | Way::Places, Load::Affine, _) => (32, 4, 2 * columns),
-            _ => (64, 3, 128),
+            (Way::Halo, Load::Affine, _) => (64, 2, 128),
+            (Way::Halo, ..) => (64, 2, 2 * columns),
+            (_, Load::Affine, NARROW) => (32, 3, 2 * columns),
+            (_, Load::Affine, _) => (32, 4, 2 * columns),
+            _ => (64, 3, 2 * columns),
         };
         Self { columns, channels, stages, threads }
     }
@@ -173,7 +175,7 @@ fn run_rows(width: usize) -> usize {
 #[derive(Debug)]
 pub(super) struct Product {
     pass: Pass,
-    load: Load,
+    pub(super) load: Load,
     dims: ConvDims,
     classes: usize,
     pub(super) args: Args,
@@ -256,7 +258,7 @@ impl Product {
     fn checked(self) -> Result<Self> {
         let ConvDims { h, w, c, k, r, s, stride, pad, .. } = self.dims;
         let sizes = [self.dims.rows_in(), self.dims.rows_out(), h, w, c, k, r, s, stride, pad];
-        match sizes.into_iter().find(|&size| size > MOST_ELEMENTS) {
+        match sizes.into_iter().find(|&size| size > MOST) {
             Some(size) => Err(Error::Launch { kernel: self.name().into(), reason: format!("an extent of {size}") }),
             None => Ok(self),
         }
@@ -281,7 +283,7 @@ impl Product {
     }
 
     /// The kernel for this shape at these addresses.
-    pub(super) fn rule<T: CudaElement>(&self, cuda: &Cuda) -> Kernel {
+    pub(super) fn rule<T: CudaElement>(&self, facts: &GpuFacts) -> Kernel {
         let columns = if self.args.nc as usize > NARROW { WIDE } else { NARROW };
         let kernel = |way| Kernel { way, columns };
         let (places, all) = (self.products_of_places(), self.products());
@@ -291,7 +293,7 @@ impl Product {
         let fifths = if self.load == Load::Affine { 8 } else { 6 };
         if !self.has_tensor_cores::<T>() {
             Kernel::PLAIN
-        } else if self.fits_halo(cuda, kernel(Way::Halo)) {
+        } else if self.fits_halo(facts, kernel(Way::Halo)) {
             kernel(if places * fifths < all * 5 { Way::Places } else { Way::Halo })
         } else {
             // The pixels of a tile of places lie far apart: less than an eighth is not worth it.
@@ -312,11 +314,11 @@ impl Product {
     }
 
     /// All that are fast there.
-    pub(super) fn kernels<T: CudaElement>(&self, cuda: &Cuda) -> Vec<Kernel> {
+    pub(super) fn kernels<T: CudaElement>(&self, facts: &GpuFacts) -> Vec<Kernel> {
         let kernel = |way| [WIDE, NARROW].map(|columns| Kernel { way, columns });
         let all = [Way::Halo, Way::Places, Way::Gather].into_iter().flat_map(kernel);
         let takes = |kernel: Kernel| match kernel.way {
-            Way::Halo => self.fits_halo(cuda, kernel),
+            Way::Halo => self.fits_halo(facts, kernel),
             Way::Places => self.products_of_places() < self.products(),
             Way::Gather => true,
             Way::Plain => false,
@@ -330,21 +332,29 @@ impl Product {
         let aligned = [a, a2, coef, b, add, x, norm, out].iter().all(|place| place.is_aligned());
         let d = &self.dims;
         let chunks = d.c.is_multiple_of(8) && d.k.is_multiple_of(8);
-        let reached = d.len_in().max(d.len_out()).max(d.len_filter()) <= MOST_ELEMENTS
-            && d.r * d.s <= 32
-            && self.args.divide == 1;
-        size_of::<T>() == 2 && aligned && chunks && reached
+        let reached = d.len_filter() <= MOST && d.len_in().max(d.len_out()) / 8 <= MOST;
+        let taps = d.r * d.s <= 32 && self.args.divide == 1;
+        size_of::<T>() == 2 && aligned && chunks && reached && taps
     }
 
-    fn fits_halo(&self, cuda: &Cuda, kernel: Kernel) -> bool {
+    /// What a launch asks for.
+    pub(super) fn shared_bytes(&self, kernel: Kernel) -> usize {
+        let tile = Tile::new(kernel, self.load);
+        match kernel.way {
+            Way::Plain => 0,
+            Way::Gather | Way::Places => tile.gather_bytes(self.load),
+            Way::Halo => tile.halo_bytes(self.pass, self.dims.w, self.args.kc as usize),
+        }
+    }
+
+    fn fits_halo(&self, facts: &GpuFacts, kernel: Kernel) -> bool {
         let d = &self.dims;
         // The pieces of the next run that a kernel's threads fetch during eight taps reach so far.
         let reach = 256;
         (d.r, d.s, d.stride, d.pad) == (3, 3, 1, 1)
             && self.load != Load::Plain
             && run_rows(d.w) <= reach
-            && Tile::new(kernel, self.load).halo_bytes(self.pass, d.w, self.args.kc as usize) + ROWS_BYTES
-                <= cuda.facts().shared_bytes
+            && self.shared_bytes(kernel) + ROWS_BYTES <= facts.shared_bytes
     }
 
     /// Takes the filters as `[c][r][s][k]`, which the tensor-core kernels of the gradient want, from a copy.
@@ -368,12 +378,8 @@ impl Product {
 
     /// Queues it; all addresses are set.
     pub(super) fn launch<T: CudaElement>(&self, cuda: &Cuda, kernel: Kernel) -> Result<()> {
-        let tile = Tile::new(kernel, self.load);
-        let (threads, shared_bytes) = match kernel.way {
-            Way::Plain => (PLAIN_THREADS, 0),
-            Way::Gather | Way::Places => (tile.threads, tile.gather_bytes(self.load)),
-            Way::Halo => (tile.threads, tile.halo_bytes(self.pass, self.dims.w, self.args.kc as usize)),
-        };
+        let threads = if kernel.is_plain() { PLAIN_THREADS } else { Tile::new(kernel, self.load).threads };
+        let shared_bytes = self.shared_bytes(kernel);
         let module = if self.pass == Pass::Forward { "norm_relu_conv_forward" } else { "norm_relu_conv_backward_data" };
         let rows = self.args.classes.iter().map(|class| class.rows as usize).max().unwrap_or(0);
         let blocks = rows.div_ceil(SUM_ROWS) * (self.args.nc as usize).div_ceil(kernel.columns);

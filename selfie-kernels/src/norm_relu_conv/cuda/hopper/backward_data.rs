@@ -116,8 +116,11 @@ impl TransposedKernel {
             (None, true) => &[],
         };
         let shares = |kernel: &Self| (0..=kernel.most_share(d).ilog2()).map(|power| 1 << power).collect::<Vec<_>>();
+        // A tile of 256 channels that is half empty is never the faster one.
+        let is_filled = |kernel: &&Self| kernel.channels <= 128 || d.c.is_multiple_of(kernel.channels);
         kernels
             .iter()
+            .filter(is_filled)
             .flat_map(|&kernel| shares(&kernel).into_iter().map(move |share| Self { share, ..kernel }))
             .collect()
     }

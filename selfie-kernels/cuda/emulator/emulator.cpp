@@ -777,8 +777,13 @@ char launches;  // address for the sanitizer: what one launch did comes before t
 
 }  // namespace
 
-void launch(const EmuLaunch& launch, const Kernel& kernel) {
-  check(launch, kernel);
+void launch(const EmuLaunch& host, const Kernel& kernel) {
+  check(host, kernel);
+  // A device aligns arguments by itself, tensor maps to 64 bytes; the host's may lie anywhere.
+  alignas(ARGS_ALIGNMENT) char args[MOST_ARGS_BYTES];
+  memcpy(args, host.args, host.args_bytes);
+  EmuLaunch launch = host;
+  launch.args = args;
   u64 seed = setting("EMU_SEED"), host_threads = ONE_HOST_THREAD ? 1 : setting("EMU_THREADS");
   std::vector<u64> order = block_order((u64)launch.grid[0] * launch.grid[1] * launch.grid[2], seed);
   std::atomic<u64> next{0};

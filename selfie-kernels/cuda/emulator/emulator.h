@@ -74,7 +74,8 @@ struct Kernel {
   u32 threads;
   void (*thread)(const void* args);  // the kernel's body
 };
-void launch(const EmuLaunch& launch, const Kernel& kernel);
+void launch(const EmuLaunch& host, const Kernel& kernel);
+constexpr u64 MOST_ARGS_BYTES = 4096, ARGS_ALIGNMENT = 64;
 
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
@@ -125,7 +126,8 @@ static inline To bit_cast(From from) {
 #define KERNEL(name, Args, THREADS, MIN_BLOCKS)                                                             \
   static_assert((THREADS) % 32 == 0 && (THREADS) <= 1024, "a block is made of whole warps");                \
   static_assert((MIN_BLOCKS) >= 1 && (MIN_BLOCKS) * (THREADS) <= 2048, "threads of a multiprocessor");      \
-  static_assert(sizeof(Args) <= 4096, "what a launch may carry");                                           \
+  static_assert(sizeof(Args) <= emu::MOST_ARGS_BYTES, "what a launch may carry");                           \
+  static_assert(alignof(Args) <= emu::ARGS_ALIGNMENT, "how a launch may carry it");                         \
   static void name##_body(const Args& args);                                                                \
   static void name##_thread(const void* args) { name##_body(*(const Args*)args); }                          \
   EMU_EXPORT void name(const EmuLaunch* l) { emu::launch(*l, {#name, sizeof(Args), (THREADS), name##_thread}); } \

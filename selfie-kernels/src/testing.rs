@@ -5,8 +5,10 @@
 //! far rounding alone can move the result. No tolerance is chosen.
 
 mod bounded;
+mod convolution;
 
 pub(crate) use bounded::*;
+pub(crate) use convolution::*;
 
 use crate::cuda::Choices;
 use crate::partials::{Cut, partials_room};
@@ -14,7 +16,6 @@ use crate::{
     Affine, Backend, ConvDims, Cpu, Cuda, Element, Error, Grad, Len, Memory, Partials, Philox, Result, Scalar, View,
     ViewMut, Wide,
 };
-use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis};
 use num_traits::Float;
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config as ProptestConfig, TestRunner};
@@ -22,12 +23,13 @@ use std::fmt::Debug;
 use std::sync::OnceLock;
 
 /// Turns checks that are generic over the device into tests of every device: of each element type that it has (`elements`,
-/// checks `fn check<D: Tested<T>, T: Element>()`), or once (`once`, checks `fn check<D: Tested<f32>>()`).
+/// checks `fn check<D: Tested<T>, T: Element>()`), or once (`once`, checks `fn check<D: Tested<f32>>()`). Those of `gpu_elements`
+/// are only for GPUs: their shapes lie at edges of tiles that a CPU does not have.
 ///
 /// The CUDA backend's are called `on_cuda::..` and ignored unless asked for: they take a GPU, or the emulator's library in
 /// `SELFIE_EMULATOR`.
 macro_rules! on_every_device {
-    ($(elements: $($each:ident),+;)? $(once: $($once:ident),+;)?) => {
+    ($(elements: $($each:ident),+;)? $(gpu_elements: $($gpu:ident),+;)? $(once: $($once:ident),+;)?) => {
         mod on_cpu {
             use crate::Cpu;
             $($(#[test]
@@ -48,6 +50,12 @@ macro_rules! on_every_device {
             fn $each() {
                 super::$each::<Cuda, f32>();
                 super::$each::<Cuda, half::bf16>();
+            })+)?
+            $($(#[test]
+            #[ignore = "takes a CUDA device, or the emulator"]
+            fn $gpu() {
+                super::$gpu::<Cuda, f32>();
+                super::$gpu::<Cuda, half::bf16>();
             })+)?
             $($(#[test]
             #[ignore = "takes a CUDA device, or the emulator"]
@@ -198,17 +206,21 @@ pub(crate) fn exact<S: Element>(values: &[S]) -> Vec<f64> {
 pub(crate) struct Draws {
     philox: Philox,
     drawn: u64,
+    words: [u32; 4],
 }
 
 impl Draws {
     pub(crate) fn new(seed: u64) -> Self {
-        Self { philox: Philox { seed }, drawn: 0 }
+        Self { philox: Philox { seed }, drawn: 0, words: [0; 4] }
     }
 
     /// 32 random bits.
     pub(crate) fn word(&mut self) -> u32 {
+        if self.drawn.is_multiple_of(4) {
+            self.words = self.philox.words(0, self.drawn, 0);
+        }
         self.drawn += 1;
-        self.philox.words(0, self.drawn, 0)[0]
+        self.words[(self.drawn % 4) as usize]
     }
 
     /// A number in `0..end`.
@@ -619,139 +631,6 @@ pub(crate) fn assert_gradient(what: &str, gradient: &[f64], x: &[f64], roundings
         let error = (got - want).abs();
         let bound = (fine - coarse).abs() + 3.0 * roundings as f64 * f64::EPSILON * magnitude / h;
         assert!(error <= bound, "{what}[{i}]: got {got:e}, differences say {want:e}; error {error:e} > {bound:e}");
-    }
-}
-
-// ---------------------------------------------------------------------------------------------------- convolutions
-
-/// Every (output pixel, tap, input pixel) of a convolution where the tap lies inside the map.
-pub(crate) fn conv_taps(d: ConvDims) -> impl Iterator<Item = (usize, usize, usize)> {
-    ndarray::indices((d.n, d.p(), d.q(), d.r, d.s)).into_iter().filter_map(move |(n, p, q, r, s)| {
-        let (y, x) = (p * d.stride + r, q * d.stride + s);
-        let inside = (d.pad..d.pad + d.h).contains(&y) && (d.pad..d.pad + d.w).contains(&x);
-        inside.then(|| ((n * d.p() + p) * d.q() + q, r * d.s + s, (n * d.h + y - d.pad) * d.w + x - d.pad))
-    })
-}
-
-/// The convolution of `x` with `w`, `[n, p, q, k]`.
-pub(crate) fn convolve(d: ConvDims, x: &[f64], w: &[f64]) -> Vec<Exact> {
-    let x = ArrayView2::from_shape((d.rows_in(), d.c), x).expect("length of x");
-    let w = ArrayView3::from_shape((d.k, d.r * d.s, d.c), w).expect("length of w");
-    // [tap, c, k]: what the innermost loop reads and adds to lies side by side.
-    let w = w.permuted_axes([1, 2, 0]).as_standard_layout().into_owned();
-    let mut y = Array2::from_elem((d.rows_out(), d.k), Exact::default());
-    for (output, tap, input) in conv_taps(d) {
-        let mut y = y.row_mut(output);
-        for (&x, w) in x.row(input).iter().zip(w.index_axis(Axis(0), tap).rows()) {
-            y.iter_mut().zip(w).for_each(|(y, &w)| y.add(x * w));
-        }
-    }
-    y.into_raw_vec_and_offset().0
-}
-
-/// The gradient of its filter, `[k, r, s, c]`.
-pub(crate) fn filter_gradient(d: ConvDims, dy: &[Exact], x: &[f64]) -> Vec<Exact> {
-    let x = ArrayView2::from_shape((d.rows_in(), d.c), x).expect("length of x");
-    let dy = ArrayView2::from_shape((d.rows_out(), d.k), dy).expect("length of dy");
-    let mut dw = Array3::from_elem((d.k, d.r * d.s, d.c), Exact::default());
-    for (output, tap, input) in conv_taps(d) {
-        for (&dy, mut dw) in dy.row(output).iter().zip(dw.index_axis_mut(Axis(1), tap).rows_mut()) {
-            dw.iter_mut().zip(x.row(input)).for_each(|(dw, &x)| *dw += dy.times(x));
-        }
-    }
-    dw.into_raw_vec_and_offset().0
-}
-
-/// The magnitudes of the terms where a convolution is done by minimal filtering, F(2x2, 3x3): differences of pixels cancel
-/// there that the plain way never forms. With the matrices of absolute values, of which `cpu::winograd` says more.
-pub(crate) mod minimal {
-    use crate::ConvDims;
-
-    const INPUT: [[f64; 4]; 4] = [[1., 0., 1., 0.], [0., 1., 1., 0.], [0., 1., 1., 0.], [0., 1., 0., 1.]];
-    const FILTER: [[f64; 3]; 4] = [[1., 0., 0.], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5], [0., 0., 1.]];
-    const OUTPUT: [[f64; 4]; 2] = [[1., 1., 1., 0.], [0., 1., 1., 1.]];
-
-    /// `m x m^T`.
-    fn transform<const R: usize, const C: usize>(m: &[[f64; C]; R], x: &[[f64; C]; C]) -> [[f64; R]; R] {
-        let element = |i: usize, j: usize| {
-            (0..C).flat_map(|a| (0..C).map(move |b| (a, b))).map(|(a, b)| m[i][a] * x[a][b] * m[j][b]).sum()
-        };
-        std::array::from_fn(|i| std::array::from_fn(|j| element(i, j)))
-    }
-
-    fn transpose<const R: usize, const C: usize>(m: &[[f64; C]; R]) -> [[f64; R]; C] {
-        std::array::from_fn(|i| std::array::from_fn(|j| m[j][i]))
-    }
-
-    /// Magnitudes in the `N` by `N` pixels from `halo` before a square, of one channel; zero outside the image.
-    fn square<const N: usize>(
-        d: ConvDims,
-        x: &[f64],
-        channel: usize,
-        [image, y, z]: [usize; 3],
-        halo: usize,
-    ) -> [[f64; N]; N] {
-        let channels = x.len() / d.rows_in();
-        std::array::from_fn(|i| {
-            std::array::from_fn(|j| {
-                let (y, z) = ((2 * y + i).wrapping_sub(halo), (2 * z + j).wrapping_sub(halo));
-                if y < d.h && z < d.w { x[((image * d.h + y) * d.w + z) * channels + channel].abs() } else { 0.0 }
-            })
-        })
-    }
-
-    fn squares(d: ConvDims) -> impl Iterator<Item = [usize; 3]> {
-        ndarray::indices((d.n, d.h.div_ceil(2), d.w.div_ceil(2))).into_iter().map(|(n, y, x)| [n, y, x])
-    }
-
-    /// Of `y[n, h, w, outputs]` from `x[n, h, w, inputs]`; `w(output, tap, input)` are the filters.
-    pub(crate) fn convolution(
-        d: ConvDims,
-        x: &[f64],
-        outputs: usize,
-        w: impl Fn(usize, usize, usize) -> f64,
-    ) -> Vec<f64> {
-        let inputs = x.len() / d.rows_in();
-        let mut y = vec![0.0; d.rows_in() * outputs];
-        let filter = |k: usize, c: usize| -> [[f64; 3]; 3] {
-            std::array::from_fn(|i| std::array::from_fn(|j| w(k, 3 * i + j, c).abs()))
-        };
-        let filters: Vec<_> =
-            (0..outputs * inputs).map(|i| transform(&FILTER, &filter(i / inputs, i % inputs))).collect();
-        for at in squares(d) {
-            let pixels: Vec<_> = (0..inputs).map(|c| transform(&INPUT, &square::<4>(d, x, c, at, 1))).collect();
-            for k in 0..outputs {
-                let product =
-                    |i: usize, j: usize| (0..inputs).map(|c| pixels[c][i][j] * filters[k * inputs + c][i][j]).sum();
-                let products = std::array::from_fn(|i| std::array::from_fn(|j| product(i, j)));
-                for (i, row) in transform(&OUTPUT, &products).into_iter().enumerate() {
-                    for (j, magnitude) in row.into_iter().enumerate() {
-                        let [image, p, q] = [at[0], 2 * at[1] + i, 2 * at[2] + j];
-                        if p < d.h && q < d.w {
-                            y[((image * d.h + p) * d.w + q) * outputs + k] = magnitude;
-                        }
-                    }
-                }
-            }
-        }
-        y
-    }
-
-    /// Of `dw[k, 3, 3, c]`.
-    pub(crate) fn filter_gradient(d: ConvDims, dy: &[f64], x: &[f64]) -> Vec<f64> {
-        let mut sums = vec![[[0.0; 4]; 4]; d.k * d.c];
-        for at in squares(d) {
-            let left: Vec<_> =
-                (0..d.k).map(|k| transform(&transpose(&OUTPUT), &square::<2>(d, dy, k, at, 0))).collect();
-            let right: Vec<_> = (0..d.c).map(|c| transform(&INPUT, &square::<4>(d, x, c, at, 1))).collect();
-            for (i, sum) in sums.iter_mut().enumerate() {
-                for (a, b) in (0..16).map(|slice| (slice / 4, slice % 4)) {
-                    sum[a][b] += left[i / d.c][a][b] * right[i % d.c][a][b];
-                }
-            }
-        }
-        let taps: Vec<_> = sums.iter().map(|sums| transform(&transpose(&FILTER), sums)).collect();
-        ndarray::indices((d.k, 9, d.c)).into_iter().map(|(k, tap, c)| taps[k * d.c + c][tap / 3][tap % 3]).collect()
     }
 }
 

@@ -51,38 +51,42 @@ static inline char* shared_at(u32 address) { return (char*)dynamic_shared() + ad
 // Within 1024 bytes the eight 16-byte chunks of a row are mixed by the row's number.
 static inline u32 swizzle(u32 address) { return address ^ ((address >> 7 & 7) << 4); }
 
-static inline float element_at(u32 address) {
+static inline float bf16_at(const char* place) {
   u16 bits;
-  memcpy(&bits, shared_at(address), 2);
+  memcpy(&bits, place, 2);
   return bit_cast<float>((u32)bits << 16);
 }
-static inline float wgmma_element(u64 operand, bool other, int i, int k) {
+// Sixteen numbers of row i of an operand in shared memory.
+static inline void wgmma_row(const char* shared, u64 operand, bool other, int i, float (&row)[16]) {
   u32 start = (u32)(operand & 0x3fff) << 4, run = (u32)(operand >> 16 & 0x3fff) << 4, group = (u32)(operand >> 32 & 0x3fff) << 4;
   if (operand >> 62 == 0) {
-    int row = other ? k % 8 : i % 8, column = other ? i % 8 : k % 8;
-    return element_at(start + k / 8 * run + i / 8 * group + row * 16 + column * 2);
+    for (int k = 0; k < 16; k++) {
+      int line = other ? k % 8 : i % 8, column = other ? i % 8 : k % 8;
+      row[k] = bf16_at(shared + start + k / 8 * run + i / 8 * group + line * 16 + column * 2);
+    }
+    return;
   }
   if (operand >> 62 != 1) fail("an operand of wgmma that is swizzled by less than 128 bytes");
-  u32 address = other ? start + i / 64 * run + k / 8 * group + k % 8 * 128 + i % 64 * 2
-                      : start + i / 8 * group + i % 8 * 128 + k * 2;
-  return element_at(swizzle(address));
+  for (int k = 0; k < 16; k++)
+    row[k] = bf16_at(shared + swizzle(other ? start + i / 64 * run + k / 8 * group + k % 8 * 128 + i % 64 * 2
+                                            : start + i / 8 * group + i % 8 * 128 + k * 2));
 }
-// This thread's share of a product.
+// This thread's share of a product: two rows of two columns in eight.
 static inline void multiply(Wgmma& product) {
   int lane = here->thread.x % 32, warp = here->thread.x / 32 % 4;
+  const char* shared = shared_at(0);
   if (!product.a_from_registers)
     for (int r = 0; r < 2; r++)
-      for (int k = 0; k < 16; k++)
-        product.registers[r][k] = wgmma_element(product.a, product.a_other, warp * 16 + lane / 4 + r * 8, k);
-  for (int j = 0; j < product.columns / 8; j++)
-    for (int e = 0; e < 2; e++)
-      for (int r = 0; r < 2; r++) {
-        float sum = 0;
-        for (int k = 0; k < 16; k++)
-          sum += product.registers[r][k] * wgmma_element(product.b, product.b_other, j * 8 + lane % 4 * 2 + e, k);
-        float& d = product.sums[j * 4 + r * 2 + e];
-        d = product.from_zero ? sum : d + sum;
-      }
+      wgmma_row(shared, product.a, product.a_other, warp * 16 + lane / 4 + r * 8, product.registers[r]);
+  const float(&left)[2][16] = product.registers;
+  for (int j = 0; j < product.columns / 8; j++) {
+    float right[2][16], sums[4] = {};
+    for (int e = 0; e < 2; e++) wgmma_row(shared, product.b, product.b_other, j * 8 + lane % 4 * 2 + e, right[e]);
+    for (int k = 0; k < 16; k++)
+      for (int i = 0; i < 4; i++) sums[i] += left[i / 2][k] * right[i % 2][k];
+    float* d = product.sums + j * 4;
+    for (int i = 0; i < 4; i++) d[i] = product.from_zero ? sums[i] : d[i] + sums[i];
+  }
 }
 
 // Calls visit(shared address, global address or null) for each element of a box.

@@ -1,7 +1,7 @@
 use super::*;
 use crate::testing::*;
 use crate::{Affine, Cpu, Wide};
-use ndarray::{Array2, Array4, ArrayView2, ArrayView3, ArrayView4, Axis};
+use ndarray::{Array4, ArrayView4};
 use proptest::prelude::any;
 
 const fn conv([n, h, w]: [usize; 3], [c, k]: [usize; 2], [r, s]: [usize; 2], stride: usize, pad: usize) -> ConvDims {
@@ -196,12 +196,13 @@ const FILTER_CASES: &[(&str, ConvDims)] = &[
 
 on_every_device! {
     elements:
-        cases, cases_of_whole_chunks, cases_of_places, forward_in_whole_steps, backward_data_in_whole_steps,
-        filter_gradients_in_whole_steps, filter_gradients_cut_by_lines, both_gradients_in_whole_steps, any_shape, any_larger_shape,
-        any_chunks, a_view_may_start_anywhere,
-        statistics_keep_their_digits_far_from_zero, a_nan_goes_no_further_in_whole_chunks, filter_gradients_at_the_edges_of_tiles, any_filter_gradient,
-        a_nan_of_the_last_pixel_reaches_the_taps_that_read_it, filter_gradients_of_views_that_start_anywhere,
-        both_gradients_have_the_bits_of_each;
+        cases, any_shape, any_larger_shape, any_chunks, a_view_may_start_anywhere, statistics_keep_their_digits_far_from_zero,
+        a_nan_goes_no_further_in_whole_chunks, any_filter_gradient, a_nan_of_the_last_pixel_reaches_the_taps_that_read_it,
+        filter_gradients_of_views_that_start_anywhere, both_gradients_have_the_bits_of_each;
+    gpu_elements:
+        cases_of_whole_chunks, cases_of_places, forward_in_whole_steps, backward_data_in_whole_steps,
+        filter_gradients_in_whole_steps, filter_gradients_cut_by_lines, both_gradients_in_whole_steps,
+        filter_gradients_at_the_edges_of_tiles;
     once:
         a_padded_tap_contributes_nothing, no_gradient_passes_at_zero, a_nan_of_the_input_reaches_every_output_that_reads_it,
         a_nan_of_the_filter_reaches_its_outputs, a_nan_of_the_gradient_reaches_what_it_touches,
@@ -404,23 +405,14 @@ fn oracle_forward<D: TestDevice, T: Element>(layer: &Layer<T>, residual: Option<
 
 /// The gradient of the convolution's input, before the mask.
 fn oracle_products<D: TestDevice, T: Element>(layer: &Layer<T>, dy: &[Exact]) -> Vec<Exact> {
-    let d = layer.dims;
-    let w = exact(&layer.w);
-    let w = ArrayView3::from_shape((d.k, d.r * d.s, d.c), &w).expect("length of w");
-    let rows = ArrayView2::from_shape((d.rows_out(), d.k), dy).expect("length of dy");
-    let mut dx = Array2::from_elem((d.rows_in(), d.c), Exact::default());
-    for (output, tap, input) in conv_taps(d) {
-        let mut dx = dx.row_mut(input);
-        for (&dy, w) in rows.row(output).iter().zip(w.index_axis(Axis(1), tap).rows()) {
-            dx.iter_mut().zip(w).for_each(|(dx, &w)| *dx += dy.times(w));
-        }
-    }
+    let (d, w) = (layer.dims, exact(&layer.w));
+    let mut dx = input_gradient(d, dy, &w);
     if D::filters_minimally(&d) {
         let dy: Vec<_> = dy.iter().map(|dy| dy.magnitude).collect();
-        let magnitudes = minimal::convolution(d, &dy, d.c, |c, tap, k| w[[k, 8 - tap, c]]);
-        set_magnitudes(dx.as_slice_mut().expect("contiguous"), magnitudes);
+        let magnitudes = minimal::convolution(d, &dy, d.c, |c, tap, k| w[(k * 9 + 8 - tap) * d.c + c]);
+        set_magnitudes(&mut dx, magnitudes);
     }
-    dx.into_raw_vec_and_offset().0
+    dx
 }
 
 fn oracle_backward_data<T: Element>(
@@ -462,9 +454,9 @@ fn set_magnitudes(values: &mut [Exact], magnitudes: Vec<f64>) {
 }
 
 fn oracle_projection<T: Element>(layer: &Layer<T>, dy: &[Exact]) -> Vec<Exact> {
-    let (d, w) = (layer.dims, exact(&layer.w));
-    let dx = |(row, c): (usize, usize)| (0..d.k).map(|k| dy[row * d.k + k].times(w[k * d.c + c])).sum();
-    ndarray::indices((d.rows_out(), d.c)).into_iter().map(dx).collect()
+    // As if it had no stride.
+    let compact = ConvDims { h: layer.dims.p(), w: layer.dims.q(), stride: 1, ..layer.dims };
+    input_gradient(compact, dy, &exact(&layer.w))
 }
 
 /// Every pass, with and without what is optional. A sum of n products is n roundings deep in whatever order it is

@@ -378,6 +378,7 @@ struct TransposedConv {
     for (int j = 0; j < 16; j += 2) {
       u32 v[4];
       const u32(&x)[4] = xs[j / 2 % 2];
+      __syncwarp();  // Every lane has its x of this step: rows that one has read another one stores.
       if (C::STORE == Store::Masked && j < 14) ldmatrix_x4_trans_at(xs[(j / 2 + 1) % 2], at + (j + 2) * 8 * ROW_BYTES);
 #pragma unroll
       for (int i = 0; i < 4; i++) {

@@ -131,7 +131,7 @@ KERNEL(conformance_stuck, StuckArgs, 128, 1) {
   __syncthreads();
   for (u32 phase = 0; phase < 2; phase++) {
     __syncwarp();
-    bool arrives = blockIdx.x == 0 || phase == 0 || threadIdx.x < 96;
+    bool arrives = blockIdx.x != 1 || phase == 0 || threadIdx.x < 96;
     if (lane() == 0 && arrives) mbarrier_arrive(barrier);
     mbarrier_wait(barrier, phase);
   }

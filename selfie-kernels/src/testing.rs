@@ -29,6 +29,14 @@ use std::sync::OnceLock;
 /// The CUDA backend's are called `on_cuda::..` and ignored unless asked for: they take a GPU, or the emulator's library in
 /// `SELFIE_EMULATOR`.
 macro_rules! on_every_device {
+    (@cuda_elements $($each:ident)*) => {
+        $(#[test]
+        #[ignore = "takes a CUDA device, or the emulator"]
+        fn $each() {
+            super::$each::<Cuda, f32>();
+            super::$each::<Cuda, half::bf16>();
+        })*
+    };
     ($(elements: $($each:ident),+;)? $(gpu_elements: $($gpu:ident),+;)? $(once: $($once:ident),+;)?) => {
         mod on_cpu {
             use crate::Cpu;
@@ -45,18 +53,7 @@ macro_rules! on_every_device {
         }
         mod on_cuda {
             use crate::Cuda;
-            $($(#[test]
-            #[ignore = "takes a CUDA device, or the emulator"]
-            fn $each() {
-                super::$each::<Cuda, f32>();
-                super::$each::<Cuda, half::bf16>();
-            })+)?
-            $($(#[test]
-            #[ignore = "takes a CUDA device, or the emulator"]
-            fn $gpu() {
-                super::$gpu::<Cuda, f32>();
-                super::$gpu::<Cuda, half::bf16>();
-            })+)?
+            crate::testing::on_every_device! { @cuda_elements $($($each)+)? $($($gpu)+)? }
             $($(#[test]
             #[ignore = "takes a CUDA device, or the emulator"]
             fn $once() {
@@ -216,11 +213,12 @@ impl Draws {
 
     /// 32 random bits.
     pub(crate) fn word(&mut self) -> u32 {
-        if self.drawn.is_multiple_of(4) {
+        let place = (self.drawn % 4) as usize;
+        if place == 0 {
             self.words = self.philox.words(0, self.drawn, 0);
         }
         self.drawn += 1;
-        self.words[(self.drawn % 4) as usize]
+        self.words[place]
     }
 
     /// A number in `0..end`.
